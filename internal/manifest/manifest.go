@@ -1,0 +1,94 @@
+// Package manifest stores one record per mapping under /run/dmloop: what the
+// image was, where it lay, which table was loaded, what pins it and what state
+// the mapping is in. It calls neither device-mapper nor FIEMAP.
+//
+// A multi-step change writes its record first and moves it on after each step,
+// so that a command that finds the record of a killed one can finish or undo it.
+package manifest
+
+import (
+	"time"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+)
+
+// Version is the version of the stored format. A store with another version is
+// refused, never guessed at.
+const Version = 1
+
+// State is what is known of a mapping.
+type State string
+
+// The states of design section 5, and Mapping, the one a mapping has while `map`
+// is still at work on it: found without that process, it is undone.
+const (
+	Mapping   State = "mapping"
+	Healthy   State = "healthy"
+	Weakened  State = "weakened"
+	Stale     State = "stale"
+	Failed    State = "failed"
+	Suspended State = "suspended"
+	Releasing State = "releasing"
+)
+
+// Pin is one thing that keeps the blocks of an image where they are.
+type Pin struct {
+	Kind string `json:"kind"` // "immutable", "nodefrag", "f2fs-pin", "swap"
+	Ours bool   `json:"ours"` // set by dmloop and undone at unmap; a pin that was there before stays
+}
+
+// Image says which file a mapping was made of.
+type Image struct {
+	Path       string        `json:"path"` // absolute, as it was when mapped
+	Major      uint32        `json:"major"`
+	Minor      uint32        `json:"minor"` // st_dev of the file
+	Inode      uint64        `json:"inode"`
+	Generation uint32        `json:"generation"`
+	Size       extents.Bytes `json:"size"`
+	Filesystem string        `json:"filesystem"`
+}
+
+// Base is a device-mapper table that lies below the image, as it was when mapped.
+type Base struct {
+	Device dmtable.Device `json:"device"`
+	Name   string         `json:"name"`
+	UUID   string         `json:"uuid"`
+	Table  string         `json:"table"` // dmsetup's text format
+}
+
+// Manifest is the stored record of one mapping, a plain value.
+type Manifest struct {
+	Version  int            `json:"version"`
+	Name     string         `json:"name"`   // device-mapper name, mangled
+	UUID     string         `json:"uuid"`   // device-mapper uuid, DMLOOP-<32 hex>-NAME
+	Device   dmtable.Device `json:"device"` // of the mapping; 0:0 until it exists
+	State    State          `json:"state"`
+	Reason   string         `json:"reason,omitempty"` // why State is not healthy
+	Image    Image          `json:"image"`
+	Offset   extents.Bytes  `json:"offset"` // first mapped byte of the image's content
+	Size     extents.Bytes  `json:"size"`   // bytes mapped
+	ReadOnly bool           `json:"ro"`
+	Sealed   bool           `json:"sealed"`
+	Extents  int            `json:"extents"` // rows in Layout
+	Pins     []Pin          `json:"pins"`
+	Grade    string         `json:"grade"`
+	Proof    bool           `json:"proof"` // a write lease proved while pinning that nobody else had the file open
+	OnChange string         `json:"on_change"`
+	Guard    bool           `json:"guard"` // wanted: started with a guard
+	Unsafe   bool           `json:"unsafe,omitempty"`
+	Parts    []string       `json:"parts,omitempty"` // names of partition devices on top, to be removed first
+	Created  time.Time      `json:"created"`
+	Base     Base           `json:"base"` // the host device's own table
+	Layout   extents.Layout `json:"-"`    // of the whole file, clipped and merged
+	Table    dmtable.Table  `json:"-"`
+}
+
+// PinKinds lists the kinds of the recorded pins, in order.
+func (m Manifest) PinKinds() []string {
+	kinds := make([]string, 0, len(m.Pins))
+	for _, p := range m.Pins {
+		kinds = append(kinds, p.Kind)
+	}
+	return kinds
+}

@@ -1,0 +1,230 @@
+package manifest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultDir is where manifests and the guard's socket live.
+const DefaultDir = "/run/dmloop"
+
+// sizeCap bounds what is read into memory: a million extents make about 100 MB.
+const sizeCap = 512 << 20
+
+const (
+	suffix   = ".json"
+	lockName = ".lock"
+)
+
+// ErrNotFound is wrapped by errors about a name that no manifest has.
+var ErrNotFound = errors.New("no such mapping")
+
+// Store is the folder of manifests. All access goes through one descriptor of the
+// folder, so that a path swapped later changes nothing.
+type Store struct {
+	root *os.Root
+	dir  string
+}
+
+// Open opens the store in dir, which must belong to the caller and be closed to
+// everybody else. With create it is made, mode 0700, when it is not there; without,
+// a missing folder gives an error that wraps fs.ErrNotExist.
+func Open(dir string, create bool) (*Store, error) {
+	if create {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("state folder: %w", err)
+		}
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("state folder %s is not a directory", dir)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	if err := checkOwner(root, dir); err != nil {
+		root.Close()
+		return nil, err
+	}
+	return &Store{root: root, dir: dir}, nil
+}
+
+func checkOwner(root *os.Root, dir string) error {
+	f, err := root.Open(".")
+	if err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("state folder %s: %w", dir, err)
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
+		return fmt.Errorf("state folder %s has owner %d and mode %#o: it must belong to user %d with mode 0700",
+			dir, st.Uid, st.Mode&0o7777, os.Geteuid())
+	}
+	return nil
+}
+
+// Close closes the store's descriptor.
+func (s *Store) Close() error { return s.root.Close() }
+
+// Dir returns the folder's path, for messages and the guard's socket.
+func (s *Store) Dir() string { return s.dir }
+
+// Lock takes the store's lock, which every command that changes a mapping holds
+// from its first to its last step. It waits until ctx ends. The kernel drops the
+// lock when the process dies, so a record in a half-way state whose lock is free
+// belongs to nobody.
+func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
+	f, err := s.root.OpenFile(lockName, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state lock: %w", err)
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("state lock: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for another dmloop command: %w", ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Save writes m durably: a reader sees the old record or the new one, whole.
+func (s *Store) Save(m Manifest) error {
+	b, err := Encode(m)
+	if err != nil {
+		return err
+	}
+	temp := "." + m.Name + ".new"
+	if err := s.write(temp, b); err != nil {
+		return errors.Join(fmt.Errorf("manifest of %s: %w", m.Name, err), ignoreMissing(s.root.Remove(temp)))
+	}
+	if err := s.root.Rename(temp, m.Name+suffix); err != nil {
+		return fmt.Errorf("manifest of %s: %w", m.Name, err)
+	}
+	return s.syncDir()
+}
+
+func (s *Store) write(name string, b []byte) error {
+	// A leftover of a killed command is not reused: somebody may hold it open.
+	if err := ignoreMissing(s.root.Remove(name)); err != nil {
+		return err
+	}
+	f, err := s.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (s *Store) syncDir() error {
+	f, err := s.root.Open(".")
+	if err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// Load reads the manifest of the mapping called name (mangled form). The error
+// wraps ErrNotFound when there is none.
+func (s *Store) Load(name string) (Manifest, error) {
+	b, err := s.read(name + suffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Manifest{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("manifest of %s: %w", name, err)
+	}
+	m, err := Decode(b)
+	if err == nil && m.Name != name {
+		err = fmt.Errorf("it names %q", m.Name)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("manifest of %s: %w", name, err)
+	}
+	return m, nil
+}
+
+func (s *Store) read(name string) ([]byte, error) {
+	f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > sizeCap {
+		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", name, sizeCap)
+	}
+	b := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Names lists the names that have a manifest, sorted.
+func (s *Store) Names() ([]string, error) {
+	f, err := s.root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	defer f.Close()
+	entries, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e, suffix); ok {
+			names = append(names, name)
+		}
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+// Delete removes the manifest of name; a missing one is no error.
+func (s *Store) Delete(name string) error {
+	if err := ignoreMissing(s.root.Remove(name + suffix)); err != nil {
+		return fmt.Errorf("manifest of %s: %w", name, err)
+	}
+	return s.syncDir()
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

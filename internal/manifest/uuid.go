@@ -1,0 +1,49 @@
+package manifest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"strings"
+)
+
+// UUIDPrefix begins the device-mapper uuid of every mapping; lsblk shows the part
+// before the dash as the device's type. ShimPrefix begins that of every shim.
+const (
+	UUIDPrefix = "DMLOOP-"
+	ShimPrefix = "DMLOOPSHIM-"
+)
+
+// NewUUID returns a mapping's device-mapper uuid, DMLOOP-<32 hex>-NAME. The hex
+// part is id when it is not empty (32 hex digits, dashes allowed), else random.
+func NewUUID(name, id string) (string, error) {
+	hexID, err := hexPart(id)
+	if err != nil {
+		return "", err
+	}
+	return UUIDPrefix + hexID + "-" + name, nil
+}
+
+// NewShimUUID returns the device-mapper uuid of a shim called name.
+func NewShimUUID(name string) (string, error) {
+	hexID, err := hexPart("")
+	if err != nil {
+		return "", err
+	}
+	return ShimPrefix + hexID + "-" + name, nil
+}
+
+func hexPart(id string) (string, error) {
+	if id != "" {
+		h := strings.ToLower(strings.ReplaceAll(id, "-", ""))
+		if raw, err := hex.DecodeString(h); err != nil || len(raw) != 16 {
+			return "", fmt.Errorf("%q is not a UUID: 32 hexadecimal digits are needed", id)
+		}
+		return h, nil
+	}
+	var raw [16]byte
+	if _, err := rand.Read(raw[:]); err != nil {
+		return "", fmt.Errorf("making a uuid: %w", err)
+	}
+	return hex.EncodeToString(raw[:]), nil
+}
