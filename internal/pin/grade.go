@@ -1,0 +1,69 @@
+// Package pin sets, proves and undoes what keeps an image's blocks where they
+// are, and says how much that is worth. Its only writes are the inode's flags and
+// one extended attribute.
+package pin
+
+import "slices"
+
+// Kind is one thing that keeps blocks in place.
+type Kind string
+
+// The kinds of pins, as manifests and `list` name them.
+const (
+	Immutable Kind = "immutable" // FS_IMMUTABLE_FL
+	NoDefrag  Kind = "nodefrag"  // FS_XFLAG_NODEFRAG, xfs only; xfs_fsr honours it
+	F2FS      Kind = "f2fs-pin"  // F2FS_IOC_SET_PIN_FILE
+	Swap      Kind = "swap"      // the kernel holds the file as an active swap file
+)
+
+// Grade says what still can move the blocks.
+type Grade string
+
+// The grades of design section 5, strongest first.
+const (
+	Kernel  Grade = "kernel"  // the kernel refuses every known way until the pin is lifted on purpose
+	Guarded Grade = "guarded" // a hole is left that only a running guard closes
+	Unsafe  Grade = "unsafe"  // anything weaker
+)
+
+// Evidence is what is known of an image's pins, all of it read from the kernel.
+type Evidence struct {
+	Filesystem string // "ext4", "xfs", "f2fs", "btrfs"
+	Reflink    bool   // the file system can share extents (xfs with reflink=1, btrfs)
+	InForce    []Kind
+	Proof      bool // a write lease showed while pinning that nobody else had the file open
+}
+
+// GradeOf computes the grade from what is really in force.
+//
+// An active swap file is refused by the kernel to every mover, older descriptors
+// included (IS_SWAPFILE checks, Linux 6.1 to 7.3). The immutable flag stops every
+// open for writing, so it is worth as much where no older descriptor exists and
+// no operation needs one: not on xfs with reflink (FICLONE from an immutable file
+// shares its extents) and not on f2fs (its garbage collector may drop the pin).
+func GradeOf(e Evidence) Grade {
+	has := func(k Kind) bool { return slices.Contains(e.InForce, k) }
+	switch e.Filesystem {
+	case "ext4", "xfs", "f2fs":
+		if has(Swap) {
+			return Kernel
+		}
+	case "btrfs":
+		if has(Swap) {
+			return Kernel
+		}
+		return Unsafe // balance and snapshot ignore the immutable flag
+	default:
+		return Unsafe
+	}
+	if !has(Immutable) || !e.Proof {
+		return Unsafe
+	}
+	switch {
+	case e.Filesystem == "ext4", e.Filesystem == "xfs" && !e.Reflink:
+		return Kernel
+	case e.Filesystem == "xfs", has(F2FS):
+		return Guarded
+	}
+	return Unsafe
+}
