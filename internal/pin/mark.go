@@ -1,0 +1,163 @@
+package pin
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attribute is the extended attribute that says which pins dmloop set on a file.
+// It is written before the first of them and removed after the last, so a pin of
+// ours is known as ours after a crash or a reboot. Only root can write trusted.*
+// attributes (xattr(7)).
+const Attribute = "trusted.dmloop.pin"
+
+const markVersion = 1
+
+// Mark is the content of Attribute.
+type Mark struct {
+	Version int    `json:"version"`
+	Name    string `json:"name"` // mapping the pins were set for; empty when set by `dmloop pin`
+	Kinds   []Kind `json:"kinds"`
+}
+
+// ReadMark returns the mark on f, or ok false when there is none. A mark that
+// cannot be understood is an error, since undoing it would be a guess.
+func ReadMark(f *os.File) (m Mark, ok bool, err error) {
+	buf := make([]byte, 4096)
+	n, err := unix.Fgetxattr(int(f.Fd()), Attribute, buf)
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
+		return Mark{}, false, nil
+	case err != nil:
+		return Mark{}, false, fmt.Errorf("reading the attribute %s: %w", Attribute, err)
+	}
+	if err := json.Unmarshal(buf[:n], &m); err != nil {
+		return Mark{}, false, fmt.Errorf("attribute %s: %w", Attribute, err)
+	}
+	if m.Version != markVersion {
+		return Mark{}, false, fmt.Errorf("attribute %s has version %d, this dmloop knows version %d", Attribute, m.Version, markVersion)
+	}
+	return m, true, nil
+}
+
+func writeMark(f *os.File, filesystem string, m Mark) error {
+	m.Version = markVersion
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fsetxattr(int(f.Fd()), Attribute, b, 0); err != nil {
+		return fmt.Errorf("writing the attribute %s: %w", Attribute, err)
+	}
+	// ext4, xfs and btrfs commit metadata in order: a flag set later is never on
+	// disk without this attribute. f2fs orders nothing without an fsync.
+	if filesystem == "f2fs" {
+		return f.Sync()
+	}
+	return nil
+}
+
+// Wanted lists the pins that the file system offers, in the order in which they
+// are set. The swap claim comes right before the immutable flag: swapon refuses an
+// immutable file, and so does swapoff, which is why it is released after it.
+func Wanted(filesystem string, sealed bool) []Kind {
+	var kinds []Kind
+	switch filesystem {
+	case "xfs":
+		kinds = append(kinds, NoDefrag)
+	case "f2fs":
+		kinds = append(kinds, F2FS)
+	}
+	if sealed {
+		kinds = append(kinds, Swap)
+	}
+	return append(kinds, Immutable)
+}
+
+// Claim takes or gives back the kernel's swap claim on the file; package swap
+// provides it. It must do nothing when there is nothing to do.
+type Claim func(on bool) error
+
+// Set records in the mark and then sets each of kinds that is not in force yet,
+// and returns all kinds that the mark names as ours afterwards. On failure it
+// undoes what it set.
+func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours []Kind, err error) {
+	inForce, err := InForce(f, filesystem)
+	if err != nil {
+		return nil, err
+	}
+	old, marked, err := ReadMark(f)
+	if err != nil {
+		return nil, err
+	}
+	ours = old.Kinds
+	var todo []Kind
+	for _, k := range kinds {
+		if slices.Contains(inForce, k) {
+			continue
+		}
+		todo = append(todo, k)
+		if !slices.Contains(ours, k) {
+			ours = append(ours, k)
+		}
+	}
+	if len(todo) == 0 && (!marked || old.Name == name) {
+		return ours, nil
+	}
+	lifted := slices.Contains(inForce, Immutable) && marked && slices.Contains(old.Kinds, Immutable)
+	if lifted { // our own leftover: a mark cannot be changed on an immutable file
+		if err := put(f, filesystem, Immutable, false); err != nil {
+			return nil, fmt.Errorf("lifting the immutable flag of an earlier mapping: %w", err)
+		}
+		todo = append(todo, Immutable)
+	}
+	if err := writeMark(f, filesystem, Mark{Name: name, Kinds: ours}); err != nil {
+		return nil, err
+	}
+	for _, k := range todo {
+		if k == Swap {
+			err = claim(true)
+		} else {
+			err = put(f, filesystem, k, true)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("setting the pin %s: %w", k, err), Undo(f, filesystem, claim))
+		}
+	}
+	return ours, nil
+}
+
+// Undo clears the pins that the mark on f names, in reverse order, and the mark
+// last. It may be repeated: what is gone already is no error.
+func Undo(f *os.File, filesystem string, claim Claim) error {
+	m, ok, err := ReadMark(f)
+	if err != nil || !ok {
+		return err
+	}
+	for i := len(order) - 1; i >= 0; i-- {
+		k := order[i]
+		if !slices.Contains(m.Kinds, k) {
+			continue
+		}
+		if k == Swap {
+			err = claim(false)
+		} else {
+			err = put(f, filesystem, k, false)
+		}
+		if err != nil {
+			return fmt.Errorf("clearing the pin %s: %w", k, err)
+		}
+	}
+	if err := unix.Fremovexattr(int(f.Fd()), Attribute); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("removing the attribute %s: %w", Attribute, err)
+	}
+	return nil
+}
+
+// order is the order in which pins are set; they are cleared in reverse.
+var order = []Kind{NoDefrag, F2FS, Swap, Immutable}
