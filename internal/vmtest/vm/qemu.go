@@ -1,0 +1,61 @@
+package vm
+
+import (
+	"fmt"
+	"strings"
+)
+
+// HostTag is the 9p mount tag of the host's root.
+const HostTag = "host"
+
+// qemuCommand returns the argument vector that boots a Debian kernel. The
+// kernel log goes to logFile, the channels to the inherited descriptors.
+func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile string) []string {
+	argv := []string{
+		"qemu-system-x86_64",
+		"-accel", c.Accel, "-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", k.image, "-initrd", initrd,
+		"-append", strings.Join(qemuKernelArgs(jobFile), " "),
+		"-chardev", "file,id=klog,path=" + logFile, "-serial", "chardev:klog",
+		"-device", "virtio-rng-pci",
+		"-device", "virtio-serial-pci",
+		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+		"-device", "virtio-9p-pci,fsdev=root,mount_tag=" + HostTag,
+	}
+	for i, name := range Channels {
+		argv = append(argv,
+			"-chardev", fmt.Sprintf("file,id=ch%d,path=/proc/self/fd/%d", i, i+3),
+			"-device", fmt.Sprintf("virtserialport,chardev=ch%d,name=%s", i, name))
+	}
+	for i := range c.Disks {
+		// The guest's disk need not outlive it, so no flush has to reach the host's disk.
+		argv = append(argv,
+			"-drive", fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe,discard=unmap", diskFile(dir, i), i),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,logical_block_size=%d,physical_block_size=%d",
+				i, c.SectorSize, max(c.SectorSize, 512)))
+	}
+	return argv
+}
+
+func qemuKernelArgs(jobFile string) []string {
+	return []string{
+		"console=ttyS0",
+		// A serial line costs time per character; process 1 raises the level again.
+		"loglevel=5",
+		// A broken kernel must end the guest, not hang it.
+		"oops=panic", "panic=-1",
+		// None of these helps a guest that lives for a minute.
+		"mitigations=off", "nokaslr", "audit=0", "no_timer_check", "tsc=reliable",
+		JobVariable + "=" + jobFile,
+	}
+}
+
+// qemuDisks names the disks as the guest sees them.
+func qemuDisks(n int) []string {
+	var names []string
+	for i := range n {
+		names = append(names, "/dev/vd"+string(rune('a'+i)))
+	}
+	return names
+}
