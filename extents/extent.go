@@ -19,3 +19,27 @@ type Layout struct {
 	Size    Bytes // size of the file when it was read
 	Extents []Extent
 }
+
+// end returns the offset in the file behind the last byte of e.
+func (e Extent) end() Bytes { return e.Logical + e.Length }
+
+// trim returns the part of e that lies in [from, to) of the file.
+func (e Extent) trim(from, to Bytes) Extent {
+	end := min(e.end(), to)
+	if skip := from - e.Logical; skip > 0 {
+		e.Logical += skip
+		e.Physical += skip
+	}
+	e.Length = end - e.Logical
+	return e
+}
+
+// continues reports whether e follows previous in the file and on the disk, and
+// the same is true of the data in both. A row marked as the last one has no
+// successor, so that a marker in the middle stays visible.
+func (e Extent) continues(previous Extent) bool {
+	return e.Logical == previous.end() &&
+		e.Physical == previous.Physical+previous.Length &&
+		e.Flags.judged() == previous.Flags.judged() &&
+		previous.Flags&FlagLast == 0
+}
