@@ -1,0 +1,131 @@
+package dmtable
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Longest name and uuid of a device in bytes (DM_NAME_LEN and DM_UUID_LEN in
+// linux/dm-ioctl.h are one more, for the NUL).
+const (
+	MaxName = 127
+	MaxUUID = 128
+)
+
+// NameError tells why a string cannot be a device's name or uuid. Match it with
+// errors.As.
+type NameError struct {
+	Name   string // the string as given
+	Reason string // what is wrong with it, as the end of a sentence
+}
+
+func (e *NameError) Error() string { return fmt.Sprintf("name %q %s", e.Name, e.Reason) }
+
+// Mangle returns the name under which libdevmapper and udev know a device that
+// people call name: bytes other than 0-9 A-Z a-z # + - . : = @ _ become \xNN
+// with lower-case digits, the backslash too, so Unmangle always gives name back.
+// It returns a *NameError for "", ".", "..", "control", a name with a slash or a
+// NUL, and one whose mangled form is longer than MaxName; nothing is cut off.
+func Mangle(name string) (string, error) {
+	switch {
+	case strings.Contains(name, "/"):
+		return "", &NameError{Name: name, Reason: "has a slash"}
+	case strings.Contains(name, "\x00"):
+		return "", &NameError{Name: name, Reason: "has a NUL"}
+	}
+	const digits = "0123456789abcdef"
+	b := make([]byte, 0, len(name)+16)
+	for i := range len(name) {
+		c := name[i]
+		if plain(c) {
+			b = append(b, c)
+			continue
+		}
+		b = append(b, '\\', 'x', digits[c>>4], digits[c&15])
+	}
+	if len(b) > MaxName {
+		return "", &NameError{Name: name, Reason: fmt.Sprintf("is too long: %d bytes when mangled, %d are allowed", len(b), MaxName)}
+	}
+	if err := CheckName(string(b)); err != nil {
+		return "", &NameError{Name: name, Reason: err.(*NameError).Reason} //nolint:errorlint // CheckName returns nothing else
+	}
+	return string(b), nil
+}
+
+// Unmangle returns what people call the device of this mangled name: \xNN
+// becomes one byte. It returns a *NameError for a name that CheckName refuses.
+func Unmangle(mangled string) (string, error) {
+	if err := CheckName(mangled); err != nil {
+		return "", err
+	}
+	b := make([]byte, 0, len(mangled))
+	for i := 0; i < len(mangled); i++ {
+		c := mangled[i]
+		if c == '\\' {
+			c = nibble(mangled[i+2])<<4 | nibble(mangled[i+3])
+			i += 3
+		}
+		b = append(b, c)
+	}
+	return string(b), nil
+}
+
+// CheckName returns a *NameError unless name can be given to the kernel as it
+// is: 1 to MaxName bytes, only plain characters and \xNN as Mangle makes them,
+// not ".", ".." or "control".
+func CheckName(name string) error {
+	reason := ""
+	switch name {
+	case "":
+		reason = "is empty"
+	case ".", "..", "control":
+		reason = "is reserved"
+	default:
+		reason = checkMangled(name, MaxName)
+	}
+	if reason != "" {
+		return &NameError{Name: name, Reason: reason}
+	}
+	return nil
+}
+
+// CheckUUID returns a *NameError unless uuid can be given to the kernel as it
+// is: at most MaxUUID bytes (none means no uuid), only plain characters and \xNN
+// as Mangle makes them.
+func CheckUUID(uuid string) error {
+	if reason := checkMangled(uuid, MaxUUID); reason != "" {
+		return &NameError{Name: uuid, Reason: reason}
+	}
+	return nil
+}
+
+func checkMangled(s string, longest int) string {
+	if len(s) > longest {
+		return fmt.Sprintf("is too long: %d bytes, %d are allowed", len(s), longest)
+	}
+	for i := 0; i < len(s); i++ {
+		switch {
+		case plain(s[i]):
+		case s[i] == '\\' && i+3 < len(s) && s[i+1] == 'x' && isHex(s[i+2]) && isHex(s[i+3]):
+			i += 3
+		default:
+			return fmt.Sprintf("has the character %q, which must be written as \\x%02x", s[i:i+1], s[i])
+		}
+	}
+	return ""
+}
+
+// plain is libdevmapper's list of characters that need no mangling.
+func plain(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' ||
+		strings.IndexByte("#+-.:=@_", c) >= 0
+}
+
+func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' }
+
+func nibble(c byte) byte {
+	if c <= '9' {
+		return c - '0'
+	}
+	return c - 'a' + 10
+}
