@@ -35,8 +35,8 @@ var sources = map[string]kernelSource{
 	Kernel61: {"bookworm", regexp.MustCompile(`^linux-image-(6\.1\.\d+-\d+-amd64)$`), nil},
 	// Newer packages have no ABI number of their own.
 	Kernel612: {"trixie", regexp.MustCompile(`^linux-image-(6\.12\.\d+\+deb13-amd64)$`), nil},
-	// Backports split image and modules.
-	KernelNew: {"trixie-backports", regexp.MustCompile(`^linux-binary-(\d+\.\d+\.\d+\+deb13-amd64)$`), []string{"linux-modules-"}},
+	// Backports split image, modules, and the lists of what is built in.
+	KernelNew: {"trixie-backports", regexp.MustCompile(`^linux-binary-(\d+\.\d+\.\d+\+deb13-amd64)$`), []string{"linux-modules-", "linux-base-"}},
 }
 
 // kernelFiles are the files of an unpacked kernel.
