@@ -32,6 +32,9 @@ const (
 	Releasing State = "releasing"
 )
 
+// Broken reports whether the mapping was found different from what was mapped.
+func (s State) Broken() bool { return s == Stale || s == Failed }
+
 // Pin is one thing that keeps the blocks of an image where they are.
 type Pin struct {
 	Kind string `json:"kind"` // "immutable", "nodefrag", "f2fs-pin", "swap"
@@ -45,8 +48,10 @@ type Image struct {
 	Minor      uint32        `json:"minor"` // st_dev of the file
 	Inode      uint64        `json:"inode"`
 	Generation uint32        `json:"generation"`
+	Birth      int64         `json:"birth"` // nanoseconds since 1970; 0 when unknown
 	Size       extents.Bytes `json:"size"`
 	Filesystem string        `json:"filesystem"`
+	Reflink    bool          `json:"reflink"` // the file system can share extents
 }
 
 // Base is a device-mapper table that lies below the image, as it was when mapped.
