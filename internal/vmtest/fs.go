@@ -1,0 +1,103 @@
+package vmtest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mkfs makes a file system of type ext4, xfs, btrfs or f2fs on dev.
+func Mkfs(t testing.TB, fstype, dev string, opts ...string) {
+	t.Helper()
+	RequireGuest(t)
+	force := "-f"
+	if strings.HasPrefix(fstype, "ext") {
+		force = "-F"
+	}
+	Must(t, append(append([]string{"mkfs." + fstype, force}, opts...), dev)...)
+}
+
+// Mount mounts dev on a new folder, with mount(8)'s options, and returns the
+// folder. It is unmounted when the test ends.
+func Mount(t testing.TB, dev string, opts ...string) string {
+	t.Helper()
+	RequireGuest(t)
+	dir, err := os.MkdirTemp("/run", "mnt-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	Must(t, append(append([]string{"mount"}, opts...), dev, dir)...)
+	t.Cleanup(func() {
+		if mounted(dir) {
+			if r := Run(t, "umount", dir); r.Code != 0 {
+				t.Errorf("umount %s: %s", dir, r.Stderr)
+				return
+			}
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// Umount unmounts a folder before the test ends.
+func Umount(t testing.TB, dir string) {
+	t.Helper()
+	Must(t, "umount", dir)
+}
+
+// mounted reports whether dir is a mount point: its device is not its parent's.
+func mounted(dir string) bool {
+	var a, b unix.Stat_t
+	return unix.Stat(dir, &a) == nil && unix.Stat(filepath.Dir(dir), &b) == nil && a.Dev != b.Dev
+}
+
+// ChecksumFile returns the SHA-256 of what a file or device holds.
+func ChecksumFile(t testing.TB, path string) string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		t.Fatalf("read %s: %v", path, err)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// RandomFile writes size reproducible bytes to a new file and syncs it.
+func RandomFile(t testing.TB, path string, size int64, seed uint64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	writeRandom(t, f, size, seed)
+}
+
+// writeRandom overwrites the first size bytes of f and syncs it.
+func writeRandom(t testing.TB, f *os.File, size int64, seed uint64) {
+	t.Helper()
+	var key [32]byte
+	key[0], key[1] = byte(seed), byte(seed>>8)
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(f, rand.NewChaCha8(key), size); err != nil {
+		t.Fatalf("write %s: %v", f.Name(), err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
