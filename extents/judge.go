@@ -15,7 +15,7 @@ import "fmt"
 // Neighbouring rows with the same problem are one Problem. Of each rule the first
 // ten places are listed, and one more Problem sums up the rest.
 func (l Layout) Problems(block Bytes, limit int) []Problem {
-	l = l.Clip()
+	l, block = l.Clip(), max(block, 1)
 	found := findings{}
 	covered := Bytes(0)
 	for i, e := range l.Extents {

@@ -1,0 +1,153 @@
+package image
+
+import (
+	"fmt"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+// Facts is what the kernel says about an image and its file system, apart from the
+// layout: a plain value. Where the kernel does not tell, the field says so; it
+// never holds a guess.
+type Facts struct {
+	Filesystem string         `json:"filesystem"` // type as mountinfo names it, such as "ext4" or "fuse.sshfs"
+	Magic      uint32         `json:"magic"`      // f_type of statfs(2)
+	BlockSize  extents.Bytes  `json:"blockSize"`  // of the file system
+	Size       extents.Bytes  `json:"size"`       // of the file
+	Links      uint32         `json:"links"`      // number of hard links
+	Device     dmtable.Device `json:"device"`     // st_dev: the host device, or anonymous (major 0)
+	Mount      Mount          `json:"mount"`
+	ReadOnly   bool           `json:"readOnly"` // mount or file system is read-only
+
+	InodeFlags uint32 `json:"inodeFlags"` // FS_*_FL of FS_IOC_GETFLAGS; 0 where not supported
+	XFlags     uint32 `json:"xflags"`     // FS_XFLAG_* of FS_IOC_FSGETXATTR; 0 where not supported
+	Attributes uint64 `json:"attributes"` // STATX_ATTR_*, only bits that the file system knows
+
+	Reflink     bool       `json:"reflink"`     // the file system can share blocks between files
+	DataJournal string     `json:"dataJournal"` // ext4: what makes it journal this file's data; empty when nothing does
+	Devices     DeviceUse  `json:"devices"`
+	Pin         F2FSPin    `json:"pin"`
+	Swap        SwapStatus `json:"swap"`
+}
+
+// DeviceUse tells how many devices the file system keeps file data on. xfs's
+// external log is none of them: it never holds file data.
+type DeviceUse struct {
+	Count   int    `json:"count"`   // 0 when not known
+	Unknown string `json:"unknown"` // why Count is not known
+}
+
+// F2FSPin is the state of F2FS_IOC_SET_PIN_FILE; zero on other file systems.
+type F2FSPin struct {
+	Pinned   bool   `json:"pinned"`
+	Failures uint32 `json:"failures"` // how often garbage collection found the pinned file in its way; at gc_pin_file_thresh it drops the pin
+}
+
+// Immutable reports whether the file has the immutable attribute (chattr +i).
+func (f Facts) Immutable() bool {
+	return f.InodeFlags&flagImmutable != 0 || f.Attributes&unix.STATX_ATTR_IMMUTABLE != 0
+}
+
+// NoCOW reports whether the file has the no-copy-on-write attribute (chattr +C):
+// on btrfs its blocks are rewritten in place, on f2fs it is pinned.
+func (f Facts) NoCOW() bool { return f.InodeFlags&flagNoCOW != 0 }
+
+// Facts reads everything afresh. An error means that a question could not be
+// asked that has to be; a file system that cannot be mapped from is no error.
+func (i *Image) Facts() (Facts, error) {
+	st, err := i.statx(unix.STATX_BASIC_STATS | unix.STATX_MNT_ID)
+	if err != nil {
+		return Facts{}, err
+	}
+	var fs unix.Statfs_t
+	_, err = retry(func() (struct{}, error) { return struct{}{}, unix.Fstatfs(i.fd(), &fs) })
+	if err != nil {
+		return Facts{}, fmt.Errorf("%s: fstatfs: %w", i.Path(), err)
+	}
+	facts := Facts{
+		Magic:      uint32(fs.Type),
+		BlockSize:  extents.Bytes(fs.Bsize),
+		Size:       extents.Bytes(st.Size),
+		Links:      st.Nlink,
+		Device:     dmtable.Device{Major: st.Dev_major, Minor: st.Dev_minor},
+		Attributes: st.Attributes & st.Attributes_mask,
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return Facts{}, fmt.Errorf("%s: the kernel does not tell the mount of a file (needs Linux 5.8)", i.Path())
+	}
+	mount, found, err := readMount(st.Mnt_id)
+	if err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	facts.Mount = mount
+	facts.Filesystem = mount.Type
+	if !found {
+		// A mount outside our root directory or mount namespace.
+		facts.Filesystem = fmt.Sprintf("file system 0x%x on a mount that is not visible here", facts.Magic)
+	}
+	facts.ReadOnly = fs.Flags&unix.ST_RDONLY != 0
+	if err := i.readAttributes(&facts); err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	if facts.Swap, err = i.swapStatus(); err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	if err := i.readSpecific(&facts); err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	return facts, nil
+}
+
+// readAttributes reads the inode's flags, which the file systems that can be mapped
+// from all have.
+func (i *Image) readAttributes(facts *Facts) error {
+	flags, err := i.getWord(getFlags)
+	if err != nil && (facts.kind() != "" || !unsupported(err)) {
+		return err
+	}
+	facts.InodeFlags = flags
+	xattr, err := i.getFSXattr()
+	if err != nil && (facts.kind() != "" || !unsupported(err)) {
+		return err
+	}
+	facts.XFlags = xattr.Xflags
+	return nil
+}
+
+// readSpecific asks what only this kind of file system answers.
+func (i *Image) readSpecific(facts *Facts) error {
+	var err error
+	switch facts.kind() {
+	case "ext4":
+		facts.Devices.Count = 1
+		facts.DataJournal, err = ext4DataJournal(*facts)
+	case "xfs":
+		facts.Devices.Count = xfsDataDevices(facts.Mount)
+		facts.Reflink, err = i.xfsReflink()
+	case "f2fs":
+		facts.Devices = f2fsDevices(facts.Mount, facts.Device)
+		facts.Pin, err = i.f2fsPin(facts.NoCOW())
+	case "btrfs":
+		facts.Reflink = true
+		facts.Devices.Count, err = i.btrfsDevices()
+	}
+	return err
+}
+
+// kind returns the type of a file system whose rules dmloop knows, or "". The type
+// that the mount names must agree with what the file itself says.
+func (f Facts) kind() string {
+	known := map[string]uint32{
+		"ext4":  unix.EXT4_SUPER_MAGIC,
+		"xfs":   unix.XFS_SUPER_MAGIC,
+		"f2fs":  unix.F2FS_SUPER_MAGIC,
+		"btrfs": unix.BTRFS_SUPER_MAGIC,
+	}
+	if magic, ok := known[f.Filesystem]; ok && magic == f.Magic {
+		return f.Filesystem
+	}
+	return ""
+}

@@ -1,0 +1,41 @@
+package image
+
+import (
+	"dmloop/extents"
+	"dmloop/internal/ioctl"
+
+	"golang.org/x/sys/unix"
+)
+
+// Identity tells one inode from every other one on the same mounted file system,
+// a later inode with the same number included. It is comparable.
+type Identity struct {
+	Major      uint32        `json:"major"` // of st_dev; may change from boot to boot
+	Minor      uint32        `json:"minor"`
+	Inode      uint64        `json:"inode"`
+	Generation uint32        `json:"generation"` // of the inode number; 0 when the file system does not tell
+	Birth      int64         `json:"birth"`      // when the inode was made, in nanoseconds since 1970; 0 when the file system does not tell
+	Size       extents.Bytes `json:"size"`
+}
+
+// getVersion is FS_IOC_GETVERSION, _IOR('v', 1, long) in linux/fs.h. Local file
+// systems write an int in spite of the name, FUSE a long.
+var getVersion = ioctl.Request{Number: 0x80007601 | longSize<<16, Name: "FS_IOC_GETVERSION"}
+
+// Identity reads who the image is now.
+func (i *Image) Identity() (Identity, error) {
+	st, err := i.statx(unix.STATX_BASIC_STATS | unix.STATX_BTIME)
+	if err != nil {
+		return Identity{}, err
+	}
+	id := Identity{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino, Size: extents.Bytes(st.Size)}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		id.Birth = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	generation, err := i.getWord(getVersion)
+	if err != nil && !unsupported(err) {
+		return Identity{}, i.wrap(err)
+	}
+	id.Generation = generation
+	return id, nil
+}

@@ -1,0 +1,130 @@
+// Package image opens the user's image file and reads what decides whether it can
+// be mapped: what it is, where it lives, how its file system treats it, who else
+// has it open. It never writes to the file; dropping its page cache is all it does.
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+// Image is an open image file. All facts are read through its one descriptor, so
+// they are about one inode whatever happens to the path meanwhile.
+type Image struct {
+	file *os.File
+}
+
+// ProblemError is a refusal that ends the work with the image at once, as the
+// value that `check` reports for it. Path is the image's.
+type ProblemError struct {
+	Path    string
+	Problem extents.Problem
+}
+
+func (e *ProblemError) Error() string { return fmt.Sprintf("%s: %v", e.Path, e.Problem) }
+
+// Open opens the image for reading. The path is resolved once, symbolic links
+// included, in a single openat(2); from then on only the descriptor counts. The
+// first open is O_PATH, which has no effect on FIFOs and devices; only a regular
+// file is then opened for reading, through /proc/self/fd.
+//
+// It fails with an *fs.PathError that wraps fs.ErrNotExist, fs.ErrPermission or
+// ELOOP, or with a *ProblemError of the rule not-regular.
+func Open(path string) (*Image, error) {
+	fail := func(err error) (*Image, error) { return nil, &fs.PathError{Op: "open", Path: path, Err: err} }
+	handle, err := retry(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return fail(err)
+	}
+	defer unix.Close(handle)
+	var st unix.Stat_t
+	if err := unix.Fstat(handle, &st); err != nil {
+		return fail(err)
+	}
+	if err := regular(path, st.Mode); err != nil {
+		return nil, err
+	}
+	if st.Nlink == 0 {
+		return fail(unix.ENOENT)
+	}
+	link := fmt.Sprintf("/proc/self/fd/%d", handle)
+	resolved, err := os.Readlink(link)
+	if err != nil {
+		return nil, fmt.Errorf("%s: /proc is needed to open an image: %w", path, err)
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Open(link, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return &Image{file: os.NewFile(uintptr(fd), resolved)}, nil
+}
+
+// Adopt makes an Image of a descriptor that is already open for reading, such as
+// one passed over a socket. The Image owns f afterwards, unless Adopt fails. It
+// fails with a *ProblemError of the rule not-regular, or when f is closed.
+func Adopt(f *os.File) (*Image, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	if err := regular(f.Name(), st.Mode); err != nil {
+		return nil, err
+	}
+	return &Image{file: f}, nil
+}
+
+// File returns the descriptor, open for reading. It stays the Image's.
+func (i *Image) File() *os.File { return i.file }
+
+// Path returns the absolute path that the image had when it was opened, with all
+// symbolic links resolved.
+func (i *Image) Path() string { return i.file.Name() }
+
+// Close closes the descriptor.
+func (i *Image) Close() error { return i.file.Close() }
+
+func (i *Image) fd() int { return int(i.file.Fd()) }
+
+// regular returns a *ProblemError unless mode is a regular file's.
+func regular(path string, mode uint32) error {
+	var kind string
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return nil
+	case unix.S_IFDIR:
+		kind = "a directory"
+	case unix.S_IFIFO:
+		kind = "a FIFO"
+	case unix.S_IFSOCK:
+		kind = "a socket"
+	case unix.S_IFCHR:
+		kind = "a character device"
+	case unix.S_IFBLK:
+		kind = "a block device"
+	default:
+		kind = fmt.Sprintf("of unknown type 0%o", mode&unix.S_IFMT)
+	}
+	return &ProblemError{Path: path, Problem: extents.Problem{
+		Rule:    extents.NotRegular,
+		Message: "not a regular file but " + kind,
+	}}
+}
+
+// retry repeats call while it is interrupted by a signal, which open(2) can be on
+// FUSE and network file systems.
+func retry[T any](call func() (T, error)) (T, error) {
+	for {
+		value, err := call()
+		if !errors.Is(err, unix.EINTR) {
+			return value, err
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package image
+
+import (
+	"fmt"
+	"strings"
+
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+// Problems returns every reason outside the layout itself why length bytes of the
+// image from offset cannot be mapped, in the order of the rules. The whole file is
+// Problems(0, f.Size). In hints IMAGE stands for the image's path.
+func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
+	var problems []extents.Problem
+	add := func(rule extents.Rule, hint, format string, args ...any) {
+		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Hint: hint})
+	}
+	switch {
+	case f.Size == 0:
+		add(extents.Empty, "make one with: dmloop create IMAGE SIZE", "the file is empty")
+	case offset%f.BlockSize != 0 || length%f.BlockSize != 0:
+		problems = append(problems, f.unaligned(offset, length))
+	}
+	if reason, hint := f.unsupportedReason(); reason != "" {
+		add(extents.UnsupportedFS, hint, "%s", reason)
+	}
+	f.attributeProblems(add)
+	if f.Devices.Count > 1 {
+		add(extents.MultiDevice, "move the file to a file system on one device",
+			"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)
+	}
+	if f.Devices.Unknown != "" {
+		add(extents.MultiDevice, "run as root, or move the file to a file system on one device",
+			"cannot tell whether the %s file system keeps data on several devices: %s", f.Filesystem, f.Devices.Unknown)
+	}
+	if f.Swap.Active {
+		add(extents.ActiveSwap, "run: swapoff IMAGE", "the kernel uses the file as swap space")
+	}
+	if len(f.Swap.Unknown) > 0 {
+		add(extents.ActiveSwap, "run where all active swap files are visible, or switch them off with swapoff",
+			"cannot tell whether the file is swap space in use, because these swap files are not visible here: %s", strings.Join(f.Swap.Unknown, ", "))
+	}
+	if f.kind() == "ext4" && f.InodeFlags&flagExtents == 0 {
+		add(extents.Indirect, "run: chattr +e IMAGE", "ext4 keeps the file in indirect blocks instead of extents")
+	}
+	return problems
+}
+
+// attributeProblems judges the attributes of the inode.
+func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string, args ...any)) {
+	has := func(inodeFlag uint32, attribute uint64) bool {
+		return f.InodeFlags&inodeFlag != 0 || f.Attributes&attribute != 0
+	}
+	if has(flagEncrypt, unix.STATX_ATTR_ENCRYPTED) {
+		add(extents.Encrypted, "move the file to a directory without file-system encryption", "the file system encrypts the file")
+	}
+	if has(flagCompress, unix.STATX_ATTR_COMPRESSED) {
+		add(extents.Compressed, "dmloop provision IMAGE", "the file system may compress the file (chattr +c)")
+	}
+	if has(flagVerity, unix.STATX_ATTR_VERITY) {
+		add(extents.Verity, "copy the file: fs-verity cannot be taken off", "the file is sealed by fs-verity, which writes behind the file system would break")
+	}
+	if has(flagDAX, unix.STATX_ATTR_DAX) || f.XFlags&xflagDAX != 0 {
+		add(extents.DAX, "run: chattr -x IMAGE, or mount the file system with dax=never", "the file is accessed as memory (DAX)")
+	}
+	if f.DataJournal != "" {
+		add(extents.DataJournal, "take it away, and mount the file system again",
+			"ext4 writes the file's data through its journal, because of %s, and would overwrite the mapped blocks later", f.DataJournal)
+	}
+	if f.XFlags&xflagRealtime != 0 {
+		add(extents.Realtime, "copy the file without the real-time attribute", "the file lies on the real-time device of xfs")
+	}
+}
+
+// unsupportedReason returns why nothing on this file system can be mapped, with a
+// hint, or "". This is the one list of file systems that can.
+func (f Facts) unsupportedReason() (reason, hint string) {
+	const move = "move the image to ext4, xfs or f2fs"
+	switch kind := f.kind(); {
+	case kind == "btrfs":
+		return "btrfs moves blocks and gives addresses of its own, so an image there must be sealed, which this version cannot do", move
+	case kind == "":
+		return fmt.Sprintf("the file system is %s, and only ext4, xfs and f2fs can be mapped from", f.Filesystem), move
+	case f.Device.Major == 0:
+		return fmt.Sprintf("the %s file system has no block device of its own (device number %v)", f.Filesystem, f.Device), move
+	case f.Device != f.Mount.Device:
+		return fmt.Sprintf("the file is on device %v but its mount on %v", f.Device, f.Mount.Device), move
+	}
+	return "", ""
+}
+
+// unaligned describes a window that does not begin and end on block borders.
+func (f Facts) unaligned(offset, length extents.Bytes) extents.Problem {
+	p := extents.Problem{Rule: extents.SizeUnaligned}
+	if rest := offset % f.BlockSize; rest != 0 {
+		p.Message = fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.BlockSize)
+		p.Hint = fmt.Sprintf("use an offset of %d or %d", offset-rest, offset-rest+f.BlockSize)
+		return p
+	}
+	rest := length % f.BlockSize
+	p.Offset, p.Length = offset+length-rest, rest
+	p.Message = fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.BlockSize)
+	p.Hint = fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.BlockSize)
+	return p
+}
