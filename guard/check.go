@@ -1,0 +1,175 @@
+package guard
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+)
+
+// Check compares what was recorded with what was read again and returns every
+// difference. It is pure: the same values give the same findings. A part that was
+// not read is not judged; a part that could not be read gives a Note, which Tally
+// turns into more when it happens again and again.
+func Check(want Expected, got Observed) []Finding {
+	var c checker
+	if got.Identity.ok() {
+		c.identity(want.Identity, got.Identity.Value)
+	}
+	if got.Layout.ok() {
+		c.layout(want.Layout, got.Layout.Value)
+	}
+	if got.Pins.ok() {
+		c.pins(want.Pins, got.Pins.Value, got.Openers)
+	}
+	if got.Openers.ok() && got.Openers.Value == Readers && want.Exposed {
+		c.add(Opened, Weak, "another process has the image open for reading and could share its blocks")
+	}
+	if got.Base.ok() {
+		c.base(want.Base, got.Base.Value)
+	}
+	if got.Own.ok() {
+		c.own(got.Own.Value)
+	}
+	if got.OwnTable.ok() {
+		c.ownTable(want.Table, got.OwnTable.Value)
+	}
+	for _, o := range got.outcomes() {
+		if o.err != nil {
+			c.add(Unreadable, Note, "the %s could not be read: %v", o.part, o.err)
+		}
+	}
+	return c.findings
+}
+
+// checker collects findings.
+type checker struct{ findings []Finding }
+
+func (c *checker) add(k Kind, s Severity, format string, args ...any) {
+	c.findings = append(c.findings, Finding{Kind: k, Severity: s, Message: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) identity(want, got Identity) {
+	if want.Device != got.Device || want.Inode != got.Inode || want.Generation != got.Generation {
+		c.add(Replaced, Different, "the image is another file now: inode %d generation %d on %s, mapped was inode %d generation %d on %s",
+			got.Inode, got.Generation, got.Device, want.Inode, want.Generation, want.Device)
+		return
+	}
+	if want.Size != got.Size {
+		c.add(Resized, Different, "the image has %d bytes, mapped were %d", got.Size, want.Size)
+	}
+	if got.Links == 0 {
+		c.add(Unlinked, Different, "the image has no name any more: its blocks are free as soon as nobody has it open")
+	}
+}
+
+func (c *checker) layout(want, got extents.Layout) {
+	for _, e := range got.Clip().Extents {
+		if e.Flags&extents.FlagShared != 0 {
+			c.add(Shared, Different, "bytes %d to %d of the image share their blocks with another file", e.Logical, e.Logical+e.Length-1)
+			return
+		}
+	}
+	if diff := extents.Diff(want, got); diff != "" {
+		c.add(Moved, Different, "the image lies elsewhere: %s", diff)
+	}
+}
+
+func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
+	var lost []string
+	for _, p := range want.InForce {
+		if !slices.Contains(got.InForce, p) {
+			lost = append(lost, p)
+		}
+	}
+	weaker := rank(got.Grade) < rank(want.Grade)
+	writers := openers.ok() && openers.Value == Writers
+	switch {
+	case len(lost) > 0 && weaker:
+		c.add(PinLost, Different, "the pin %s is gone and the grade fell from %s to %s", strings.Join(lost, ", "), want.Grade, got.Grade)
+	case len(lost) > 0:
+		c.add(PinLost, Weak, "the pin %s is gone, the grade is still %s", strings.Join(lost, ", "), got.Grade)
+	case weaker && writers:
+		c.add(Opened, Different, "another process has the image open for writing, so a pin was lifted in between; the grade fell from %s to %s", want.Grade, got.Grade)
+		return
+	case weaker:
+		c.add(PinLost, Different, "the grade fell from %s to %s", want.Grade, got.Grade)
+	default:
+		return
+	}
+	c.findings[len(c.findings)-1].Pins = lost
+}
+
+// rank orders the grades. A word that is no grade counts as the weakest.
+func rank(grade string) int {
+	switch grade {
+	case "kernel":
+		return 2
+	case "guarded":
+		return 1
+	}
+	return 0
+}
+
+func (c *checker) base(want, got Base) {
+	if want.Device != got.Device || want.UUID != got.UUID || want.Table != got.Table {
+		c.add(BaseChanged, Different, "the host device %s has another table than when the image was mapped: %s", got.Device, firstLine(want.Table, got.Table))
+		return
+	}
+	switch {
+	case got.Suspended:
+		c.add(BaseWaiting, Note, "the host device %s is suspended", got.Device)
+	case got.Waiting:
+		c.add(BaseWaiting, Note, "the host device %s has another table waiting for a resume", got.Device)
+	}
+}
+
+// firstLine says where two tables in text form part.
+func firstLine(want, got string) string {
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := range g {
+		if i >= len(w) {
+			return fmt.Sprintf("row %d, %q, is new", i+1, g[i])
+		}
+		if w[i] != g[i] {
+			return fmt.Sprintf("row %d was %q and is %q", i+1, w[i], g[i])
+		}
+	}
+	if len(w) > len(g) {
+		return fmt.Sprintf("row %d, %q, is gone", len(g)+1, w[len(g)])
+	}
+	return "the device itself is another one"
+}
+
+func (c *checker) own(got OwnState) {
+	switch {
+	case got.Gone:
+		c.add(OwnGone, Different, "the mapping's device is gone: somebody removed it")
+	case got.Suspended:
+		c.add(OwnWaiting, Note, "the mapping is suspended")
+	case got.Waiting:
+		c.add(OwnWaiting, Note, "the mapping has another table waiting for a resume")
+	}
+}
+
+func (c *checker) ownTable(want, got dmtable.Table) {
+	if isError(got) {
+		c.add(TornDown, Different, "the mapping has the error table")
+		return
+	}
+	if diff := want.Diff(got); diff != "" {
+		c.add(OwnChanged, Different, "the mapping has a table that is not ours: %s", diff)
+	}
+}
+
+// isError reports whether every row of t gives I/O errors.
+func isError(t dmtable.Table) bool {
+	for _, r := range t {
+		if r.Target != "error" {
+			return false
+		}
+	}
+	return len(t) > 0
+}

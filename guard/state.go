@@ -1,0 +1,124 @@
+package guard
+
+import (
+	"dmloop/dmtable"
+	"dmloop/extents"
+)
+
+// Identity tells one file from every other.
+type Identity struct {
+	Device     dmtable.Device // st_dev
+	Inode      uint64
+	Generation uint32
+	Size       extents.Bytes
+	Links      uint64 // names the file has; compared with 0 only
+}
+
+// Base is the host device: its own table, which says where our rows come from.
+type Base struct {
+	Device    dmtable.Device
+	UUID      string
+	Table     string // dmsetup's text format
+	Suspended bool
+	Waiting   bool // another table is loaded and becomes live with the next resume
+}
+
+// Pins is what holds the image's blocks, and what that is worth.
+type Pins struct {
+	InForce []string
+	Grade   string // "kernel", "guarded" or "unsafe"
+}
+
+// Openers says who else has the image open, as write leases show it.
+type Openers int
+
+// The answers, harmless first.
+const (
+	Alone   Openers = iota // nobody else
+	Readers                // somebody, for reading only
+	Writers                // somebody, for writing
+)
+
+// OwnState is the state of the mapping's device without its rows.
+type OwnState struct {
+	Gone      bool // no such device
+	Suspended bool
+	Waiting   bool // another table is loaded and becomes live with the next resume
+}
+
+// Expected is what was recorded when the image was mapped.
+type Expected struct {
+	Name     string
+	Identity Identity // Links is not compared
+	Layout   extents.Layout
+	Pins     Pins
+	Exposed  bool // a reader can share the blocks (xfs with reflink): readers weaken
+	Base     Base // Suspended and Waiting are not compared
+	Table    dmtable.Table
+	Policy   Policy
+}
+
+// Reading is one part of the state: a value, an error, or neither when the part
+// was not read this time.
+type Reading[T any] struct {
+	Value T
+	Err   error
+	Done  bool
+}
+
+// Read makes a Reading of what a reading function returned.
+func Read[T any](value T, err error) Reading[T] {
+	return Reading[T]{Value: value, Err: err, Done: true}
+}
+
+// ok reports whether there is a value.
+func (r Reading[T]) ok() bool { return r.Done && r.Err == nil }
+
+// Observed is the same state, read again.
+type Observed struct {
+	Identity Reading[Identity]
+	Pins     Reading[Pins]
+	Openers  Reading[Openers]
+	Base     Reading[Base]
+	Own      Reading[OwnState]
+	OwnTable Reading[dmtable.Table]
+	Layout   Reading[extents.Layout]
+}
+
+// Part names a part of the state, in messages about failed readings.
+type Part string
+
+// The parts of Observed.
+const (
+	PartIdentity Part = "identity"
+	PartPins     Part = "pins"
+	PartOpeners  Part = "openers"
+	PartBase     Part = "host device"
+	PartOwn      Part = "own device"
+	PartOwnTable Part = "own table"
+	PartLayout   Part = "layout"
+)
+
+// outcome is what became of reading one part.
+type outcome struct {
+	part Part
+	err  error
+}
+
+// outcomes lists the parts that were read, in the order of Observed.
+func (o Observed) outcomes() []outcome {
+	var list []outcome
+	add := func(part Part, done bool, err error) {
+		if done {
+			list = append(list, outcome{part, err})
+		}
+	}
+	add(PartIdentity, o.Identity.Done, o.Identity.Err)
+	add(PartPins, o.Pins.Done, o.Pins.Err)
+	add(PartOpeners, o.Openers.Done, o.Openers.Err)
+	add(PartBase, o.Base.Done, o.Base.Err)
+	add(PartOwn, o.Own.Done, o.Own.Err)
+	add(PartOwnTable, o.OwnTable.Done, o.OwnTable.Err)
+	add(PartLayout, o.Layout.Done, o.Layout.Err)
+	return list
+}

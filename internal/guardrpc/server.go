@@ -1,0 +1,185 @@
+package guardrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handler does what clients ask for. Its methods are called from many goroutines,
+// for one Session never from two at a time. An error that is no *Error is sent as KindFailed.
+type Handler interface {
+	// Prepare owns image from then on.
+	Prepare(ctx context.Context, s *Session, image *os.File) (Prepared, error)
+	Add(ctx context.Context, s *Session, name string) (MappingState, error)
+	Drop(ctx context.Context, name string) error
+	// Open returns a descriptor that stays the handler's.
+	Open(ctx context.Context, path string) (*os.File, error)
+	Status(ctx context.Context) (Status, error)
+	Check(ctx context.Context, name string) (MappingState, error)
+	Metrics(ctx context.Context) (string, error)
+	// Closed is called once for each session that was told of, after its last call.
+	Closed(s *Session)
+}
+
+// Session is one client's connection.
+type Session struct{ PID int }
+
+// Listen makes the guard's socket in the state folder dir. Whoever calls it must
+// hold the guard's lock: a socket file that is there is a dead guard's.
+func Listen(dir string) (*net.UnixListener, error) {
+	path := filepath.Join(dir, SocketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("the guard's socket: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("the guard's socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("the guard's socket: %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers clients until ctx ends, then waits for the requests under way.
+func Serve(ctx context.Context, l *net.UnixListener, h Handler, log *slog.Logger) error {
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	for {
+		nc, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			if err == nil {
+				nc.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("the guard's socket: %w", err)
+			}
+			log.Warn("a client could not connect", "error", err)
+			time.Sleep(50 * time.Millisecond) // out of descriptors: do not spin
+			continue
+		}
+		clients.Go(func() {
+			defer nc.Close()
+			if err := serveClient(ctx, &conn{UnixConn: nc}, h); err != nil {
+				log.Warn("a client was cut off", "error", err)
+			}
+		})
+	}
+}
+
+// serveClient answers one client until it closes the connection.
+func serveClient(ctx context.Context, c *conn, h Handler) error {
+	pid, err := peer(c.UnixConn)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	s := &Session{PID: pid}
+	defer h.Closed(s)
+	for {
+		var r request
+		f, err := c.receive(&r, requestLimit)
+		if ctx.Err() != nil || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+		a, out := handle(ctx, h, s, r, f)
+		if err := c.send(a, out); err != nil {
+			if ctx.Err() != nil || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+				return nil // the client gave up
+			}
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+	}
+}
+
+// handle runs one request. f is what came with it.
+func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (answer, *os.File) {
+	if r.Op == opPrepare && f != nil {
+		p, err := h.Prepare(ctx, s, f)
+		return reply(answer{Prepared: &p}, err), nil
+	}
+	if f != nil {
+		f.Close()
+	}
+	var a answer
+	var out *os.File
+	var err error
+	switch r.Op {
+	case opAdd:
+		var m MappingState
+		m, err = h.Add(ctx, s, r.Name)
+		a.Mapping = &m
+	case opDrop:
+		err = h.Drop(ctx, r.Name)
+	case opOpen:
+		out, err = h.Open(ctx, r.Path)
+	case opStatus:
+		var st Status
+		st, err = h.Status(ctx)
+		a.Status = &st
+	case opCheck:
+		var m MappingState
+		m, err = h.Check(ctx, r.Name)
+		a.Mapping = &m
+	case opMetrics:
+		a.Metrics, err = h.Metrics(ctx)
+	case opPrepare:
+		err = Errorf(KindFailed, "no descriptor of the image came with the request")
+	default:
+		err = Errorf(KindFailed, "unknown request %q: guard and command are of different versions, restart the guard", r.Op)
+	}
+	return reply(a, err), out
+}
+
+// reply turns err, if any, into the answer.
+func reply(a answer, err error) answer {
+	if err == nil {
+		return a
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return answer{Error: e.Message, Kind: e.Kind}
+	}
+	return answer{Error: err.Error(), Kind: KindFailed}
+}
+
+// peer returns the process at the other end, which must belong to root or to the
+// guard's own user.
+func peer(c *net.UnixConn) (pid int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if credErr != nil {
+		return 0, fmt.Errorf("SO_PEERCRED: %w", credErr)
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return 0, fmt.Errorf("process %d of user %d may not talk to the guard", cred.Pid, cred.Uid)
+	}
+	return int(cred.Pid), nil
+}

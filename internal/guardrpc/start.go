@@ -1,0 +1,136 @@
+package guardrpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/manifest"
+)
+
+// Unit is the systemd unit that runs the guard.
+const Unit = "dmloop-guard.service"
+
+// DetachedIdle is how long a guard without mappings stays when no service manager
+// started it.
+const DetachedIdle = 5 * time.Minute
+
+const startTimeout = 15 * time.Second
+
+// EnsureRunning connects to the guard of the state folder dir and starts one when
+// none runs: the systemd unit where systemd runs and has it, else a detached
+// process of this program.
+func EnsureRunning(ctx context.Context, dir string) (*Client, error) {
+	c, err := Dial(ctx, dir)
+	if !errors.Is(err, ErrNoGuard) {
+		return c, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if dir == manifest.DefaultDir && startUnit(ctx) {
+		return await(ctx, dir, nil)
+	}
+	exited, err := startDetached(dir)
+	if err != nil {
+		return nil, fmt.Errorf("starting a guard: %w", err)
+	}
+	return await(ctx, dir, exited)
+}
+
+// startUnit reports whether systemd started the unit. Without systemd, or with a
+// systemd that does not know the unit, a detached guard takes its place.
+func startUnit(ctx context.Context) bool {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return false
+	}
+	return exec.CommandContext(ctx, "systemctl", "start", Unit).Run() == nil
+}
+
+// startDetached runs this program as a guard in a session of its own. It holds
+// nothing of ours: no terminal, no working directory, no inherited descriptor.
+func startDetached(dir string) (exited <-chan error, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(dir, LogName), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	// Descriptors that our own caller left open for us must not live on in the guard.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return nil, fmt.Errorf("close_range: %w", err)
+	}
+	cmd := exec.Command(self, "guard", "--state-dir", dir, "--idle-exit", DetachedIdle.String())
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	return done, nil
+}
+
+// await connects as soon as the guard listens, which it does once it is ready. A
+// guard of ours that ends is no failure while another one, started at the same
+// time, may have won.
+func await(ctx context.Context, dir string, exited <-chan error) (*Client, error) {
+	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		c, err := Dial(ctx, dir)
+		if err == nil {
+			return c, nil
+		}
+		select {
+		case exit := <-exited:
+			if c, err := Dial(ctx, dir); err == nil {
+				return c, nil
+			}
+			if exit != nil && !beaten(exit) {
+				return nil, fmt.Errorf("the guard ended while starting (%w)%s", exit, lastLine(dir))
+			}
+			exited = nil
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the guard did not come up: %w%s", err, lastLine(dir))
+		case <-time.After(wait):
+		}
+	}
+}
+
+// beaten reports whether a guard ended because another one runs or starts
+// (exit code 5, busy).
+func beaten(exit error) bool {
+	var code *exec.ExitError
+	return errors.As(exit, &code) && code.ExitCode() == 5
+}
+
+// lastLine returns the end of a detached guard's log, for error messages.
+func lastLine(dir string) string {
+	path := filepath.Join(dir, LogName)
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	buf := make([]byte, 512)
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	n, _ := f.ReadAt(buf, max(0, info.Size()-int64(len(buf))))
+	lines := bytes.Split(bytes.TrimSpace(buf[:n]), []byte("\n"))
+	if last := lines[len(lines)-1]; len(last) > 0 {
+		return fmt.Sprintf("; last line of %s: %s", path, last)
+	}
+	return ""
+}
