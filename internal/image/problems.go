@@ -20,7 +20,7 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	switch {
 	case f.Size == 0:
 		add(extents.Empty, "make one with: dmloop create IMAGE SIZE", "the file is empty")
-	case offset%f.BlockSize != 0 || length%f.BlockSize != 0:
+	case offset%f.block() != 0 || length%f.block() != 0:
 		problems = append(problems, f.unaligned(offset, length))
 	}
 	if reason, hint := f.unsupportedReason(); reason != "" {
@@ -94,14 +94,17 @@ func (f Facts) unsupportedReason() (reason, hint string) {
 // unaligned describes a window that does not begin and end on block borders.
 func (f Facts) unaligned(offset, length extents.Bytes) extents.Problem {
 	p := extents.Problem{Rule: extents.SizeUnaligned}
-	if rest := offset % f.BlockSize; rest != 0 {
-		p.Message = fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.BlockSize)
-		p.Hint = fmt.Sprintf("use an offset of %d or %d", offset-rest, offset-rest+f.BlockSize)
+	if rest := offset % f.block(); rest != 0 {
+		p.Message = fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.block())
+		p.Hint = fmt.Sprintf("use an offset of %d or %d", offset-rest, offset-rest+f.block())
 		return p
 	}
-	rest := length % f.BlockSize
+	rest := length % f.block()
 	p.Offset, p.Length = offset+length-rest, rest
-	p.Message = fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.BlockSize)
-	p.Hint = fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.BlockSize)
+	p.Message = fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.block())
+	p.Hint = fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.block())
 	return p
 }
+
+// block returns the block size as a divisor: a few file systems report 0.
+func (f Facts) block() extents.Bytes { return max(f.BlockSize, 1) }

@@ -1,0 +1,123 @@
+package image
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Opener is somebody who has a file open.
+type Opener struct {
+	PID  int    `json:"pid"`  // 0 for the kernel
+	Comm string `json:"comm"` // program, or the loop device
+	How  string `json:"how"`  // "open", "mapped" or "loop"
+}
+
+func (o Opener) String() string {
+	if o.PID == 0 {
+		return o.Comm
+	}
+	return fmt.Sprintf("%s (pid %d, %s)", o.Comm, o.PID, o.How)
+}
+
+// Openers lists who has the same file as f open or mapped, as far as /proc and /sys
+// show it to the caller: this process is left out, and so is everything in PID
+// namespaces that are not visible. An empty list therefore proves nothing.
+func Openers(f *os.File) ([]Opener, error) {
+	var self unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_INO, &self); err != nil {
+		return nil, fmt.Errorf("%s: statx: %w", f.Name(), err)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var openers []Opener
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		dir := filepath.Join("/proc", entry.Name())
+		if hasOpen(dir, self) {
+			openers = append(openers, Opener{PID: pid, Comm: readLine(filepath.Join(dir, "comm")), How: "open"})
+		} else if hasMapped(dir, self) {
+			openers = append(openers, Opener{PID: pid, Comm: readLine(filepath.Join(dir, "comm")), How: "mapped"})
+		}
+	}
+	return append(openers, loopDevices(self)...), nil
+}
+
+// hasOpen reports whether a descriptor of the process in dir is the file. Processes
+// end and permissions lack all the time, so errors mean no.
+func hasOpen(dir string, self unix.Statx_t) bool {
+	fds, _ := filepath.Glob(filepath.Join(dir, "fd", "[0-9]*"))
+	return slices.ContainsFunc(fds, func(fd string) bool { return isInode(fd, self) })
+}
+
+// hasMapped reports whether the process in dir has mapped the file.
+func hasMapped(dir string, self unix.Statx_t) bool {
+	f, err := os.Open(filepath.Join(dir, "maps"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	// btrfs shows another device number in maps than in stat, so the inode number
+	// picks the candidates and the link in map_files decides where it can be read.
+	ranges := parseMaps(f, self.Ino)
+	return slices.ContainsFunc(ranges, func(r string) bool { return isInode(filepath.Join(dir, "map_files", r), self) })
+}
+
+// parseMaps returns the address ranges ("start-end") in the text of /proc/PID/maps
+// that map an inode of that number.
+func parseMaps(r io.Reader, inode uint64) []string {
+	want := strconv.FormatUint(inode, 10)
+	var ranges []string
+	scanner := bufio.NewScanner(r)
+	for scanner.Scan() {
+		// 7f0000000000-7f0000001000 rw-s 00000000 07:00 12 /path
+		fields := strings.Fields(scanner.Text())
+		if len(fields) >= 6 && fields[4] == want {
+			ranges = append(ranges, fields[0])
+		}
+	}
+	return ranges
+}
+
+// loopDevices lists the loop devices that lie on the file. The kernel opens it for
+// them, so that no process shows it.
+func loopDevices(self unix.Statx_t) []Opener {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	var loops []Opener
+	for _, file := range files {
+		if isInode(readLine(file), self) {
+			name := filepath.Base(filepath.Dir(filepath.Dir(file)))
+			loops = append(loops, Opener{Comm: filepath.Join("/dev", name), How: "loop"})
+		}
+	}
+	return loops
+}
+
+// isInode reports whether path leads to the file. It does not make network file
+// systems ask their server, which may be gone.
+func isInode(path string, self unix.Statx_t) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	return err == nil && sameInode(st, self)
+}
+
+// readLine returns the text of a one-line file of the kernel, or "" when it is gone.
+func readLine(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(text), "\n")
+}
