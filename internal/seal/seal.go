@@ -1,0 +1,246 @@
+package seal
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/extents"
+	"dmloop/internal/swap"
+)
+
+// LayoutFunc reads the layout of the file anew, up to its size, with addresses
+// on the block device: on btrfs, translated through the chunk tree.
+type LayoutFunc func() (extents.Layout, error)
+
+// RefusedError says that the image is not one that can be sealed or unsealed,
+// and by which rule. Nothing was changed.
+type RefusedError struct{ Problem extents.Problem }
+
+func (e *RefusedError) Error() string { return e.Problem.String() }
+
+// Seal makes a plain image a sealed one and returns its record. The work is a
+// few pages whatever the size of the image. It finishes a half-way seal or
+// unseal, and does nothing to an image that is sealed.
+//
+// f must be open for reading and writing, by nobody else, and not mapped; the
+// image must obey the rules for a mappable one. Seal returns *RefusedError when
+// the image cannot be sealed as it is; then, and when the disk is full, the
+// file is what it was. After any other error the image is half-way at worst.
+func Seal(f *os.File, layout LayoutFunc) (Record, error) {
+	s := newFileStore(f)
+	if err := prepare(s); err != nil {
+		return Record{}, err
+	}
+	c := change{store: s, page: extents.Bytes(os.Getpagesize()), layout: layout}
+	r, err := c.seal()
+	return r, errors.Join(err, s.uncache())
+}
+
+// prepare refuses a file that the kernel holds, and empties the page cache, so
+// that nothing that it holds from before a mapping is written or read.
+func prepare(s fileStore) error {
+	active, err := swap.Active(s.f)
+	if err != nil {
+		return err
+	}
+	if active {
+		return &RefusedError{extents.Problem{
+			Rule: extents.ActiveSwap, Message: "the kernel holds the image as an active swap file",
+			Hint: "unmap it first, or swapoff(8) it when nothing maps it",
+		}}
+	}
+	return s.uncache()
+}
+
+// change is one run of sealing or unsealing.
+type change struct {
+	store
+	page   extents.Bytes // the kernel's page size
+	layout LayoutFunc
+}
+
+func (c change) seal() (Record, error) {
+	st, err := inspect(c.store, c.page)
+	if err != nil {
+		return Record{}, err
+	}
+	r := st.Record
+	switch {
+	case st.Kind == Sealed:
+		return r, nil
+	case st.Kind == HalfSealed && st.moved:
+		return c.mark(r)
+	case st.Kind == Plain:
+		if r, err = c.plan(st.Size); err != nil {
+			return Record{}, err
+		}
+	case st.Kind != HalfSealed:
+		p, _ := st.Problem()
+		return Record{}, &RefusedError{p}
+	}
+	if r, err = c.move(r); err != nil {
+		return Record{}, errors.Join(err, c.restore(r))
+	}
+	return c.mark(r)
+}
+
+// plan chooses what to move in a plain image of size bytes. It changes nothing.
+func (c change) plan(size extents.Bytes) (Record, error) {
+	block, err := c.blockSize()
+	if err != nil {
+		return Record{}, err
+	}
+	switch {
+	case size == 0:
+		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty"}}
+	case block > c.page:
+		return Record{}, &RefusedError{extents.Problem{
+			Rule: extents.Unpinnable, Hint: "keep the image on a file system with blocks no larger than a page",
+			Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, c.page),
+		}}
+	case size%max(block, sectorSize) != 0:
+		return Record{}, &RefusedError{extents.Problem{
+			Rule:    extents.SizeUnaligned,
+			Message: fmt.Sprintf("size of %d bytes is no multiple of the file system's block of %d", size, block),
+		}}
+	}
+	l, err := c.layout()
+	if err != nil {
+		return Record{}, err
+	}
+	need, err := prologueFor(l, c.page)
+	var few *NoSlotError
+	if errors.As(err, &few) {
+		need, err = 2*c.page, nil // too short an image: move looks again when it has grown
+	}
+	if err == nil {
+		err = tooLong(need)
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	var uuid [16]byte
+	_, _ = rand.Read(uuid[:])     // never fails
+	uuid[6] = uuid[6]&0x0f | 0x40 // version 4: random
+	uuid[8] = uuid[8]&0x3f | 0x80 // RFC 9562
+	return newRecord(size, need, c.page, uuid), nil
+}
+
+func tooLong(need extents.Bytes) error {
+	if need <= MaxPrologue {
+		return nil
+	}
+	return &RefusedError{extents.Problem{
+		Rule: extents.Unpinnable, Length: need,
+		Message: fmt.Sprintf("the first %d bytes would have to be moved to give the kernel a whole page, %d is the most", need, MaxPrologue),
+		Hint:    "the image begins in pieces smaller than a page: copy it to a new one made by `dmloop create`",
+	}}
+}
+
+// move records the intent and copies the prologue behind the payload, durably.
+// The prologue itself is not written. When the grown file shows that a longer
+// prologue is needed it starts again with one; it returns the record in force
+// also with an error.
+func (c change) move(r Record) (Record, error) {
+	for {
+		head, err := c.read(0, r.Kept())
+		if err != nil {
+			return r, err
+		}
+		r.Phase, r.Sum = PhaseSealing, checksum(head)
+		if err := c.intend(r); err != nil {
+			return r, err
+		}
+		if err := c.reserve(r.Payload, r.Size()-r.Payload); err != nil {
+			return r, err
+		}
+		// The first write makes the file as long as it will be and marks it
+		// with the trailer at once.
+		if err := c.write(r.Size()-c.page, r.trailerPage()); err != nil {
+			return r, err
+		}
+		tail := make([]byte, r.Moved+r.Prologue-r.Payload)
+		copy(tail[r.Moved-r.Payload:], head)
+		if err := c.write(r.Payload, tail); err != nil {
+			return r, err
+		}
+		if err := c.sync(); err != nil {
+			return r, err
+		}
+		l, err := c.layout()
+		if err != nil {
+			return r, err
+		}
+		need, err := prologueFor(l, c.page)
+		if err != nil {
+			return r, err
+		}
+		if err := tooLong(need); err != nil {
+			return r, err
+		}
+		if need <= r.Prologue {
+			return r, c.compare(r, r.Moved)
+		}
+		r = newRecord(r.Payload, need, c.page, r.UUID)
+	}
+}
+
+// mark writes the swap header over page 0 of an image whose moved pages are
+// whole, and takes the intent back.
+func (c change) mark(r Record) (Record, error) {
+	if err := c.write(0, HeaderPage(r)); err != nil {
+		return r, err
+	}
+	if err := c.sync(); err != nil {
+		return r, err
+	}
+	r.Phase, r.Sum = PhaseSealed, 0
+	return r, c.done()
+}
+
+// intend makes the intent durable.
+func (c change) intend(r Record) error {
+	err := c.setIntent(r.Encode())
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return &RefusedError{extents.Problem{
+			Rule: extents.Unpinnable, Message: "the file system keeps no extended attributes, so a cut could not be recovered from",
+		}}
+	}
+	if err != nil {
+		return err
+	}
+	return c.sync()
+}
+
+// done takes the intent back, durably.
+func (c change) done() error {
+	if err := c.dropIntent(); err != nil {
+		return err
+	}
+	return c.sync()
+}
+
+// compare reads the prologue's content back from at and proves that it is what
+// the record says.
+func (c change) compare(r Record, at extents.Bytes) error {
+	b, err := c.read(at, r.Kept())
+	if err != nil {
+		return err
+	}
+	if extents.Bytes(len(b)) != r.Kept() || checksum(b) != r.Sum {
+		return fmt.Errorf("the disk does not hold what was written at byte %d, or somebody else writes to the image", at)
+	}
+	return nil
+}
+
+// trailerPage returns the last page of the file: zeros, and the record at the
+// beginning of its last sector.
+func (r Record) trailerPage() []byte {
+	p := make([]byte, r.PageSize)
+	copy(p[len(p)-sectorSize:], r.Encode())
+	return p
+}

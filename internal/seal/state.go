@@ -1,0 +1,190 @@
+package seal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"dmloop/extents"
+)
+
+// Kind is what an image is, as far as sealing goes.
+type Kind int
+
+// The kinds.
+const (
+	Plain         Kind = iota // nothing of ours in it, and no swap area
+	Sealed                    // sealed, whole, for this kernel's page size
+	HalfSealed                // a seal or unseal was cut; Seal and Unseal both finish it
+	ForeignSwap               // a swap area that is not ours
+	Corrupt                   // our record is there and does not hold
+	OtherPageSize             // sealed or half sealed by a kernel with another page size
+)
+
+// String returns the kind as output shows it.
+func (k Kind) String() string {
+	names := [...]string{"plain", "sealed", "half-sealed", "foreign-swap", "seal-corrupt", "other-page-size"}
+	if k < 0 || int(k) >= len(names) {
+		return fmt.Sprintf("kind %d", int(k))
+	}
+	return names[k]
+}
+
+// State is what Inspect found.
+type State struct {
+	Kind   Kind
+	Size   extents.Bytes // of the file
+	Record Record        // when Kind is Sealed, HalfSealed or OtherPageSize
+	Reason string        // one clause that says why; empty when Kind is Plain or Sealed
+	moved  bool          // when HalfSealed: the content of the prologue is whole in the moved pages, else in its place
+}
+
+// Problem returns the rule that an image of this state breaks, and false when
+// it breaks none: when it is plain or sealed.
+func (s State) Problem() (extents.Problem, bool) {
+	switch s.Kind {
+	case Plain, Sealed:
+		return extents.Problem{}, false
+	case HalfSealed:
+		return extents.Problem{
+			Rule: extents.SealCorrupt, Message: s.Reason,
+			Hint: "nothing is lost: `dmloop seal` finishes it, `dmloop unseal` makes the image plain",
+		}, true
+	case ForeignSwap:
+		return extents.Problem{
+			Rule: extents.ForeignSwap, Length: s.Record.PageSize, Message: s.Reason,
+			Hint: "dmloop does not map swap files of others; if it is none, wipe the signature with wipefs(8)",
+		}, true
+	case OtherPageSize:
+		return extents.Problem{
+			Rule: extents.Unpinnable, Length: s.Record.PageSize, Message: s.Reason,
+			Hint: fmt.Sprintf("unseal it on a kernel with pages of %d bytes", s.Record.PageSize),
+		}, true
+	}
+	return extents.Problem{Rule: extents.SealCorrupt, Message: s.Reason}, true
+}
+
+// Inspect tells the state of an image. It reads the first 64 KiB, the last
+// sector and the extended attribute, and for a half-way image the prologue, all
+// from the disk and not from the page cache. It writes nothing; f may be open
+// for reading only. Who lacks CAP_SYS_ADMIN does not see the attribute, and is
+// told by the trailer.
+//
+// The error is of reading; what is wrong with the image is in the State.
+func Inspect(f *os.File) (State, error) {
+	return inspect(newFileStore(f), extents.Bytes(os.Getpagesize()))
+}
+
+// inspect looks for what decides in this order: the intent in the attribute,
+// the record in page 0, the trailer. The first that is there is the only one
+// that is believed.
+func inspect(s store, page extents.Bytes) (State, error) {
+	size, err := s.size()
+	if err != nil {
+		return State{}, err
+	}
+	head, err := s.read(0, maxPageSize)
+	if err != nil {
+		return State{}, err
+	}
+	raw, err := s.intent()
+	if err != nil {
+		return State{}, err
+	}
+	var st State
+	if raw != nil {
+		st, err = inspectIntent(s, raw, head, size)
+	} else {
+		st, err = inspectMarks(s, head, size)
+	}
+	if err != nil {
+		return State{}, err
+	}
+	st.Size = size
+	if (st.Kind == Sealed || st.Kind == HalfSealed) && st.Record.PageSize != page {
+		st.Kind = OtherPageSize
+		st.Reason = fmt.Sprintf("sealed by a kernel with pages of %d bytes, this one has %d", st.Record.PageSize, page)
+	}
+	return st, nil
+}
+
+// inspectIntent judges a file that has the extended attribute.
+func inspectIntent(s store, raw, head []byte, size extents.Bytes) (State, error) {
+	r, err := Decode(raw)
+	switch {
+	case err != nil:
+		return corrupt("attribute %s: %v", intentName, err), nil
+	case r.Phase == PhaseSealed:
+		return corrupt("attribute %s says sealed, it may only hold an intent", intentName), nil
+	case size < r.Payload || size > r.Size():
+		return corrupt("attribute %s says that an image of %d bytes was being changed, the file has %d: it was replaced since",
+			intentName, r.Payload, size), nil
+	}
+	marked, err := DecodePage(head)
+	if err == nil && !marked.place(r) {
+		return corrupt("attribute %s and page 0 are of two different sealings", intentName), nil
+	}
+	return judge(s, r, err == nil, size)
+}
+
+// inspectMarks judges a file without the attribute by page 0 and the trailer.
+func inspectMarks(s store, head []byte, size extents.Bytes) (State, error) {
+	r, pageErr := DecodePage(head)
+	if pageErr == nil {
+		if size != r.Size() {
+			return corrupt("the record is of a file of %d bytes, this one has %d", r.Size(), size), nil
+		}
+		return State{Kind: Sealed, Record: r}, nil
+	}
+	if size >= sectorSize && size%sectorSize == 0 {
+		last, err := s.read(size-sectorSize, sectorSize)
+		if err != nil {
+			return State{}, err
+		}
+		t, err := Decode(last)
+		switch {
+		case err == nil && t.Phase != PhaseSealed && t.Size() == size:
+			return judge(s, t, false, size)
+		case err != nil && !errors.Is(err, ErrNoRecord):
+			return corrupt("trailer in the last sector: %v", err), nil
+		}
+	}
+	switch {
+	case !errors.Is(pageErr, ErrNoRecord):
+		return corrupt("page 0: %v", pageErr), nil
+	case swapSignature(head):
+		return State{Kind: ForeignSwap, Reason: "the file is a swap area that dmloop did not make"}, nil
+	}
+	return State{Kind: Plain}, nil
+}
+
+// judge tells where the content of the prologue is whole in an image that was
+// being changed as r says. While page 0 is the swap header it can only be in
+// the moved pages: the header is written when they are durable, and they are
+// given up when it is gone. Else the checksum decides.
+func judge(s store, r Record, header bool, size extents.Bytes) (State, error) {
+	st := State{Kind: HalfSealed, Record: r, Reason: fmt.Sprintf("%v was cut before it was complete", r.Phase)}
+	if header {
+		if size != r.Size() {
+			return corrupt("the record is of a file of %d bytes, this one has %d", r.Size(), size), nil
+		}
+		st.moved = true
+		return st, nil
+	}
+	for _, at := range []extents.Bytes{0, r.Moved} {
+		b, err := s.read(at, r.Kept())
+		if err != nil {
+			return State{}, err
+		}
+		if extents.Bytes(len(b)) == r.Kept() && checksum(b) == r.Sum {
+			st.moved = at != 0
+			return st, nil
+		}
+	}
+	return corrupt("%v was cut, and the content has been changed since: neither bytes 0 to %d nor the copy at %d are what they were",
+		r.Phase, r.Kept()-1, r.Moved), nil
+}
+
+func corrupt(format string, args ...any) State {
+	return State{Kind: Corrupt, Reason: fmt.Sprintf(format, args...)}
+}

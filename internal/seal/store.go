@@ -1,0 +1,200 @@
+package seal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/extents"
+	"dmloop/internal/ioctl"
+)
+
+// sectorSize is what a disk writes whole or not at all when its power is cut.
+const sectorSize = 512
+
+// intentName is the extended attribute that holds the intent. It is in the
+// trusted namespace so that an owner of the file cannot forge it.
+const intentName = "trusted.dmloop.seal"
+
+// store is a file with its attribute, as the steps of sealing need it. What is
+// written is durable after sync, and before it in part or not at all.
+type store interface {
+	size() (extents.Bytes, error)
+	blockSize() (extents.Bytes, error)
+	read(off, n extents.Bytes) ([]byte, error) // what the disk has; fewer bytes at the end of the file
+	write(off extents.Bytes, p []byte) error
+	sync() error
+	reserve(off, n extents.Bytes) error // allocates blocks, leaves the size
+	truncate(size extents.Bytes) error
+	intent() ([]byte, error) // nil when there is none
+	setIntent(p []byte) error
+	dropIntent() error // no error when there is none
+}
+
+// fileStore is the store of a real file.
+type fileStore struct{ f *os.File }
+
+func newFileStore(f *os.File) fileStore { return fileStore{f} }
+
+func (s fileStore) fd() int { return int(s.f.Fd()) }
+
+// fail wraps the error of one system call, with the file's name.
+func (s fileStore) fail(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &os.PathError{Op: op, Path: s.f.Name(), Err: err}
+}
+
+func (s fileStore) size() (extents.Bytes, error) {
+	st, err := s.f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return extents.Bytes(st.Size()), nil
+}
+
+func (s fileStore) blockSize() (extents.Bytes, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(s.fd(), &st); err != nil {
+		return 0, s.fail("fstatfs", err)
+	}
+	return extents.Bytes(st.Bsize), nil
+}
+
+// read bypasses the page cache, which may hold what the file had before it was
+// written to through a mapping. It sets O_DIRECT on the descriptor for the
+// moment of the read: opening the file anew would break a lease, and a guard
+// may deny it.
+func (s fileStore) read(off, n extents.Bytes) ([]byte, error) {
+	start := off / maxPageSize * maxPageSize
+	span := alignUp(off+n, maxPageSize) - start
+	buf, err := unix.Mmap(-1, 0, int(span), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, s.fail("mmap", err)
+	}
+	defer unix.Munmap(buf) //nolint:errcheck // of memory that we have just mapped
+	flags, err := unix.FcntlInt(s.f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, s.fail("fcntl F_GETFL", err)
+	}
+	got, err := 0, error(unix.EINVAL)
+	if _, ferr := unix.FcntlInt(s.f.Fd(), unix.F_SETFL, flags|unix.O_DIRECT); ferr == nil {
+		got, err = pread(s.fd(), buf, int64(start))
+		if _, ferr := unix.FcntlInt(s.f.Fd(), unix.F_SETFL, flags); ferr != nil {
+			return nil, s.fail("fcntl F_SETFL", ferr)
+		}
+	}
+	if errors.Is(err, unix.EINVAL) { // no direct I/O on this file system, or not in such pieces
+		if err := s.uncache(); err != nil {
+			return nil, err
+		}
+		got, err = pread(s.fd(), buf, int64(start))
+	}
+	if err != nil {
+		return nil, s.fail("pread", err)
+	}
+	out := buf[:got]
+	out = out[min(int(off-start), got):]
+	return append([]byte(nil), out[:min(int(n), len(out))]...), nil
+}
+
+// pread reads until buf is full or the file ends.
+func pread(fd int, buf []byte, off int64) (int, error) {
+	got := 0
+	for got < len(buf) {
+		n, err := unix.Pread(fd, buf[got:], off+int64(got))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return got, err
+		}
+		got += n
+		if n == 0 || n%sectorSize != 0 { // a direct read ends in the middle of a sector only at the end of the file
+			break
+		}
+	}
+	return got, nil
+}
+
+func (s fileStore) write(off extents.Bytes, p []byte) error {
+	_, err := s.f.WriteAt(p, int64(off))
+	return err
+}
+
+func (s fileStore) sync() error { return s.f.Sync() }
+
+// uncache writes back what is dirty and drops the page cache of the file.
+func (s fileStore) uncache() error {
+	if err := s.sync(); err != nil {
+		return err
+	}
+	return s.fail("fadvise", unix.Fadvise(s.fd(), 0, 0, unix.FADV_DONTNEED))
+}
+
+// reserve allocates by fallocate(2) with FALLOC_FL_KEEP_SIZE, so that the size
+// changes only by the write of the trailer. A pinned f2fs file grows in no
+// other way. f2fs may give less than was asked for and EAGAIN.
+func (s fileStore) reserve(off, n extents.Bytes) error {
+	for try := 0; ; try++ {
+		err := unix.Fallocate(s.fd(), unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(n))
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && try < 100 {
+			continue
+		}
+		return s.fail("fallocate", err)
+	}
+}
+
+// F2FS_IOC_SET_PIN_FILE and F2FS_IOC_GET_PIN_FILE in include/uapi/linux/f2fs.h.
+var (
+	setPinFile = ioctl.Request{Number: 0x4004f50d, Name: "F2FS_IOC_SET_PIN_FILE"}
+	getPinFile = ioctl.Request{Number: 0x8004f50e, Name: "F2FS_IOC_GET_PIN_FILE"}
+)
+
+// truncate cuts the file. A pinned f2fs file can only be cut at a section
+// (f2fs_setattr in fs/f2fs/file.c): then the pin is taken off and set again,
+// which newer kernels refuse for a file that has blocks (EFBIG). The image is
+// plain then, and unpinned.
+func (s fileStore) truncate(size extents.Bytes) error {
+	err := unix.Ftruncate(s.fd(), int64(size))
+	var failures, off, on uint32 = 0, 0, 1
+	if errors.Is(err, unix.EINVAL) && ioctl.Pointer(s.fd(), getPinFile, &failures) == nil {
+		if err := ioctl.Pointer(s.fd(), setPinFile, &off); err != nil {
+			return s.fail("truncate", err)
+		}
+		err = unix.Ftruncate(s.fd(), int64(size))
+		_ = ioctl.Pointer(s.fd(), setPinFile, &on) // EFBIG is the rule there
+	}
+	return s.fail("ftruncate", err)
+}
+
+// intent reads the attribute. Without CAP_SYS_ADMIN the kernel says ENODATA.
+func (s fileStore) intent() ([]byte, error) {
+	buf := make([]byte, 4096)
+	n, err := unix.Fgetxattr(s.fd(), intentName, buf)
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil
+	case errors.Is(err, unix.ERANGE):
+		return nil, fmt.Errorf("attribute %s: %w", intentName, io.ErrShortBuffer)
+	case err != nil:
+		return nil, s.fail("fgetxattr "+intentName, err)
+	}
+	return buf[:n], nil
+}
+
+func (s fileStore) setIntent(p []byte) error {
+	return s.fail("fsetxattr "+intentName, unix.Fsetxattr(s.fd(), intentName, p, 0))
+}
+
+func (s fileStore) dropIntent() error {
+	err := unix.Fremovexattr(s.fd(), intentName)
+	if errors.Is(err, unix.ENODATA) {
+		return nil
+	}
+	return s.fail("fremovexattr "+intentName, err)
+}

@@ -1,0 +1,100 @@
+package seal
+
+import (
+	"errors"
+	"os"
+
+	"dmloop/extents"
+)
+
+// Unseal makes a sealed image plain again: the content that a mapping of it
+// showed last, at its own offsets, and the size that it had. It finishes a
+// half-way seal or unseal, and does nothing to a plain image.
+//
+// f must be open for reading and writing, by nobody else, and not mapped. It
+// returns *RefusedError, and changes nothing, when the kernel holds the image
+// as a swap file, when it is of another page size, or when its record does not
+// hold. On f2fs the image may have lost its pin afterwards.
+func Unseal(f *os.File) error {
+	s := newFileStore(f)
+	if err := prepare(s); err != nil {
+		return err
+	}
+	c := change{store: s, page: extents.Bytes(os.Getpagesize())}
+	return errors.Join(c.unseal(), s.uncache())
+}
+
+func (c change) unseal() error {
+	st, err := inspect(c.store, c.page)
+	if err != nil {
+		return err
+	}
+	switch {
+	case st.Kind == Plain:
+		return nil
+	case st.Kind == HalfSealed && !st.moved:
+		return c.restore(st.Record)
+	case st.Kind == Sealed, st.Kind == HalfSealed:
+		return c.moveBack(st.Record)
+	}
+	p, _ := st.Problem()
+	return &RefusedError{p}
+}
+
+// moveBack copies the moved pages back, page 0 last, and cuts the file.
+func (c change) moveBack(r Record) error {
+	head, err := c.read(r.Moved, r.Kept())
+	if err != nil {
+		return err
+	}
+	r.Phase, r.Sum = PhaseUnsealing, checksum(head)
+	if err := c.intend(r); err != nil {
+		return err
+	}
+	if err := c.write(r.Size()-c.page, r.trailerPage()); err != nil {
+		return err
+	}
+	if err := c.sync(); err != nil {
+		return err
+	}
+	first := min(c.page, r.Kept())
+	if r.Kept() > first {
+		if err := c.write(first, head[first:]); err != nil {
+			return err
+		}
+	}
+	if err := c.write(0, head[:first]); err != nil {
+		return err
+	}
+	if err := c.sync(); err != nil {
+		return err
+	}
+	if err := c.compare(r, 0); err != nil {
+		return err
+	}
+	return c.restore(r)
+}
+
+// restore cuts a file whose prologue is in its place to the payload, and takes
+// the intent back.
+func (c change) restore(r Record) error {
+	if err := c.truncate(r.Payload); err != nil {
+		return err
+	}
+	if err := c.sync(); err != nil {
+		return err
+	}
+	return c.done()
+}
+
+// Scrub writes zeros over what the kernel may have paged into a sealed image:
+// the prologue behind page 0, where nothing of the image is. It makes sure that
+// no memory of a process stays in an image that is given away. f must be open
+// for writing, and not active as a swap file.
+func Scrub(f *os.File, r Record) error {
+	s := newFileStore(f)
+	if err := s.write(r.PageSize, make([]byte, r.Prologue-r.PageSize)); err != nil {
+		return err
+	}
+	return s.uncache()
+}
