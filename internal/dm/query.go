@@ -1,0 +1,132 @@
+package dm
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/internal/dm/wire"
+)
+
+const (
+	firstBuffer = 16 << 10 // enough for about 250 linear rows or 100 devices
+	linearRow   = wire.SpecSize + 32
+)
+
+// State returns the device's state and its active table, both from one request,
+// so they belong together. A device without a table gives an empty one.
+func (c *Conn) State(ref Ref) (Info, dmtable.Table, error) {
+	return c.rows(call{req: reqTable, ref: ref, flags: unix.DM_STATUS_TABLE_FLAG})
+}
+
+// Table returns the device's active table, empty when it has none.
+func (c *Conn) Table(ref Ref) (dmtable.Table, error) {
+	_, table, err := c.State(ref)
+	return table, err
+}
+
+// InactiveTable returns the table that waits for Resume, empty when there is
+// none.
+func (c *Conn) InactiveTable(ref Ref) (dmtable.Table, error) {
+	_, table, err := c.rows(call{req: reqTable, ref: ref, flags: unix.DM_STATUS_TABLE_FLAG | unix.DM_QUERY_INACTIVE_TABLE_FLAG})
+	return table, err
+}
+
+// Status returns the active table's rows with each target's status in place of
+// its arguments. It does not flush the device.
+func (c *Conn) Status(ref Ref) (dmtable.Table, error) {
+	_, table, err := c.rows(call{req: reqTable, ref: ref, flags: unix.DM_NOFLUSH_FLAG})
+	return table, err
+}
+
+func (c *Conn) rows(call call) (Info, dmtable.Table, error) {
+	h, data, err := c.read(call)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	if h.TargetCount == 0 {
+		return newInfo(h), nil, nil
+	}
+	table, err := wire.ParseTable(data, h.TargetCount)
+	if err != nil {
+		return Info{}, nil, &Error{Op: call.req.Name, Name: call.ref.String(), Err: err}
+	}
+	return newInfo(h), table, nil
+}
+
+// Deps returns the devices that the active table names, each once.
+func (c *Conn) Deps(ref Ref) ([]dmtable.Device, error) {
+	h, data, err := c.read(call{req: reqDeps, ref: ref})
+	if err != nil || len(data) == 0 || h.Flags&unix.DM_ACTIVE_PRESENT_FLAG == 0 {
+		return nil, err
+	}
+	deps, err := wire.ParseDeps(data)
+	if err != nil {
+		return nil, &Error{Op: reqDeps.Name, Name: ref.String(), Err: err}
+	}
+	return deps, nil
+}
+
+// Entry is one device of List.
+type Entry struct {
+	Name    string
+	UUID    string // empty when it has none
+	Device  dmtable.Device
+	EventNr uint32
+}
+
+// List returns all device-mapper devices of the kernel, those of other programs
+// too, sorted by name as the kernel sorts them. Kernels before 5.13 do not list
+// uuids; there they are asked for one by one, and a device that goes away
+// meanwhile is left out.
+func (c *Conn) List() ([]Entry, error) {
+	h, data, err := c.read(call{req: reqList, flags: unix.DM_UUID_FLAG})
+	if err != nil || len(data) == 0 {
+		return nil, err
+	}
+	devices, err := wire.ParseList(data, h.Version[1])
+	if err != nil {
+		return nil, &Error{Op: reqList.Name, Name: "all", Err: err}
+	}
+	entries := make([]Entry, 0, len(devices))
+	for _, d := range devices {
+		if !d.HasUUID {
+			info, err := c.Info(ByDevice(d.Device))
+			if errors.Is(err, ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			d.UUID = info.UUID
+		}
+		entries = append(entries, Entry{Name: d.Name, UUID: d.UUID, Device: d.Device, EventNr: d.EventNr})
+	}
+	return entries, nil
+}
+
+// read makes a request that returns data, with a larger buffer as long as the
+// kernel says that it is full. A table's rows are counted in the first reply, so
+// linear tables of any size take two calls at most.
+func (c *Conn) read(call call) (wire.Header, []byte, error) {
+	for size := firstBuffer; ; {
+		buf := make([]byte, size)
+		h, err := c.do(call, buf)
+		if err != nil {
+			return h, nil, err
+		}
+		if h.Flags&unix.DM_BUFFER_FULL_FLAG == 0 {
+			data, err := h.Data(buf)
+			if err != nil {
+				return h, nil, &Error{Op: call.req.Name, Name: call.ref.String(), Err: err}
+			}
+			return h, data, nil
+		}
+		if size == wire.MaxBuffer {
+			return h, nil, &Error{Op: call.req.Name, Name: call.ref.String(), Err: fmt.Errorf("reply needs more than %d bytes", size)}
+		}
+		size = min(max(2*size, wire.HeaderSize+(int(h.TargetCount)+1)*linearRow), wire.MaxBuffer)
+	}
+}
