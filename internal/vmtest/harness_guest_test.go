@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMain(m *testing.M) { Main(m) }
@@ -128,7 +129,7 @@ func TestLeftoversAreSeen(t *testing.T) {
 	if err := sleeper.Start(); err != nil {
 		t.Fatal(err)
 	}
-	left := strings.Join(leftovers(before), "\n")
+	left := strings.Join(leftovers(before, 0), "\n")
 	for _, want := range []string{"device-mapper device left", "loop device " + filepath.Base(loop), "sleep 1000"} {
 		if !strings.Contains(left, want) {
 			t.Errorf("%q not seen in\n%s", want, left)
@@ -140,7 +141,7 @@ func TestLeftoversAreSeen(t *testing.T) {
 	sleeper.Wait()
 	Must(t, "losetup", "-d", loop)
 	Must(t, "dmsetup", "remove", "left")
-	if left := leftovers(before); len(left) > 0 {
+	if left := leftovers(before, time.Second); len(left) > 0 {
 		t.Errorf("still seen after removal: %q", left)
 	}
 }

@@ -18,7 +18,7 @@ func Main(m *testing.M) {
 	}
 	before := survey()
 	code := m.Run()
-	if left := leftovers(before); len(left) > 0 {
+	if left := leftovers(before, 2*time.Second); len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "FAIL: the tests left behind:\n  %s\n", strings.Join(left, "\n  "))
 		code = 1
 	}
@@ -26,23 +26,21 @@ func Main(m *testing.M) {
 }
 
 // leftovers returns what is there and was not before. Removal of a device ends
-// a moment after the call that asked for it, so it looks again for a while.
-func leftovers(before map[string]bool) []string {
-	var left []string
-	for range 20 {
-		left = nil
+// a moment after the call that asked for it, so it looks again until patience
+// is over.
+func leftovers(before map[string]bool, patience time.Duration) []string {
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		var left []string
 		for thing := range survey() {
 			if !before[thing] {
 				left = append(left, thing)
 			}
 		}
-		if len(left) == 0 {
-			return nil
+		if len(left) == 0 || time.Now().After(end) {
+			slices.Sort(left)
+			return left
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
-	slices.Sort(left)
-	return left
 }
 
 // survey names everything that tests could leave: devices, mounts, swap files,

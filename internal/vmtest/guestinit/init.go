@@ -57,10 +57,17 @@ func run(jobFile string) (control io.Writer, err error) {
 	}
 	report(control, vm.Report{Kind: "ready", Text: release})
 	env := environment(job, release)
+	stdout, stderr := ch[0], ch[1]
+	if job.Transcript {
+		stderr = stdout
+	}
 	for i, c := range job.Commands {
-		code, err := runCommand(c, env, ch[0], ch[1])
+		if job.Transcript {
+			fmt.Fprint(stdout, vm.CommandMark(i))
+		}
+		code, err := runCommand(c, env, stdout, stderr)
 		if err != nil {
-			fmt.Fprintln(ch[1], "guest:", err)
+			fmt.Fprintln(stderr, "guest:", err)
 		}
 		report(control, vm.Report{Kind: "exit", Command: i, Code: code})
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,8 +28,21 @@ type Config struct {
 	AllowWarn  bool          // a fault in the kernel log is no failure
 	Env        []string      // for the commands
 	Commands   []Command
+	Transcript bool // see Job
 	Stdout     io.Writer
 	Stderr     io.Writer
+}
+
+// Default is the guest that most tests want.
+func Default(kernel string) Config {
+	c := Config{
+		Kernel: kernel, Disks: 2, DiskSize: 2 << 30, SectorSize: 512,
+		MemoryMiB: 2048, CPUs: 2, Accel: "tcg,thread=multi", Timeout: 10 * time.Minute,
+	}
+	if kernel == KernelUML {
+		c.CPUs = 1
+	}
+	return c
 }
 
 // A Result is what a guest that ended in order has reported.
@@ -80,7 +94,7 @@ func prepare(c Config, dir string) (argv, env []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	job := Job{Kernel: c.Kernel, Env: c.Env, Commands: c.Commands}
+	job := Job{Kernel: c.Kernel, Env: c.Env, Commands: c.Commands, Transcript: c.Transcript}
 	if c.Kernel == KernelUML {
 		if job.Modules, err = umlModules(); err != nil {
 			return nil, nil, err
@@ -127,6 +141,9 @@ func makeDisk(path string, size int64) error {
 
 // boot starts the guest and waits for its end.
 func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result, error) {
+	// The kernel ends a guest with the thread that started it (Pdeathsig).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	log, err := os.OpenFile(kernelLog(dir), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)

@@ -39,7 +39,15 @@ type Job struct {
 	Disks    []string  `json:"disks"`   // device paths in the guest
 	Env      []string  `json:"env"`     // further environment of the commands
 	Commands []Command `json:"commands"`
+
+	// Transcript puts both outputs of all commands on standard output, in
+	// order, with a CommandMark before each.
+	Transcript bool `json:"transcript"`
 }
+
+// CommandMark is the line in a transcript that begins command number i. Its
+// first character is the one that keeps test output and test events apart.
+func CommandMark(i int) string { return fmt.Sprintf("\n\x16=== COMMAND %d\n", i) }
 
 // A Report is one line on the control channel.
 type Report struct {

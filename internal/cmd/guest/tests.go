@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"dmloop/internal/vmtest/suite"
+	"dmloop/internal/vmtest/vm"
+)
+
+// runTests runs this module's tests and ends with a line of counts.
+func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
+	o := suite.Options{Out: stdout}
+	fs := flag.NewFlagSet("guest test", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	kernels := fs.String("kernel", strings.Join(vm.Kernels, ","), "`names` of the kernels with commas between; empty for none")
+	fs.StringVar(&o.Pattern, "run", "", "only tests that match, as go test -run")
+	fs.BoolVar(&o.Unit, "unit", false, "also run the tests that need no guest")
+	fs.IntVar(&o.Jobs, "jobs", 2, "guests at a time")
+	fs.DurationVar(&o.Timeout, "timeout", 30*time.Minute, "kill a guest after this time")
+	fs.BoolVar(&o.Verbose, "v", false, "show all that the tests print")
+	if err := fs.Parse(args); err != nil {
+		return exitUsage, err
+	}
+	o.Kernels = strings.FieldsFunc(*kernels, func(r rune) bool { return r == ',' })
+	if o.Packages = fs.Args(); len(o.Packages) == 0 {
+		o.Packages = []string{"./..."}
+	}
+	counts, err := suite.Run(ctx, o)
+	if err != nil {
+		return exitFailed, err
+	}
+	for _, failure := range counts.Failures {
+		fmt.Fprintf(stdout, "\nFAILED %s\n", failure)
+	}
+	fmt.Fprintf(stdout, "dmloop: %d passed, %d failed\n", counts.Passed, len(counts.Failures))
+	if len(counts.Failures) > 0 {
+		return exitFailed, nil
+	}
+	return 0, nil
+}

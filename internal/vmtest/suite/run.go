@@ -1,0 +1,196 @@
+package suite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"dmloop/internal/vmtest/vm"
+)
+
+// Options say what to run and where.
+type Options struct {
+	Packages []string      // patterns as for go list
+	Pattern  string        // as go test -run
+	Unit     bool          // also the tests that need no guest, with the race detector
+	Kernels  []string      // empty: no guest tests
+	Jobs     int           // guests at a time
+	Timeout  time.Duration // of each guest
+	Verbose  bool          // stream what the tests print
+	Out      io.Writer
+}
+
+// Run runs everything and returns the counts. An error means that the tests
+// could not be run at all.
+func Run(ctx context.Context, o Options) (Counts, error) {
+	o.Out = &syncWriter{w: o.Out}
+	var total Counts
+	if o.Unit {
+		c, err := unit(ctx, o)
+		if err != nil {
+			return total, err
+		}
+		total.Add(c)
+	}
+	if len(o.Kernels) == 0 {
+		return total, nil
+	}
+	packages, err := discover(o.Packages)
+	if err != nil {
+		return total, err
+	}
+	bins, err := os.MkdirTemp("", "dmloop-tests-")
+	if err != nil {
+		return total, err
+	}
+	defer os.RemoveAll(bins)
+	for _, pkg := range packages {
+		if err := compile(ctx, pkg, bins); err != nil {
+			return total, err
+		}
+	}
+	for _, kernel := range o.Kernels { // before the clock of any guest runs
+		if err := vm.Fetch(kernel); err != nil {
+			return total, err
+		}
+	}
+	c, err := guests(ctx, o, packages, bins)
+	total.Add(c)
+	return total, err
+}
+
+// unit runs the tests that need no guest.
+func unit(ctx context.Context, o Options) (Counts, error) {
+	start := time.Now()
+	args := slices.Concat([]string{"test", "-json", "-race", "-count=1", "-run=" + o.Pattern}, o.Packages)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1") // the race detector wants it
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	runErr := cmd.Run()
+	c, seen, err := count("unit", &out)
+	switch {
+	case err != nil:
+		return c, err
+	case runErr != nil && len(c.Failures) == 0:
+		return c, fmt.Errorf("go test: %w\n%s", runErr, errOut.String())
+	case len(seen) == 0 && o.Pattern == "":
+		return c, errors.New("no unit tests ran")
+	}
+	fmt.Fprintf(o.Out, "unit: %d passed, %d failed (%.0f s)\n", c.Passed, len(c.Failures), time.Since(start).Seconds())
+	return c, nil
+}
+
+func binary(bins string, pkg guestPackage) string {
+	return filepath.Join(bins, strings.ReplaceAll(pkg.Path, "/", "-")+".test")
+}
+
+// compile builds a package's test binary; the guest has no compiler's time.
+func compile(ctx context.Context, pkg guestPackage, bins string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags="+buildTag, "-o", binary(bins, pkg), pkg.Path)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go test -c %s: %w\n%s", pkg.Path, err, out)
+	}
+	return nil
+}
+
+// guests runs the packages with each kernel, some guests at a time.
+func guests(ctx context.Context, o Options, packages []guestPackage, bins string) (Counts, error) {
+	type outcome struct {
+		counts Counts
+		err    error
+	}
+	outcomes := make(chan outcome)
+	slots := make(chan struct{}, max(1, o.Jobs))
+	for _, kernel := range o.Kernels {
+		go func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			c, err := oneGuest(ctx, o, kernel, packages, bins)
+			outcomes <- outcome{c, err}
+		}()
+	}
+	var total Counts
+	var errs []error
+	for range o.Kernels {
+		got := <-outcomes
+		total.Add(got.counts)
+		errs = append(errs, got.err)
+	}
+	return total, errors.Join(errs...)
+}
+
+// oneGuest boots kernel once and runs all packages in it.
+func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPackage, bins string) (Counts, error) {
+	chosen, err := choose(packages, kernel, o.Pattern)
+	if err != nil {
+		return Counts{}, err
+	}
+	if len(chosen) == 0 {
+		return Counts{}, fmt.Errorf("%s: no guest test matches %q", kernel, o.Pattern)
+	}
+	cfg := vm.Default(kernel)
+	cfg.Timeout, cfg.Transcript = o.Timeout, true
+	for _, pkg := range chosen {
+		cfg.Commands = append(cfg.Commands, vm.Command{
+			Args: []string{binary(bins, pkg), "-test.v=test2json", "-test.paniconexit0",
+				"-test.timeout=" + o.Timeout.String(), "-test.run=" + runPattern(pkg.Tests, o.Pattern)},
+			Dir: pkg.Dir,
+		})
+	}
+	var transcript bytes.Buffer
+	cfg.Stdout = io.MultiWriter(&transcript, &progress{label: kernel, out: o.Out, all: o.Verbose})
+	cfg.Stderr = io.Discard // a transcript has both outputs in it
+	res, guestErr := vm.Run(ctx, cfg)
+	c, err := judge(kernel, chosen, transcript.Bytes(), res.Codes)
+	if err != nil {
+		return c, err
+	}
+	if guestErr != nil {
+		c.fail(kernel, guestErr.Error())
+	}
+	fmt.Fprintf(o.Out, "%s (%s): %d passed, %d failed (boot %.1f s, all %.0f s)\n",
+		kernel, res.Release, c.Passed, len(c.Failures), res.Boot.Seconds(), res.Total.Seconds())
+	return c, nil
+}
+
+// judge counts what a guest's transcript and exit codes say about the tests
+// that were asked for.
+func judge(kernel string, packages []guestPackage, transcript []byte, codes []int) (Counts, error) {
+	var total Counts
+	for i, pkg := range packages {
+		_, part, _ := bytes.Cut(transcript, []byte(vm.CommandMark(i)))
+		part, _, _ = bytes.Cut(part, []byte(vm.CommandMark(i+1)))
+		events, err := toEvents(pkg.Path, part)
+		if err != nil {
+			return total, err
+		}
+		c, seen, err := count(kernel, events)
+		if err != nil {
+			return total, err
+		}
+		for _, name := range pkg.Tests {
+			if !seen[name] {
+				c.fail(kernel+": "+pkg.Path+" "+name+": no result", "")
+			}
+		}
+		switch {
+		case len(c.Failures) > 0:
+		case i >= len(codes):
+			c.fail(kernel+": "+pkg.Path+": no exit code", string(part))
+		case codes[i] != 0:
+			c.fail(fmt.Sprintf("%s: %s: exit code %d", kernel, pkg.Path, codes[i]), string(part))
+		}
+		total.Add(c)
+	}
+	return total, nil
+}
