@@ -8,8 +8,8 @@ import (
 
 // Content rearranges the layout of a sealed file into the layout of what its
 // device shows, Payload bytes: the prologue from the moved pages, then the rest
-// from its own place. It is pure. It returns an error when the layout does not
-// cover the file or is of another size than the record says.
+// from its own place. The last row is marked as the last. It returns an error when the layout
+// does not cover these bytes, or is of another size than the record says.
 func Content(l extents.Layout, r Record) (extents.Layout, error) {
 	if l.Size != r.Size() {
 		return extents.Layout{}, fmt.Errorf("the layout is of %d bytes, the sealed image has %d", l.Size, r.Size())
@@ -28,6 +28,10 @@ func Content(l extents.Layout, r Record) (extents.Layout, error) {
 		return extents.Layout{}, err
 	}
 	out.Extents = append(out.Extents, tail...)
+	for i := range out.Extents {
+		out.Extents[i].Flags &^= extents.FlagLast
+	}
+	out.Extents[len(out.Extents)-1].Flags |= extents.FlagLast
 	return out, nil
 }
 
