@@ -15,6 +15,9 @@ import (
 // turns into more when it happens again and again.
 func Check(want Expected, got Observed) []Finding {
 	var c checker
+	if got.Stuck != nil {
+		c.add(Unreadable, Different, "the state of the image cannot be read: %v", got.Stuck)
+	}
 	if got.Identity.ok() {
 		c.identity(want.Identity, got.Identity.Value)
 	}

@@ -74,8 +74,17 @@ func Read[T any](value T, err error) Reading[T] {
 // ok reports whether there is a value.
 func (r Reading[T]) ok() bool { return r.Done && r.Err == nil }
 
+// Stamp changes with most of what happens to a file, though not with what matters
+// most: block movers leave it alone. It is compared with the last one only.
+type Stamp struct {
+	Changed, Modified int64 // nanoseconds since 1970
+	Blocks            uint64
+}
+
 // Observed is the same state, read again.
 type Observed struct {
+	Stamp    Stamp
+	Stuck    error // the reading as a whole did not come back
 	Identity Reading[Identity]
 	Pins     Reading[Pins]
 	Openers  Reading[Openers]

@@ -33,7 +33,7 @@ func (t *Tally) Next(got Observed, findings []Finding) []Finding {
 	}
 	var out []Finding
 	for _, f := range findings {
-		if f.Kind == Unreadable || f.Kind == Opened && f.Severity == Weak && t.readers <= tolerated {
+		if f.Kind == Unreadable && f.Severity == Note || f.Kind == Opened && f.Severity == Weak && t.readers <= tolerated {
 			continue
 		}
 		out = append(out, f)

@@ -1,0 +1,72 @@
+package guard
+
+import (
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Pace says how often a mapping is checked when no hint comes.
+//
+// Every Tick the cheap part is read: identity, size, times, flags, pins, who else
+// has the image open, the host device's table, the state of our own device. The
+// whole layout and our own table are read at every hint; at every tick while the
+// cheap part differs from the last one, could not be read, or shows that somebody
+// else has the image open (who moves blocks needs a descriptor, but for the file system itself);
+// and otherwise at an interval of at least Tick and at most Bound, chosen so that
+// the readings of all mappings together take Share of one processor.
+type Pace struct {
+	Tick  time.Duration
+	Bound time.Duration
+	Share float64
+}
+
+// DefaultPace is what the guard runs with.
+var DefaultPace = Pace{Tick: 2 * time.Second, Bound: 30 * time.Second, Share: 0.002}
+
+// hurry is the time between checks while something is about to happen: a part that
+// could not be read, a host device with a table waiting, a tear-down that failed.
+const hurry = 100 * time.Millisecond
+
+// jittered returns d, up to a tenth longer or shorter, so that the mappings' checks
+// spread out.
+func jittered(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+}
+
+// Budget shares the time that full readings may take among all mappings.
+type Budget struct {
+	pace  Pace
+	mu    sync.Mutex
+	costs map[string]time.Duration
+	sum   time.Duration
+}
+
+// NewBudget returns a budget for mappings that are checked at the given pace.
+func NewBudget(p Pace) *Budget { return &Budget{pace: p, costs: map[string]time.Duration{}} }
+
+// Spent records what the last full reading of a mapping took.
+func (b *Budget) Spent(name string, cost time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum += cost - b.costs[name]
+	b.costs[name] = cost
+}
+
+// Forget takes a mapping out of the budget.
+func (b *Budget) Forget(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum -= b.costs[name]
+	delete(b.costs, name)
+}
+
+// Interval returns the time between two full readings of each mapping.
+func (b *Budget) Interval() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pace.Share <= 0 {
+		return b.pace.Bound
+	}
+	return min(max(time.Duration(float64(b.sum)/b.pace.Share), b.pace.Tick), max(b.pace.Bound, b.pace.Tick))
+}

@@ -1,0 +1,281 @@
+package guard
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// World reads the state of one mapping again. It changes nothing.
+type World interface {
+	// Quick reads everything but the layout and the own table, device-mapper first.
+	// It leaves the image alone while the host device is suspended, since a file
+	// system on it may make readers wait.
+	Quick(ctx context.Context) Observed
+	// Full adds the layout and the own table to what Quick returned.
+	Full(ctx context.Context, quick Observed) Observed
+}
+
+// Actions is all that a Watch does to a mapping.
+type Actions interface {
+	// Act makes the mapping give I/O errors, or suspends it, at once.
+	Act(ctx context.Context, how Policy, reason string) error
+	// Restore sets pins again that were lost.
+	Restore(ctx context.Context, pins []string) error
+	// Report is called after the first check and whenever the decision or the kinds
+	// of findings changed. It must not wait for anything.
+	Report(Report)
+}
+
+// Report is the outcome of a check.
+type Report struct {
+	Decision Decision
+	Findings []Finding
+	Grade    string // as in force; the recorded one while it cannot be read
+	Time     time.Time
+	LastFull time.Time
+	Checks   uint64
+	Fulls    uint64
+	Cost     time.Duration // of the last full reading
+	Interval time.Duration // between full readings, when nothing hints at a change
+	ActError string        // why the decision could not be carried out
+}
+
+// StuckAfter is how long a reading may take before the mapping counts as
+// unreadable: a file system that answers nothing cannot be verified.
+const StuckAfter = time.Minute
+
+// Watch checks one mapping again and again until it is found different.
+type Watch struct {
+	want   Expected
+	world  World
+	act    Actions
+	budget *Budget
+	tally  Tally
+	stamp  Stamp
+	last   atomic.Pointer[Report]
+
+	hints    chan string
+	requests chan chan Report
+
+	stuckAfter time.Duration
+	late       chan Observed // gives a result when the reading that was stuck comes back
+	owed       bool          // a hint came too soon after a full reading
+}
+
+// NewWatch returns a watch that has not begun.
+func NewWatch(want Expected, world World, act Actions, budget *Budget) *Watch {
+	w := &Watch{
+		want: want, world: world, act: act, budget: budget,
+		hints: make(chan string, 1), requests: make(chan chan Report), stuckAfter: StuckAfter,
+	}
+	w.last.Store(&Report{Grade: want.Pins.Grade, Decision: Decision{State: Healthy}})
+	return w
+}
+
+// Hint asks for a full check soon. It never waits; hints that come faster than
+// checks are one.
+func (w *Watch) Hint(why string) {
+	select {
+	case w.hints <- why:
+	default:
+	}
+}
+
+// Last returns the report of the last check.
+func (w *Watch) Last() Report { return *w.last.Load() }
+
+// Check asks the running watch for a full check and waits for its report. The
+// report of a mapping that was torn down stays the one that says why.
+func (w *Watch) Check(ctx context.Context) (Report, error) {
+	answer := make(chan Report, 1)
+	select {
+	case w.requests <- answer:
+	case <-ctx.Done():
+		return w.Last(), ctx.Err()
+	}
+	select {
+	case r := <-answer:
+		return r, nil
+	case <-ctx.Done():
+		return w.Last(), ctx.Err()
+	}
+}
+
+// First makes one full check and carries out what follows from it. It comes
+// before Run.
+func (w *Watch) First(ctx context.Context) Report { return w.check(ctx, now) }
+
+// Run checks at every hint and at every tick until ctx ends. It leaves the
+// mapping as it is.
+func (w *Watch) Run(ctx context.Context) {
+	timer := time.NewTimer(jittered(w.budget.pace.Tick))
+	defer timer.Stop()
+	for {
+		var answers []chan Report
+		when := ifDue
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.hints:
+			when = soon
+		case answer := <-w.requests:
+			when = now
+			answers = append(answers, answer)
+		case <-timer.C:
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		report := w.Last()
+		if !settled(report) {
+			report = w.check(ctx, when)
+		}
+		for _, a := range answers {
+			a <- report
+		}
+		timer.Reset(w.pause(report))
+	}
+}
+
+// breather is the number of times a full reading's own duration that pass between
+// two of them, however many hints come.
+const breather = 4
+
+// urgency says when the layout is to be read.
+type urgency int
+
+const (
+	ifDue urgency = iota
+	soon          // at a hint: as soon as the last reading is long enough ago
+	now           // somebody waits for the answer
+)
+
+// settled reports whether there is nothing left to find out: the mapping gives
+// errors, waits, or is gone.
+func settled(r Report) bool {
+	return (r.Decision.State == Failed || r.Decision.State == Suspended) && r.ActError == ""
+}
+
+// pause returns the time until the next check.
+func (w *Watch) pause(r Report) time.Duration {
+	if settled(r) {
+		return time.Hour
+	}
+	hasty := r.ActError != "" && r.Decision.Act != "" || r.ActError == "" && len(r.Decision.Restore) > 0
+	for _, f := range r.Findings {
+		if f.Kind == BaseWaiting || f.Kind == OwnWaiting {
+			hasty = true
+		}
+	}
+	switch {
+	case hasty:
+		return hurry
+	case w.owed:
+		return min(max(breather*r.Cost, time.Millisecond), w.budget.pace.Tick)
+	case w.tally.Waiting():
+		return min(jittered(w.budget.pace.Tick), time.Second)
+	}
+	return jittered(w.budget.pace.Tick)
+}
+
+// check reads, compares, decides and acts.
+func (w *Watch) check(ctx context.Context, full urgency) Report {
+	before := w.Last()
+	r := Report{Grade: before.Grade, LastFull: before.LastFull, Cost: before.Cost, Checks: before.Checks + 1, Fulls: before.Fulls}
+	got := w.read(ctx, w.world.Quick)
+	findings := Check(w.want, got)
+	w.owed = full >= soon || w.owed || w.due(got, before)
+	rested := time.Since(before.LastFull) >= breather*before.Cost
+	if Worst(findings) < Different && (full == now || w.owed && rested) {
+		w.owed = false
+		start := time.Now()
+		got = w.read(ctx, func(ctx context.Context) Observed { return w.world.Full(ctx, got) })
+		findings = Check(w.want, got)
+		r.Cost, r.LastFull, r.Fulls = time.Since(start), time.Now(), r.Fulls+1
+		w.budget.Spent(w.want.Name, r.Cost)
+	}
+	if ctx.Err() != nil {
+		return before // stopped in the middle: what was read is not to be judged
+	}
+	w.stamp = got.Stamp
+	if got.Pins.ok() {
+		r.Grade = got.Pins.Value.Grade
+	}
+	r.Findings = w.tally.Next(got, findings)
+	r.Decision = Decide(r.Findings, w.want.Policy)
+	w.carryOut(ctx, &r)
+	r.Time, r.Interval = time.Now(), w.budget.Interval()
+	w.last.Store(&r)
+	if before.Checks == 0 || changed(before, r) {
+		w.act.Report(r)
+	}
+	return r
+}
+
+// due reports whether the layout is to be read although no hint came.
+func (w *Watch) due(got Observed, before Report) bool {
+	return got.Stamp != w.stamp || w.tally.Waiting() ||
+		got.Openers.ok() && got.Openers.Value != Alone ||
+		time.Since(before.LastFull) >= w.budget.Interval()
+}
+
+// carryOut does what was decided.
+func (w *Watch) carryOut(ctx context.Context, r *Report) {
+	var err error
+	switch {
+	case r.Decision.Act != "":
+		if err = w.act.Act(ctx, r.Decision.Act, r.Decision.Reason); err != nil {
+			r.Decision.State = Stale
+		}
+	case len(r.Decision.Restore) > 0:
+		err = w.act.Restore(ctx, r.Decision.Restore)
+	}
+	if err != nil {
+		r.ActError = err.Error()
+	}
+}
+
+// changed reports whether b is news after a.
+func changed(a, b Report) bool {
+	if a.Decision.State != b.Decision.State || a.ActError != b.ActError || a.Grade != b.Grade || len(a.Findings) != len(b.Findings) {
+		return true
+	}
+	for i := range a.Findings {
+		if a.Findings[i].Kind != b.Findings[i].Kind || a.Findings[i].Severity != b.Findings[i].Severity {
+			return true
+		}
+	}
+	return false
+}
+
+// read runs one reading, which a stuck file system may never let return. It does
+// not start another one before the last has come back.
+func (w *Watch) read(ctx context.Context, reading func(context.Context) Observed) Observed {
+	limit := time.NewTimer(w.stuckAfter)
+	defer limit.Stop()
+	if w.late != nil { // what it read is old: wait for its end only
+		select {
+		case <-w.late:
+			w.late = nil
+		case <-ctx.Done():
+			return Observed{}
+		case <-limit.C:
+			return w.stuck()
+		}
+	}
+	result := make(chan Observed, 1)
+	go func() { result <- reading(ctx) }()
+	select {
+	case got := <-result:
+		return got
+	case <-limit.C:
+		w.late = result
+		return w.stuck()
+	}
+}
+
+func (w *Watch) stuck() Observed {
+	return Observed{Stuck: fmt.Errorf("a reading did not come back within %s", w.stuckAfter)}
+}
