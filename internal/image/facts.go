@@ -105,12 +105,12 @@ func (i *Image) Facts() (Facts, error) {
 // from all have.
 func (i *Image) readAttributes(facts *Facts) error {
 	flags, err := i.getWord(getFlags)
-	if err != nil && (facts.kind() != "" || !unsupported(err)) {
+	if err != nil && (facts.Kind() != "" || !unsupported(err)) {
 		return err
 	}
 	facts.InodeFlags = flags
 	xattr, err := i.getFSXattr()
-	if err != nil && (facts.kind() != "" || !unsupported(err)) {
+	if err != nil && (facts.Kind() != "" || !unsupported(err)) {
 		return err
 	}
 	facts.XFlags = xattr.Xflags
@@ -120,7 +120,7 @@ func (i *Image) readAttributes(facts *Facts) error {
 // readSpecific asks what only this kind of file system answers.
 func (i *Image) readSpecific(facts *Facts) error {
 	var err error
-	switch facts.kind() {
+	switch facts.Kind() {
 	case "ext4":
 		facts.Devices.Count = 1
 		facts.DataJournal, err = ext4DataJournal(*facts)
@@ -137,9 +137,9 @@ func (i *Image) readSpecific(facts *Facts) error {
 	return err
 }
 
-// kind returns the type of a file system whose rules dmloop knows, or "". The type
+// Kind returns the type of a file system whose rules dmloop knows, or "". The type
 // that the mount names must agree with what the file itself says.
-func (f Facts) kind() string {
+func (f Facts) Kind() string {
 	known := map[string]uint32{
 		"ext4":  unix.EXT4_SUPER_MAGIC,
 		"xfs":   unix.XFS_SUPER_MAGIC,

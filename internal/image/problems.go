@@ -17,10 +17,10 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	add := func(rule extents.Rule, hint, format string, args ...any) {
 		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Hint: hint})
 	}
-	switch {
-	case f.Size == 0:
+	if f.Size == 0 || length == 0 {
 		add(extents.Empty, "make one with: dmloop create IMAGE SIZE", "the file is empty")
-	case offset%f.block() != 0 || length%f.block() != 0:
+	}
+	if offset%f.block() != 0 || length%f.block() != 0 {
 		problems = append(problems, f.unaligned(offset, length))
 	}
 	if reason, hint := f.unsupportedReason(); reason != "" {
@@ -42,7 +42,7 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 		add(extents.ActiveSwap, "run where all active swap files are visible, or switch them off with swapoff",
 			"cannot tell whether the file is swap space in use, because these swap files are not visible here: %s", strings.Join(f.Swap.Unknown, ", "))
 	}
-	if f.kind() == "ext4" && f.InodeFlags&flagExtents == 0 {
+	if f.Kind() == "ext4" && f.InodeFlags&flagExtents == 0 {
 		add(extents.Indirect, "run: chattr +e IMAGE", "ext4 keeps the file in indirect blocks instead of extents")
 	}
 	return problems
@@ -78,7 +78,7 @@ func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string
 // hint, or "". This is the one list of file systems that can.
 func (f Facts) unsupportedReason() (reason, hint string) {
 	const move = "move the image to ext4, xfs or f2fs"
-	switch kind := f.kind(); {
+	switch kind := f.Kind(); {
 	case kind == "btrfs":
 		return "btrfs moves blocks and gives addresses of its own, so an image there must be sealed, which this version cannot do", move
 	case kind == "":

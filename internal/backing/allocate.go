@@ -1,0 +1,114 @@
+package backing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// stalledTries and stalledPause bound the wait for f2fs, whose fallocate on a pinned
+	// file gives EAGAIN while garbage is collected for it (fs/f2fs/file.c, 5.x to 7.3).
+	stalledTries = 20
+	stalledPause = 100 * time.Millisecond
+	// zeroStep is how much the disk is told to zero in one call, so that progress
+	// shows and Ctrl-C works; a multiple of every block size.
+	zeroStep = 1 << 30
+)
+
+// allocate gives s blocks, as unwritten extents where the file system has those. It
+// does not change what the file reads as, and makes the file longer if s does.
+func allocate(ctx context.Context, f *os.File, s stretch) error {
+	size := int64(-1)
+	for tries := 0; ; tries++ {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		err := unix.Fallocate(int(f.Fd()), 0, int64(s.offset), int64(s.length))
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EAGAIN):
+			return fallocateError(f, s, err)
+		}
+		info, statErr := f.Stat()
+		if statErr != nil {
+			return statErr
+		}
+		if info.Size() > size {
+			size, tries = info.Size(), 0 // EAGAIN after partial growth is progress
+		}
+		if tries == stalledTries {
+			return fallocateError(f, s, err)
+		}
+		time.Sleep(stalledPause)
+	}
+}
+
+func fallocateError(f *os.File, s stretch, err error) error {
+	return &fs.PathError{Op: fmt.Sprintf("fallocate %d bytes at %d", s.length, s.offset), Path: f.Name(), Err: err}
+}
+
+// zeroByDisk makes the disk itself write zeros (FALLOC_FL_WRITE_ZEROES: ext4 since
+// 6.17, xfs since 7.x, and only on disks that have a command for it), which leaves
+// written extents. It returns what it could not do here, empty when all is done.
+func zeroByDisk(ctx context.Context, f *os.File, s stretch, guard func() error, tick func(extents.Bytes)) (stretch, error) {
+	for s.length > 0 {
+		if err := errors.Join(context.Cause(ctx), guard()); err != nil {
+			return s, err
+		}
+		step := min(s.length, zeroStep)
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_WRITE_ZEROES, int64(s.offset), int64(step))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+			return s, nil
+		case err != nil:
+			return s, fallocateError(f, s, err)
+		}
+		tick(step)
+		s = stretch{s.offset + step, s.length - step}
+	}
+	return s, nil
+}
+
+// available returns how many bytes the file system of f has left for the caller.
+func available(f *os.File) (extents.Bytes, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return 0, &fs.PathError{Op: "fstatfs", Path: f.Name(), Err: err}
+	}
+	return extents.Bytes(st.Bavail) * extents.Bytes(st.Frsize), nil
+}
+
+// spaceFor returns a *NoSpaceError when there are not needed bytes left. It is a
+// check beforehand: the allocation itself may still fail.
+func spaceFor(f *os.File, path string, needed extents.Bytes) error {
+	left, err := available(f)
+	if err != nil {
+		return err
+	}
+	if needed > left {
+		return &NoSpaceError{Path: path, Needed: needed, Available: left}
+	}
+	return nil
+}
+
+// noSpace turns ENOSPC into a *NoSpaceError and leaves other errors alone.
+func noSpace(f *os.File, path string, needed extents.Bytes, err error) error {
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	left, _ := available(f)
+	return &NoSpaceError{Path: path, Needed: needed, Available: left}
+}

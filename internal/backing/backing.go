@@ -1,0 +1,54 @@
+// Package backing makes image files and repairs them, so that every byte has a
+// written block of its own. It is the only package that writes to the data of the
+// user's file, and whatever it writes, the content stays what it was.
+package backing
+
+import (
+	"errors"
+	"fmt"
+
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options are the same for all operations; the zero value is good.
+type Options struct {
+	// Progress, if set, is told how many bytes of how many are done. It is called
+	// by one goroutine at a time, from 0 on, never with less than before, and with done equal to
+	// total at the end. total may grow when a second round is needed.
+	Progress func(done, total extents.Bytes)
+}
+
+// ErrImmutable says that the file has the immutable attribute, so nothing can
+// write to it.
+var ErrImmutable = errors.New("the file is immutable (chattr +i)")
+
+// NoSpaceError says that the file system has or had too little free space. It
+// unwraps to ENOSPC.
+type NoSpaceError struct {
+	Path      string
+	Needed    extents.Bytes // what the work takes
+	Available extents.Bytes // what the file system has left for the caller
+}
+
+func (e *NoSpaceError) Error() string {
+	return fmt.Sprintf("%s: not enough space: %d bytes needed, %d available", e.Path, e.Needed, e.Available)
+}
+
+// Unwrap returns ENOSPC.
+func (e *NoSpaceError) Unwrap() error { return unix.ENOSPC }
+
+// ProblemsError says that a file breaks rules that cannot be repaired here.
+type ProblemsError struct {
+	Path     string
+	Problems []extents.Problem // at least one
+}
+
+func (e *ProblemsError) Error() string {
+	text := fmt.Sprintf("%s: %v", e.Path, e.Problems[0])
+	if more := len(e.Problems) - 1; more > 0 {
+		text += fmt.Sprintf(", and %d more problems", more)
+	}
+	return text
+}

@@ -1,0 +1,127 @@
+package backing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"dmloop/extents"
+	"dmloop/internal/image"
+
+	"golang.org/x/sys/unix"
+)
+
+// Report is what a repair did, in bytes of the file by the reason for it.
+type Report struct {
+	Holes     extents.Bytes `json:"holes"`     // given blocks and zeroed
+	Unwritten extents.Bytes `json:"unwritten"` // zeroed
+	Shared    extents.Bytes `json:"shared"`    // given blocks of their own
+	Encoded   extents.Bytes `json:"encoded"`   // written again, uncompressed
+	Rounds    int           `json:"rounds"`    // 0 when there was nothing to do
+}
+
+func (r *Report) add(o Report) {
+	r.Holes += o.Holes
+	r.Unwritten += o.Unwritten
+	r.Shared += o.Shared
+	r.Encoded += o.Encoded
+}
+
+// Provision makes the file mappable as far as writing to it can: holes and unwritten
+// extents become zeros on the disk, shared and compressed ones get plain blocks of their own. Its
+// content, size and name stay what they are, and whenever the work is cut off, by the context, a
+// signal or a power failure, the file still reads the same; the next call goes on.
+//
+// It holds a write lease all the time and stops with a *image.ProblemError of the
+// rule open-elsewhere as soon as anybody else wants to open the file. Further errors: *NoSpaceError, checked
+// beforehand; *ProblemsError for what cannot be repaired, checked before anything is written where
+// that can be known; ErrImmutable; those of image.Open and image.ProveSoleOpener.
+func Provision(ctx context.Context, path string, opts Options) (report Report, err error) {
+	img, err := openForWriting(path)
+	if err != nil {
+		return Report{}, err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	facts, err := img.Facts()
+	if err != nil {
+		return Report{}, err
+	}
+	if problems := hopeless(facts, facts.Size, extents.Compressed); len(problems) > 0 {
+		return Report{}, &ProblemsError{Path: path, Problems: problems}
+	}
+	release, err := image.ProveSoleOpener(img.File())
+	if err != nil {
+		return Report{}, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	if err := setFlags(img.File(), facts.InodeFlags&^flagCompress); err != nil && !errors.Is(err, unix.EINVAL) {
+		return Report{}, err // EINVAL: f2fs does not let go of a file that has blocks; verify reports it
+	}
+	r := repairer{file: img.File(), path: path, guard: leaseGuard(img.File(), path), meter: &meter{show: opts.Progress}}
+	report, err = r.run(ctx)
+	if err != nil {
+		return report, err
+	}
+	return report, verify(img, path)
+}
+
+// openForWriting opens path for reading and writing, the way image.Open does.
+func openForWriting(path string) (*image.Image, error) {
+	reader, err := image.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer reader.Close()
+	facts, err := reader.Facts()
+	if err != nil {
+		return nil, err
+	}
+	if facts.Immutable() {
+		return nil, fmt.Errorf("%s: %w", path, ErrImmutable)
+	}
+	link := fmt.Sprintf("/proc/self/fd/%d", reader.File().Fd())
+	fd, err := unix.Open(link, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open for writing", Path: path, Err: err}
+	}
+	return image.Adopt(os.NewFile(uintptr(fd), reader.Path()))
+}
+
+// leaseGuard returns a question that is an error once the write lease on f is no
+// longer whole: somebody waits to open the file, or the kernel has let him.
+func leaseGuard(f *os.File, path string) func() error {
+	return func() error {
+		kind, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0)
+		if err != nil {
+			return os.NewSyscallError("fcntl F_GETLEASE", err)
+		}
+		if kind == unix.F_WRLCK {
+			return nil
+		}
+		return &image.ProblemError{Path: path, Problem: extents.Problem{
+			Rule:    extents.OpenElsewhere,
+			Message: "somebody opened the file while it was being repaired, so the work stopped there; the content is unharmed",
+			Hint:    "close it there and run again: dmloop provision IMAGE",
+		}}
+	}
+}
+
+// verify reads the finished file afresh and returns a *ProblemsError when a rule is
+// still broken that this package answers for.
+func verify(img *image.Image, path string) error {
+	facts, err := img.Facts()
+	if err != nil {
+		return err
+	}
+	layout, err := extents.Read(img.File())
+	if err != nil {
+		return err
+	}
+	problems := append(hopeless(facts, layout.Size), layout.Problems(facts.BlockSize, 0)...)
+	if len(problems) > 0 {
+		return &ProblemsError{Path: path, Problems: problems}
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+package backing
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+
+	"dmloop/extents"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// chunkSize is the length of one write, in bytes: the size from which disks do not
+	// get faster, and a multiple of every file system's block.
+	chunkSize = 4 << 20
+	// inFlight is the number of writes under way at a time.
+	inFlight = 4
+)
+
+// stretch is length bytes of the file from offset, both multiples of its block.
+type stretch struct {
+	offset, length extents.Bytes
+}
+
+// writer writes to one file with O_DIRECT where it can, several writes at a time.
+type writer struct {
+	file  *os.File
+	guard func() error // asked before each write; an error stops the work
+	tick  func(extents.Bytes)
+	zeros []byte      // chunkSize bytes, never written to
+	pool  chan []byte // inFlight buffers of chunkSize, for copying
+}
+
+// newWriter switches file to O_DIRECT. The caller closes the writer, not the file.
+func newWriter(file *os.File, guard func() error, tick func(extents.Bytes)) (*writer, error) {
+	w := &writer{file: file, guard: guard, tick: tick, pool: make(chan []byte, inFlight)}
+	zeros, err := alignedBuffer()
+	if err != nil {
+		return nil, err
+	}
+	w.zeros = zeros
+	return w, w.direct(true)
+}
+
+// alignedBuffer returns chunkSize zero bytes at a page border, in large pages where
+// the kernel has some, so that a disk gets them in few pieces.
+func alignedBuffer() ([]byte, error) {
+	buf, err := unix.Mmap(-1, 0, chunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	_ = unix.Madvise(buf, unix.MADV_HUGEPAGE) // only faster: EINVAL on kernels without it
+	clear(buf)                                // pages of our own instead of the shared zero page
+	return buf, nil
+}
+
+// direct switches O_DIRECT on or off. Going without it is no error: the data then
+// goes through the page cache and is on the disk after fsync all the same.
+func (w *writer) direct(on bool) error {
+	flags, err := unix.FcntlInt(w.file.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl F_GETFL", err)
+	}
+	flags &^= unix.O_DIRECT
+	if on {
+		flags |= unix.O_DIRECT
+	}
+	_, err = unix.FcntlInt(w.file.Fd(), unix.F_SETFL, flags)
+	if on && errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return os.NewSyscallError("fcntl F_SETFL", err)
+}
+
+// close frees the buffers and ends O_DIRECT.
+func (w *writer) close() error {
+	err := w.direct(false)
+	if w.zeros != nil {
+		err = errors.Join(err, unix.Munmap(w.zeros))
+	}
+	for range len(w.pool) {
+		err = errors.Join(err, unix.Munmap(<-w.pool))
+	}
+	return err
+}
+
+// zero writes zeros over the stretches, which must read as zeros already or hold
+// nothing that anybody wants.
+func (w *writer) zero(ctx context.Context, stretches []stretch) error {
+	return w.each(ctx, stretches, func(s stretch) error { return w.write(w.zeros[:s.length], s.offset) })
+}
+
+// rewrite writes over each stretch what it holds, which makes a copy-on-write file
+// system give it new blocks of its own. A crash leaves the old or the new block, with the same content.
+func (w *writer) rewrite(ctx context.Context, stretches []stretch) error {
+	for len(w.pool) < inFlight {
+		buf, err := alignedBuffer()
+		if err != nil {
+			return err
+		}
+		w.pool <- buf
+	}
+	return w.each(ctx, stretches, func(s stretch) error {
+		buf := <-w.pool
+		defer func() { w.pool <- buf }()
+		if err := w.read(buf[:s.length], s.offset); err != nil {
+			return err
+		}
+		if err := w.guard(); err != nil {
+			return err
+		}
+		return w.write(buf[:s.length], s.offset)
+	})
+}
+
+// each calls work for the stretches cut into chunks, inFlight at a time, and
+// returns the first error when all calls have returned.
+func (w *writer) each(parent context.Context, stretches []stretch, work func(stretch) error) error {
+	group, ctx := errgroup.WithContext(parent)
+	group.SetLimit(inFlight)
+	var mutex sync.Mutex
+	for _, s := range stretches {
+		for s.length > 0 && ctx.Err() == nil {
+			chunk := stretch{s.offset, min(s.length, chunkSize)}
+			s = stretch{s.offset + chunk.length, s.length - chunk.length}
+			group.Go(func() error {
+				if err := errors.Join(ctx.Err(), w.guard()); err != nil {
+					return err
+				}
+				if err := work(chunk); err != nil {
+					return err
+				}
+				mutex.Lock()
+				defer mutex.Unlock()
+				w.tick(chunk.length)
+				return nil
+			})
+		}
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(parent)
+}
+
+// write writes all of buf at offset. When the file system refuses O_DIRECT only
+// now, it goes on through the page cache.
+func (w *writer) write(buf []byte, offset extents.Bytes) error {
+	for len(buf) > 0 {
+		n, err := unix.Pwrite(int(w.file.Fd()), buf, int64(offset))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EINVAL) && w.isDirect():
+			if err := w.direct(false); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return &fs.PathError{Op: "write", Path: w.file.Name(), Err: err}
+		}
+		buf, offset = buf[n:], offset+extents.Bytes(n)
+	}
+	return nil
+}
+
+// read fills buf from offset.
+func (w *writer) read(buf []byte, offset extents.Bytes) error {
+	for len(buf) > 0 {
+		n, err := unix.Pread(int(w.file.Fd()), buf, int64(offset))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return &fs.PathError{Op: "read", Path: w.file.Name(), Err: err}
+		case n == 0:
+			return &fs.PathError{Op: "read", Path: w.file.Name(), Err: io.ErrUnexpectedEOF}
+		}
+		buf, offset = buf[n:], offset+extents.Bytes(n)
+	}
+	return nil
+}
+
+func (w *writer) isDirect() bool {
+	flags, err := unix.FcntlInt(w.file.Fd(), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_DIRECT != 0
+}
