@@ -1,0 +1,131 @@
+package blockdev
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+)
+
+// Mapping is a live device-mapper device with its table.
+type Mapping struct {
+	Name   string
+	Device dmtable.Device
+	Table  dmtable.Table
+}
+
+// claim is a stretch of a base device that somebody uses.
+type claim struct {
+	dmtable.Segment
+	owner string        // empty for ours
+	at    extents.Bytes // ours: where the stretch begins in the file
+}
+
+// Overlaps compares the segments of a table that is to be, whose first one shows
+// byte 0 of the file, with the tables of other mappings, and returns a problem of
+// rule overlap for each stretch that both use, with the file's offset. A row of a
+// mapping that is neither linear, striped nor error counts as using the whole of
+// every device it names. It returns an error for a linear or striped row that is
+// not understood. Mappings on which the image's own host file system stands must be
+// left out by the caller; Below finds them.
+func Overlaps(segments []dmtable.Segment, others []Mapping) ([]extents.Problem, error) {
+	claims := make([]claim, 0, len(segments))
+	ours := map[dmtable.Device]bool{}
+	at := extents.Bytes(0)
+	for _, seg := range segments {
+		claims = append(claims, claim{Segment: seg, at: at})
+		ours[seg.Device] = true
+		at += extents.Bytes(seg.Length) * dmtable.SectorSize
+	}
+	for _, m := range others {
+		for i, row := range m.Table {
+			areas, err := rowClaims(row, ours)
+			if err != nil {
+				return nil, fmt.Errorf("table of %s, row %d %w", m.Name, i, err)
+			}
+			for _, area := range areas {
+				if ours[area.Device] {
+					claims = append(claims, claim{Segment: area, owner: m.Name})
+				}
+			}
+		}
+	}
+	return sweep(claims), nil
+}
+
+// rowClaims returns what a row of another mapping uses.
+func rowClaims(row dmtable.Row, ours map[dmtable.Device]bool) ([]dmtable.Segment, error) {
+	switch row.Target {
+	case dmtable.Linear:
+		seg, err := row.Segment()
+		return []dmtable.Segment{seg}, err
+	case dmtable.Striped:
+		s, err := row.Stripes()
+		return s.Areas, err
+	case dmtable.Error:
+		return nil, nil
+	}
+	var whole []dmtable.Segment
+	for _, word := range strings.Fields(row.Args) {
+		if dev, err := dmtable.ParseDevice(word); err == nil && ours[dev] {
+			whole = append(whole, dmtable.Segment{Device: dev, Length: dmtable.MaxSectors})
+		}
+	}
+	return whole, nil
+}
+
+// sweep goes through the claims in order of device and sector. It keeps the claim
+// of ours and the one of others that reach furthest; ours do not overlap one
+// another in a table of a sound layout, and where others overlap one another the
+// furthest one stands for all.
+func sweep(claims []claim) []extents.Problem {
+	slices.SortFunc(claims, func(a, b claim) int {
+		return cmp.Or(cmp.Compare(a.Device.Major, b.Device.Major), cmp.Compare(a.Device.Minor, b.Device.Minor),
+			cmp.Compare(a.Start, b.Start))
+	})
+	var mine, theirs *claim // whichever reaches furthest so far on this device
+	var clashes []finding
+	for i := range claims {
+		c := &claims[i]
+		if i > 0 && claims[i-1].Device != c.Device {
+			mine, theirs = nil, nil
+		}
+		other, same := &theirs, &mine
+		if c.owner != "" {
+			other, same = &mine, &theirs
+		}
+		if *other != nil && (*other).End() > c.Start {
+			clashes = append(clashes, clash(c, *other))
+		}
+		if *same == nil || c.End() > (*same).End() {
+			*same = c
+		}
+	}
+	slices.SortFunc(clashes, func(a, b finding) int {
+		return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.what, b.what))
+	})
+	var found problems
+	for _, f := range clashes {
+		found.addHint(f.rule, f.offset, f.length, f.what, f.hint)
+	}
+	return found.list()
+}
+
+// clash describes what two claims have in common.
+func clash(a, b *claim) finding {
+	mine, theirs := a, b
+	if a.owner != "" {
+		mine, theirs = b, a
+	}
+	from, to := max(mine.Start, theirs.Start), min(mine.End(), theirs.End())
+	return finding{
+		rule:   extents.Overlap,
+		offset: mine.at + extents.Bytes(from-mine.Start)*dmtable.SectorSize,
+		length: extents.Bytes(to-from) * dmtable.SectorSize,
+		what:   fmt.Sprintf("lie on %s where the live mapping %s is", mine.Device, theirs.owner),
+		hint:   fmt.Sprintf("unmap the other one first: dmloop unmap %s", theirs.owner),
+	}
+}

@@ -1,0 +1,57 @@
+package blockdev
+
+import (
+	"fmt"
+
+	"dmloop/extents"
+)
+
+// mostProblems bounds how many problems of one call are listed one by one.
+const mostProblems = 64
+
+// problems collects problems with offsets; stretches that adjoin and have the same
+// thing wrong are one problem, and a long list is cut short by a last one that
+// counts the rest.
+type problems struct {
+	found []finding
+	more  int
+}
+
+type finding struct {
+	rule           extents.Rule
+	offset, length extents.Bytes
+	what           string // the end of "bytes A-B ..."
+	hint           string
+}
+
+func (p *problems) add(rule extents.Rule, offset, length extents.Bytes, what string) {
+	p.addHint(rule, offset, length, what, "")
+}
+
+func (p *problems) addHint(rule extents.Rule, offset, length extents.Bytes, what, hint string) {
+	if n := len(p.found); n > 0 {
+		last := &p.found[n-1]
+		if last.rule == rule && last.what == what && last.offset+last.length == offset {
+			last.length += length
+			return
+		}
+		if n == mostProblems {
+			p.more++
+			return
+		}
+	}
+	p.found = append(p.found, finding{rule, offset, length, what, hint})
+}
+
+// list returns what was collected, nil when there is nothing.
+func (p *problems) list() []extents.Problem {
+	var list []extents.Problem
+	for i, f := range p.found {
+		message := fmt.Sprintf("bytes %d-%d %s", f.offset, f.offset+f.length-1, f.what)
+		if i == mostProblems-1 && p.more > 0 {
+			message += fmt.Sprintf(" (and %d more places)", p.more)
+		}
+		list = append(list, extents.Problem{Rule: f.rule, Offset: f.offset, Length: f.length, Message: message, Hint: f.hint})
+	}
+	return list
+}

@@ -1,0 +1,173 @@
+package blockdev
+
+import (
+	"fmt"
+	"sort"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+)
+
+// hostRow is a row of the host's table, taken apart: one area for linear, one for
+// each stripe.
+type hostRow struct {
+	start, length dmtable.Sectors
+	areas         []dmtable.Segment
+	chunk         dmtable.Sectors // 0 for linear
+}
+
+// compile takes a table of sound linear and striped rows apart.
+func compile(table dmtable.Table) []hostRow {
+	rows := make([]hostRow, 0, len(table))
+	for _, r := range table {
+		row := hostRow{start: r.Start, length: r.Length}
+		if seg, err := r.Segment(); err == nil {
+			row.areas = []dmtable.Segment{seg}
+		} else if s, err := r.Stripes(); err == nil {
+			row.areas, row.chunk = s.Areas, s.Chunk
+		} else {
+			return nil
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// piece returns where the sector at of the host device lies, and how much from
+// there is contiguous, at most n sectors.
+func (r *hostRow) piece(at, n dmtable.Sectors) dmtable.Segment {
+	at -= r.start
+	n = min(n, r.length-at)
+	if r.chunk == 0 {
+		return dmtable.Segment{Device: r.areas[0].Device, Start: r.areas[0].Start + at, Length: n}
+	}
+	piece := dmtable.Stripes{Chunk: r.chunk, Areas: r.areas}.Piece(at)
+	piece.Length = min(piece.Length, n)
+	return piece
+}
+
+// resolver is one call of Resolve.
+type resolver struct {
+	stack    *Stack
+	rows     []hostRow
+	size     dmtable.Sectors // of the host device
+	block    extents.Bytes
+	bases    map[dmtable.Device]dmtable.Sectors
+	segments []dmtable.Segment
+	problems problems
+}
+
+// Resolve returns the sectors of the base devices behind the layout's bytes, in
+// the order of the file; adjacent pieces are one segment. The layout must cover
+// its size from 0 without gap or overlap, else nothing is resolved (rule hole or
+// unknown). Bytes become sectors here: an extent that does not begin and end on a
+// logical block of every base device is not-aligned; what lies behind the end of
+// the host device or of a base device is out-of-range; more pieces than a table can
+// hold are too-many-extents. Problems have offsets in the layout. The segments are
+// only of use when there are no problems.
+func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Problem) {
+	if p := covers(layout); p != nil {
+		return nil, []extents.Problem{*p}
+	}
+	r := resolver{
+		stack:    s,
+		rows:     compile(s.HostTable),
+		size:     s.HostTable.Size(),
+		block:    s.LogicalBlock(),
+		bases:    map[dmtable.Device]dmtable.Sectors{},
+		segments: make([]dmtable.Segment, 0, min(len(layout.Extents), dmtable.MaxRows)),
+	}
+	for _, b := range s.Base {
+		r.bases[b.Device] = b.Size
+	}
+	for _, e := range layout.Extents {
+		if p := r.extent(e); p != nil {
+			return nil, append(r.problems.list(), *p)
+		}
+	}
+	return r.segments, r.problems.list()
+}
+
+// covers tells where the layout does not cover its size, or nil.
+func covers(layout extents.Layout) *extents.Problem {
+	refuse := func(rule extents.Rule, offset, length extents.Bytes, what string) *extents.Problem {
+		return &extents.Problem{Rule: rule, Offset: offset, Length: length, Message: what}
+	}
+	next := extents.Bytes(0)
+	for _, e := range layout.Extents {
+		switch {
+		case e.Length <= 0 || e.Physical < 0 || e.Logical < next || e.Length > layout.Size-e.Logical:
+			return refuse(extents.Unknown, next, 0, fmt.Sprintf("the layout is out of order at byte %d", next))
+		case e.Logical > next:
+			return refuse(extents.Hole, next, e.Logical-next, fmt.Sprintf("bytes %d-%d have no place on the disk", next, e.Logical-1))
+		}
+		next = e.Logical + e.Length
+	}
+	if next != layout.Size || next == 0 {
+		return refuse(extents.Hole, next, layout.Size-next, fmt.Sprintf("the layout ends at byte %d of %d", next, layout.Size))
+	}
+	return nil
+}
+
+// extent resolves one extent. The problem it returns makes going on useless.
+func (r *resolver) extent(e extents.Extent) *extents.Problem {
+	if e.Physical%r.block != 0 || e.Length%r.block != 0 {
+		r.problems.add(extents.NotAligned, e.Logical, e.Length,
+			fmt.Sprintf("do not lie on whole blocks of %d bytes of the base device", r.block))
+		return nil
+	}
+	at, n := dmtable.Sectors(e.Physical/dmtable.SectorSize), dmtable.Sectors(e.Length/dmtable.SectorSize)
+	if at > r.size || n > r.size-at {
+		inside := extents.Bytes(0)
+		if at < r.size {
+			inside = extents.Bytes(r.size-at) * dmtable.SectorSize
+		}
+		r.problems.add(extents.OutOfRange, e.Logical+inside, e.Length-inside,
+			fmt.Sprintf("lie behind the end of the host device %s, which has %d sectors", r.stack.HostName, r.size))
+		return nil
+	}
+	// The last row that begins at or before the sector.
+	i := sort.Search(len(r.rows), func(i int) bool { return r.rows[i].start > at }) - 1
+	logical := e.Logical
+	for n > 0 {
+		if at == r.rows[i].start+r.rows[i].length {
+			i++
+		}
+		piece := r.rows[i].piece(at, n)
+		if p := r.append(piece, logical); p != nil {
+			return p
+		}
+		at += piece.Length
+		n -= piece.Length
+		logical += extents.Bytes(piece.Length) * dmtable.SectorSize
+	}
+	return nil
+}
+
+// append checks a piece against its base device and adds it.
+func (r *resolver) append(piece dmtable.Segment, logical extents.Bytes) *extents.Problem {
+	length := extents.Bytes(piece.Length) * dmtable.SectorSize
+	sectors := dmtable.Sectors(r.block / dmtable.SectorSize)
+	switch {
+	case piece.End() > r.bases[piece.Device]:
+		r.problems.add(extents.OutOfRange, logical, length,
+			fmt.Sprintf("lie behind the end of the base device %s, which has %d sectors", piece.Device, r.bases[piece.Device]))
+	case piece.Start%sectors != 0 || piece.Length%sectors != 0:
+		r.problems.add(extents.NotAligned, logical, length,
+			fmt.Sprintf("do not lie on whole blocks of %d bytes of the base device %s", r.block, piece.Device))
+	}
+	if n := len(r.segments); n > 0 && r.segments[n-1].Device == piece.Device && r.segments[n-1].End() == piece.Start {
+		r.segments[n-1].Length += piece.Length
+		return nil
+	}
+	if len(r.segments) == dmtable.MaxRows {
+		return &extents.Problem{
+			Rule:    extents.TooManyExtents,
+			Offset:  logical,
+			Message: fmt.Sprintf("the image lies in more than the %d pieces that a device-mapper table can hold", dmtable.MaxRows),
+			Hint:    "copy it to where it can lie in fewer pieces, not on a striped device",
+		}
+	}
+	r.segments = append(r.segments, piece)
+	return nil
+}

@@ -1,0 +1,179 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/dm"
+)
+
+// TableSource reads live device-mapper devices; *dm.Conn is one.
+type TableSource interface {
+	// State returns a device's state and its active table from one request.
+	State(ref dm.Ref) (dm.Info, dmtable.Table, error)
+	// Deps returns the devices that the active table names.
+	Deps(ref dm.Ref) ([]dmtable.Device, error)
+}
+
+// ErrNoTables means that the host device is a device-mapper device and its table
+// cannot be read, because ReadStack was given no TableSource.
+var ErrNoTables = errors.New("the host device's table can only be read through device-mapper")
+
+// Stack is a host device with the base devices that its own table names, as they
+// were when it was read.
+type Stack struct {
+	Host      dmtable.Device
+	HostName  string // the host device's name in /dev/mapper, mangled
+	HostTable dmtable.Table
+	Base      []Base // each once, in the order in which HostTable first names them
+}
+
+// Base is a device one layer below the host device.
+type Base struct {
+	Device       dmtable.Device
+	Name         string // the kernel's name, such as "vda1" or "dm-2"
+	Size         dmtable.Sectors
+	LogicalBlock extents.Bytes
+	ReadOnly     bool
+}
+
+// LogicalBlock returns the largest logical block size of the base devices in
+// bytes: what every piece of a table on this stack must be a multiple of.
+func (s *Stack) LogicalBlock() extents.Bytes {
+	block := extents.Bytes(dmtable.SectorSize)
+	for i := range s.Base {
+		block = max(block, s.Base[i].LogicalBlock)
+	}
+	return block
+}
+
+// ReadStack reads the stack under the device that a file system is mounted from,
+// exactly one layer deep. Sysfs is /sys but for tests. A stack on which nothing
+// can be mapped is a Problem: mounted-directly when the host is no device-mapper
+// device, unresolvable-stack when its table has targets other than linear and
+// striped, is changing, or is not understood. Src is not needed for a host that is
+// no device-mapper device; where it is needed and nil, the error is ErrNoTables.
+func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *extents.Problem, error) {
+	d, err := openDevice(sysfs, host)
+	if err != nil {
+		return Stack{}, nil, err
+	}
+	path, err := d.path()
+	if err != nil {
+		return Stack{}, nil, err
+	}
+	mapped, err := d.has("dm")
+	if err != nil {
+		return Stack{}, nil, err
+	}
+	if !mapped {
+		return Stack{}, mountedDirectly(path), nil
+	}
+	if src == nil {
+		return Stack{}, nil, fmt.Errorf("%s: %w", path, ErrNoTables)
+	}
+	info, table, err := src.State(dm.ByDevice(host))
+	if err != nil {
+		return Stack{}, nil, err
+	}
+	if problem := judgeHost(path, info, table); problem != nil {
+		return Stack{}, problem, nil
+	}
+	size, err := d.number64("size")
+	if err != nil {
+		return Stack{}, nil, err
+	}
+	if dmtable.Sectors(size) != table.Size() {
+		return Stack{}, unresolvable(fmt.Sprintf("%s has %d sectors and its table %d", path, size, table.Size()),
+			"something is changing the device; try again"), nil
+	}
+	s := Stack{Host: host, HostName: info.Name, HostTable: table}
+	for _, number := range namedDevices(table) {
+		base, err := readBase(sysfs, number)
+		if err != nil {
+			return Stack{}, nil, fmt.Errorf("base device of %s: %w", path, err)
+		}
+		s.Base = append(s.Base, base)
+	}
+	return s, nil, nil
+}
+
+func readBase(sysfs string, number dmtable.Device) (Base, error) {
+	d, err := openDevice(sysfs, number)
+	if err != nil {
+		return Base{}, err
+	}
+	size, err := d.number64("size")
+	if err != nil {
+		return Base{}, err
+	}
+	readOnly, err := d.number64("ro")
+	if err != nil {
+		return Base{}, err
+	}
+	block, err := d.logicalBlock()
+	if err != nil {
+		return Base{}, err
+	}
+	return Base{Device: number, Name: d.name(), Size: dmtable.Sectors(size), LogicalBlock: block, ReadOnly: readOnly != 0}, nil
+}
+
+// judgeHost tells why nothing can be mapped through the host's table, or nil.
+func judgeHost(path string, info dm.Info, table dmtable.Table) *extents.Problem {
+	name := info.Name
+	for i := range table {
+		if target := table[i].Target; target != dmtable.Linear && target != dmtable.Striped {
+			return unresolvable(fmt.Sprintf("%s has a %s target (sectors %d-%d); only linear and striped ones can be looked through",
+				path, target, table[i].Start, table[i].End()-1), shimHint("/dev/mapper/"+name))
+		}
+	}
+	switch {
+	case len(table) == 0:
+		return unresolvable(path+" has no table", "")
+	case info.Suspended:
+		return unresolvable(path+" is suspended: its table is about to change",
+			"try again when the change is done, or end it: dmsetup resume "+name)
+	case info.InactiveTable:
+		return unresolvable(path+" has a second table loaded that is to replace its own",
+			"try again when the change is done, or drop it: dmsetup clear "+name)
+	}
+	if err := table.Validate(dmtable.Limits{}); err != nil {
+		return unresolvable(fmt.Sprintf("the table of %s is not understood: %v", path, err), shimHint("/dev/mapper/"+name))
+	}
+	return nil
+}
+
+// namedDevices returns the devices of a table of linear and striped rows that
+// Validate has found sound, each once.
+func namedDevices(table dmtable.Table) []dmtable.Device {
+	var devices []dmtable.Device
+	seen := map[dmtable.Device]bool{}
+	for _, row := range compile(table) {
+		for _, area := range row.areas {
+			if !seen[area.Device] {
+				seen[area.Device] = true
+				devices = append(devices, area.Device)
+			}
+		}
+	}
+	return devices
+}
+
+func mountedDirectly(path string) *extents.Problem {
+	return &extents.Problem{
+		Rule:    extents.MountedDirectly,
+		Message: fmt.Sprintf("the host file system is mounted straight from %s, which device-mapper cannot share with it", path),
+		Hint: fmt.Sprintf("mount it through device-mapper instead: umount %[1]s && dmloop shim %[1]s host && mount /dev/mapper/host DIRECTORY; "+
+			"or keep images on an LVM logical volume; or do without dmloop: losetup --direct-io=on --find --show IMAGE", path),
+	}
+}
+
+func unresolvable(message, hint string) *extents.Problem {
+	return &extents.Problem{Rule: extents.UnresolvableStack, Message: message, Hint: hint}
+}
+
+func shimHint(path string) string {
+	return fmt.Sprintf("put a shim on top and mount the file system from that: umount %[1]s && dmloop shim %[1]s host && mount /dev/mapper/host DIRECTORY", path)
+}
