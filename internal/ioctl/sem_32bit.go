@@ -1,0 +1,7 @@
+//go:build 386 || arm || mips || mipsle
+
+package ioctl
+
+import "golang.org/x/sys/unix"
+
+const sysSemtimedop = unix.SYS_SEMTIMEDOP_TIME64 // takes the 64-bit struct timespec
