@@ -1,0 +1,97 @@
+# dmloop's build and test commands.
+#
+# Variables:
+#   PREFIX    where install puts the program (/usr/local)
+#   DESTDIR   prepended to every installed path, for packaging
+#   VERSION   what "dmloop version" prints, instead of what the source says
+#   GO        the go command
+#   KERNEL    guests for test-guest, with commas between: uml 6.1 6.12 new (uml)
+#   PKG       packages whose tests run (./...)
+#   RUN       only tests that match, as in go test -run
+#   JOBS      guests at a time (2)
+#   V         1: show all that the guest tests print
+#   FUZZTIME  how long each fuzz target runs (5s)
+# The environment's DMLOOP_CACHE names the folder that keeps guest kernels.
+
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+VERSION     ?=
+GO          ?= go
+KERNEL      ?= uml
+PKG         ?= ./...
+RUN         ?=
+JOBS        ?= 2
+V           ?=
+FUZZTIME    ?= 5s
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Debian packages that the tests use; gcc is for the race detector.
+PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fdisk fio gcc kmod \
+	libc6-dev lvm2 qemu-system-x86 strace user-mode-linux util-linux xfsprogs xz-utils
+
+GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
+
+.DELETE_ON_ERROR:
+.PHONY: all build install uninstall test test-unit test-guest test-matrix fuzz lint deps guests clean
+
+all: build
+
+# One static program, the same on every machine.
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w$(if $(VERSION), -X main.version=$(VERSION))' -o bin/dmloop ./cmd/dmloop
+
+install: build
+	install -D -m 0755 bin/dmloop '$(DESTDIR)$(PREFIX)/sbin/dmloop'
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/dmloop'
+
+# Everything, ending in one line of counts. The full set of guest tests runs in
+# User Mode Linux, the others leave out those named TestFull….
+test: deps
+	$(MAKE) --no-print-directory build lint fuzz
+	$(GUEST) test -unit -kernel uml,6.1,6.12,new -jobs $(JOBS) $(if $(V),-v) ./...
+
+test-unit:
+	$(GO) test -race $(if $(RUN),-run '$(RUN)') $(PKG)
+
+test-guest: deps
+	$(GUEST) test -kernel '$(KERNEL)' -jobs $(JOBS) -run '$(RUN)' $(if $(V),-v) $(PKG)
+
+test-matrix:
+	$(MAKE) --no-print-directory test-guest KERNEL=uml,6.1,6.12,new
+
+# Every fuzz target for a short while.
+fuzz:
+	@set -e; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	for file in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file"); do \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" >"$$log" 2>&1 \
+				|| { cat "$$log"; exit 1; }; \
+			echo "$$name: nothing found in $(FUZZTIME)"; \
+		done; \
+	done
+
+lint:
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted: $$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags vmtest,runner ./...
+	$(GO) run $(STATICCHECK) -tags vmtest,runner ./...
+
+# Installs what is missing, and is quick when nothing is.
+deps:
+	@missing=$$(for p in $(PACKAGES); do \
+		dpkg-query -W -f '$${db:Status-Status}\n' "$$p" 2>/dev/null | grep -qx installed || echo "$$p"; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+# The kernels of the guests; the tests fetch them as well.
+guests: deps
+	$(GUEST) fetch
+
+clean:
+	rm -rf bin

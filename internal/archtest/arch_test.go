@@ -1,0 +1,170 @@
+// Package archtest holds the rules of who may import whom. It has no code.
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "dmloop/"
+
+// level of each package that the program is made of: a package imports only
+// packages of lower levels, so the pipeline has one direction.
+var level = map[string]int{
+	"internal/ioctl":     0, // the one place that makes the call
+	"dmtable":            0, // tables as plain values
+	"extents":            1, // layouts as plain values
+	"internal/dm/wire":   1,
+	"internal/btrfs":     2,
+	"internal/dm":        2,
+	"internal/image":     2,
+	"internal/manifest":  2,
+	"internal/pin":       2,
+	"internal/swap":      2,
+	"internal/udev":      2,
+	"internal/watch":     2,
+	"guard":              2, // judges values; the world comes in through interfaces
+	"internal/backing":   3,
+	"internal/blockdev":  3,
+	"internal/guardrpc":  3,
+	"internal/seal":      3,
+	"internal/lifecycle": 4, // the only one that sees the whole pipeline
+	"cmd/dmloop":         5,
+}
+
+// testOnly packages never get into the program.
+var testOnly = []string{"internal/vmtest", "internal/dm/dmtest", "internal/cmd", "internal/archtest"}
+
+// A ban keeps an import to the packages that need it. Packages are given
+// without the module's name; prefixes do.
+type ban struct {
+	imported string
+	only     []string // allowed here
+	reason   string
+}
+
+var bans = []ban{
+	{"unsafe", []string{"internal/ioctl", "internal/swap"}, "pointers are handed to the kernel in two places"},
+	{"github.com/spf13/cobra", []string{"cmd/dmloop"}, "only the command knows that it is a command"},
+	{"os/exec", []string{"cmd/dmloop", "internal/guardrpc"}, "the kernel is asked by calls, not through other programs; only a guard is started"},
+	{"testing", nil, "test code stays out of the program"},
+	{"C", nil, "the program is static and runs in an initramfs"},
+}
+
+// pure packages compute values: nothing of the running system gets in.
+var pure = map[string][]string{
+	"dmtable":          {"os", "syscall", "golang.org/x/sys/unix", "dmloop/extents"},
+	"internal/dm/wire": {"os", "syscall", "golang.org/x/sys/unix"},
+}
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func TestLevels(t *testing.T) {
+	packages := listPackages(t)
+	for name, p := range packages {
+		mine, known := level[name]
+		if !known {
+			t.Errorf("%s has no level: give it one in this file", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			below, ours := strings.CutPrefix(imported, module)
+			if !ours {
+				continue
+			}
+			theirs, known := level[below]
+			switch {
+			case !known:
+				t.Errorf("%s imports %s, which is for tests or has no level", name, below)
+			case theirs >= mine:
+				t.Errorf("%s (level %d) imports %s (level %d)", name, mine, below, theirs)
+			}
+		}
+	}
+}
+
+func TestBans(t *testing.T) {
+	packages := listPackages(t)
+	for _, b := range bans {
+		for _, where := range b.only {
+			if _, exists := packages[where]; !exists {
+				t.Errorf("the rule on %s names %s, which is gone", b.imported, where)
+			}
+		}
+		for name, p := range packages {
+			if slices.Contains(p.Imports, b.imported) && !slices.Contains(b.only, name) {
+				t.Errorf("%s imports %s: %s", name, b.imported, b.reason)
+			}
+		}
+	}
+	for name, banned := range pure {
+		p, exists := packages[name]
+		if !exists {
+			t.Errorf("%s is gone", name)
+		}
+		for _, imported := range p.Imports {
+			if slices.Contains(banned, imported) {
+				t.Errorf("%s imports %s, but is to be pure", name, imported)
+			}
+		}
+	}
+}
+
+func TestProgramHasNoTestCode(t *testing.T) {
+	command, exists := listPackages(t)["cmd/dmloop"]
+	if !exists {
+		t.Fatal("cmd/dmloop is gone")
+	}
+	for _, dep := range command.Deps {
+		if dep == "testing" || isTestOnly(strings.TrimPrefix(dep, module)) {
+			t.Errorf("the program contains %s", dep)
+		}
+	}
+}
+
+func isTestOnly(name string) bool {
+	return slices.ContainsFunc(testOnly, func(prefix string) bool {
+		return name == prefix || strings.HasPrefix(name, prefix+"/")
+	})
+}
+
+// listPackages returns the program's packages without the module's name.
+func listPackages(t *testing.T) map[string]goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports,Deps", module+"...")
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	packages := map[string]goPackage{}
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if name := strings.TrimPrefix(p.ImportPath, module); !isTestOnly(name) {
+			packages[name] = p
+		}
+	}
+	if len(packages) < len(level) {
+		for name := range level {
+			if _, exists := packages[name]; !exists {
+				t.Errorf("%s has a level and is gone", name)
+			}
+		}
+	}
+	return packages
+}

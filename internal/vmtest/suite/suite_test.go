@@ -1,0 +1,139 @@
+package suite
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"dmloop/internal/vmtest/vm"
+)
+
+func TestRunsOn(t *testing.T) {
+	for name, want := range map[string]string{
+		"TestMap":           "uml 6.1 6.12 new",
+		"TestFullKillNine":  "uml",
+		"TestQemuGuardDeny": "6.1 6.12 new",
+		"TestNewWriteZeros": "new",
+	} {
+		var on []string
+		for _, kernel := range vm.Kernels {
+			if runsOn(name, kernel) {
+				on = append(on, kernel)
+			}
+		}
+		if got := strings.Join(on, " "); got != want {
+			t.Errorf("%s runs on %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	all := []guestPackage{{Path: "m/a", Tests: []string{"TestOne", "TestFullTwo"}}, {Path: "m/b", Tests: []string{"TestQemuThree"}}}
+	got, err := choose(all, vm.KernelNew, "")
+	if err != nil || len(got) != 2 || !slices.Equal(got[0].Tests, []string{"TestOne"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	got, err = choose(all, vm.KernelUML, "Two/sub")
+	if err != nil || len(got) != 1 || !slices.Equal(got[0].Tests, []string{"TestFullTwo"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if p := runPattern(got[0].Tests, "Two/sub"); p != "^(TestFullTwo)$/sub" {
+		t.Errorf("pattern %q", p)
+	}
+	if len(all[0].Tests) != 2 {
+		t.Error("choosing changed what was chosen from")
+	}
+}
+
+func TestTestNames(t *testing.T) {
+	got, err := testNames("x_test.go", []byte(`package x
+func TestMain(m int) {}
+func TestA(t int) {}
+func Testing() {}
+func (r R) TestMethod() {}
+func Test1(t int) {}
+`))
+	if err != nil || !slices.Equal(got, []string{"TestA", "Test1"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// transcript is what a guest prints that ran these outputs one after the other.
+func transcript(parts ...string) []byte {
+	var all strings.Builder
+	for i, part := range parts {
+		all.WriteString(vm.CommandMark(i) + part)
+	}
+	return []byte(all.String())
+}
+
+// Outputs of test binaries with -test.v=test2json.
+const (
+	passA = "\x16=== RUN   TestA\n\x16=== RUN   TestA/sub\n\x16--- PASS: TestA/sub (0.00s)\n\x16=== NAME  TestA\n\x16--- PASS: TestA (0.00s)\n\x16=== NAME  \n\x16PASS\n"
+	skipA = "\x16=== RUN   TestA\n    a_test.go:1: no disk\n\x16--- SKIP: TestA (0.00s)\n\x16=== NAME  \n\x16PASS\n"
+	failA = "\x16=== RUN   TestA\n    a_test.go:1: is wrong\n\x16--- FAIL: TestA (0.00s)\n\x16=== NAME  \n\x16FAIL\n"
+	subA  = "\x16=== RUN   TestA\n\x16=== RUN   TestA/sub\n    a_test.go:1: is wrong\n\x16--- FAIL: TestA/sub (0.00s)\n\x16=== NAME  TestA\n\x16--- FAIL: TestA (0.00s)\n\x16=== NAME  \n\x16FAIL\n"
+	cutB  = "\x16=== RUN   TestB\nsome output"
+	passB = "\x16=== RUN   TestB\n\x16--- PASS: TestB (0.00s)\n\x16=== NAME  \n\x16PASS\n"
+	// What a test prints must not count as a result.
+	fakeB = "\x16=== RUN   TestB\n--- PASS: TestFake (0.00s)\n\x16--- PASS: TestB (0.00s)\n\x16=== NAME  \n\x16PASS\n"
+)
+
+func TestJudge(t *testing.T) {
+	packages := []guestPackage{{Path: "m/a", Tests: []string{"TestA"}}, {Path: "m/b", Tests: []string{"TestB"}}}
+	for _, c := range []struct {
+		name     string
+		parts    []string
+		codes    []int
+		passed   int
+		failures []string // a part of each
+	}{
+		{"good", []string{passA, passB}, []int{0, 0}, 3, nil},
+		{"printed result", []string{passA, fakeB}, []int{0, 0}, 3, nil},
+		{"skipped", []string{skipA, passB}, []int{0, 0}, 1, []string{"m/a TestA: skipped"}},
+		{"failed", []string{failA, passB}, []int{1, 0}, 1, []string{"is wrong"}},
+		{"failed once, not twice", []string{subA, passB}, []int{1, 0}, 1, []string{"m/a TestA/sub"}},
+		{"vanished", []string{"\x16PASS\n", passB}, []int{0, 0}, 1, []string{"m/a TestA: no result"}},
+		{"leftover", []string{passA + "FAIL: the tests left behind\n", passB}, []int{1, 0}, 3, []string{"left behind"}},
+		{"guest died", []string{passA, cutB}, []int{0}, 2, []string{"m/b TestB: began and never ended"}},
+		{"died before", []string{passA}, []int{0}, 2, []string{"TestB: no result"}},
+	} {
+		got, err := judge("uml", packages, transcript(c.parts...), c.codes)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if got.Passed != c.passed || len(got.Failures) != len(c.failures) {
+			t.Errorf("%s: %d passed, failures %q", c.name, got.Passed, got.Failures)
+			continue
+		}
+		for i, want := range c.failures {
+			if !strings.Contains(got.Failures[i], want) {
+				t.Errorf("%s: failure %q does not say %q", c.name, got.Failures[i], want)
+			}
+		}
+	}
+}
+
+func TestCountSeesPackagesThatDoNotBuild(t *testing.T) {
+	const events = `{"Action":"start","Package":"m/a"}
+{"Action":"output","Package":"m/a","Output":"FAIL\tm/a [build failed]\n"}
+{"Action":"fail","Package":"m/a","Elapsed":0}
+`
+	c, _, err := count("unit", strings.NewReader(events))
+	if err != nil || c.Passed != 0 || len(c.Failures) != 1 || !strings.Contains(c.Failures[0], "build failed") {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestProgressShowsResults(t *testing.T) {
+	var out strings.Builder
+	p := &progress{label: "uml", out: &out}
+	for _, piece := range []string{"noise\n\x16--- PA", "SS: TestA (0.1s)\nmore ", "noise\n"} {
+		fmt.Fprint(p, piece)
+	}
+	if out.String() != "uml: --- PASS: TestA (0.1s)\n" {
+		t.Errorf("%q", out.String())
+	}
+}

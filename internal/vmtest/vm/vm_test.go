@@ -1,0 +1,151 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestCpioIsReadByCpio(t *testing.T) {
+	var archive bytes.Buffer
+	arc := &cpioWriter{w: &archive}
+	files := map[string]string{"dir/a": "", "dir/b": "one", "dir/longer-name": strings.Repeat("x", 4097)}
+	if err := arc.add("dir", modeDir, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range files {
+		if err := arc.add(name, modeProg, []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := arc.close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("cpio", "-id", "--quiet")
+	cmd.Dir, cmd.Stdin = t.TempDir(), &archive
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("cpio: %v\n%s", err, out)
+	}
+	for name, want := range files {
+		got, err := os.ReadFile(filepath.Join(cmd.Dir, name))
+		if err != nil || string(got) != want {
+			t.Errorf("%s: %d bytes, %v; want %d", name, len(got), err, len(want))
+		}
+	}
+}
+
+func TestOrderFrom(t *testing.T) {
+	const dep = `kernel/net/9p/9pnet.ko:
+kernel/fs/9p/9p.ko.xz: kernel/net/9p/9pnet.ko kernel/fs/netfs.ko
+kernel/net/9p/9pnet-virtio.ko: kernel/net/9p/9pnet.ko
+kernel/fs/netfs.ko:
+`
+	const builtin = "kernel/drivers/virtio/virtio_pci.ko\n"
+	got, err := orderFrom(dep, builtin, []string{"virtio_pci", "9pnet_virtio", "9p"})
+	want := []string{"kernel/net/9p/9pnet.ko", "kernel/net/9p/9pnet-virtio.ko", "kernel/fs/netfs.ko", "kernel/fs/9p/9p.ko.xz"}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if _, err := orderFrom(dep, builtin, []string{"nosuch"}); err == nil {
+		t.Error("a module that does not exist is no error")
+	}
+}
+
+func TestNewestVersion(t *testing.T) {
+	names := []string{
+		"linux-image-6.1.0-9-amd64", "linux-image-6.1.0-47-amd64", "linux-image-6.1.0-50-amd64-unsigned",
+		"linux-image-6.1.0-48-rt-amd64", "linux-image-6.12.94+deb13-amd64", "linux-image-6.12.107+deb13-amd64",
+		"linux-binary-6.19.14+deb13-amd64", "linux-binary-7.3.4+deb13-amd64", "linux-binary-7.10.1+deb13-amd64",
+		"linux-binary-7.9.9+deb13-cloud-amd64",
+	}
+	for kernel, want := range map[string]string{
+		Kernel61: "6.1.0-47-amd64", Kernel612: "6.12.107+deb13-amd64", KernelNew: "7.10.1+deb13-amd64",
+	} {
+		if got := newestVersion(names, sources[kernel].packages); got != want {
+			t.Errorf("%s: %q, want %q", kernel, got, want)
+		}
+	}
+}
+
+func TestFaults(t *testing.T) {
+	for line, fault := range map[string]bool{
+		"[    1.0] BUG: kernel NULL pointer dereference, address: 0":        true,
+		"[    1.0] kernel BUG at fs/ext4/inode.c:2700!":                     true,
+		"[    1.0] WARNING: CPU: 0 PID: 1 at block/bdev.c:1 x+0x1/0x2":      true,
+		"[    1.0] Oops: 0000 [#1] PREEMPT SMP":                             true,
+		"[    1.0] general protection fault, probably for non-canonical":    true,
+		"[  242.0] INFO: task dmloop:77 blocked for more than 120 seconds.": true,
+		"[    1.0] Kernel panic - not syncing: Attempted to kill init!":     true,
+		"[    1.0] DEBUG: all is well":                                      false,
+		"[    1.0] device-mapper: ioctl: 4.48.0 initialised":                false,
+		"[    1.0] WARNING: clocksource: timekeeping watchdog on CPU0":      false,
+	} {
+		if got := len(Faults(line+"\n")) > 0; got != fault {
+			t.Errorf("%q: fault %v", line, got)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	one := Config{Kernel: KernelUML, Timeout: time.Second, Commands: make([]Command, 1)}
+	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	good := verdictInput{done: true, reported: 1}
+	for _, c := range []struct {
+		name  string
+		ctx   context.Context
+		allow bool
+		in    func(*verdictInput)
+		want  string // part of the problem, empty for none
+	}{
+		{"good", t.Context(), false, func(*verdictInput) {}, ""},
+		{"hang", late, false, func(in *verdictInput) { in.done, in.reported = false, 0 }, "timed out after 1s, command 1 of 1"},
+		{"panic", t.Context(), false, func(in *verdictInput) { in.done, in.reported = false, 0 }, "without an exit code of command 1"},
+		{"lost exit code", t.Context(), false, func(in *verdictInput) { in.reported = 0 }, "without an exit code"},
+		{"process 1", t.Context(), false, func(in *verdictInput) { in.complaint = "no root" }, "process 1 failed: no root"},
+		{"emulator", t.Context(), false, func(in *verdictInput) { in.runErr = errors.New("signal") }, "power off"},
+		{"fault", t.Context(), false, func(in *verdictInput) { in.log = "BUG: x" }, "BUG: x"},
+		{"fault allowed", t.Context(), true, func(in *verdictInput) { in.log = "BUG: x" }, ""},
+	} {
+		in, cfg := good, one
+		cfg.AllowWarn = c.allow
+		c.in(&in)
+		err := verdict(c.ctx, cfg, in)
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+}
+
+func TestReadReportsRefusesOtherText(t *testing.T) {
+	var got []Report
+	keep := func(r Report) { got = append(got, r) }
+	if err := readReports(strings.NewReader(`{"kind":"exit","command":1,"code":3}`+"\n"), keep); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 || got[0] != (Report{Kind: "exit", Command: 1, Code: 3}) {
+		t.Errorf("got %+v", got)
+	}
+	if err := readReports(strings.NewReader("hello\n"), keep); err == nil {
+		t.Error("text that is no report was accepted")
+	}
+}
+
+func TestTailKeepsTheEnd(t *testing.T) {
+	if got := tail("a\nb\nc\n", 2); got != "(1 lines left out)\nb\nc" {
+		t.Errorf("%q", got)
+	}
+	if got := tail("a\nb\n", 2); got != "a\nb" {
+		t.Errorf("%q", got)
+	}
+}
