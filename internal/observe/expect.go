@@ -1,0 +1,28 @@
+// Package observe reads the state of a mapping again, for the guard and for
+// `dmloop verify`, as the values that guard.Check compares. It changes nothing.
+package observe
+
+import (
+	"dmloop/guard"
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+)
+
+// Expect turns a record into what a check expects to find.
+func Expect(m manifest.Manifest) guard.Expected {
+	policy, err := guard.ParsePolicy(m.OnChange)
+	if err != nil {
+		policy = guard.OnChangeError // a word that nobody knows must not mean "do nothing"
+	}
+	return guard.Expected{
+		Name: m.Name,
+		Identity: guard.Identity{Device: m.Image.Device(), Inode: m.Image.Inode,
+			Generation: m.Image.Generation, Size: m.Image.Size},
+		Layout:  m.Layout,
+		Pins:    guard.Pins{InForce: m.PinKinds(), Grade: m.Grade},
+		Exposed: m.Image.Reflink && m.Grade == string(pin.Guarded),
+		Base:    guard.Base{Device: m.Base.Device, UUID: m.Base.UUID, Table: m.Base.Table},
+		Table:   m.Table,
+		Policy:  policy,
+	}
+}

@@ -1,0 +1,163 @@
+package observe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/guard"
+	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+	"dmloop/internal/swap"
+)
+
+// Mapper is what a Reader asks device-mapper.
+type Mapper interface {
+	Info(dm.Ref) (dm.Info, error)
+	State(dm.Ref) (dm.Info, dmtable.Table, error)
+	Table(dm.Ref) (dmtable.Table, error)
+}
+
+// Reader reads the state of one mapping. It implements guard.World.
+type Reader struct {
+	Mapper Mapper
+	Image  *image.Image // open for reading
+	Record manifest.Manifest
+	// Leases makes Quick ask who else has the image open. Image's must then be the only
+	// descriptor of this process.
+	Leases bool
+	// Leaving reports whether a command is at work that takes the mapping down, which
+	// explains a device that is gone. Nil means never.
+	Leaving func() bool
+}
+
+// Quick reads device-mapper first, and the image only while the host device runs: a
+// reader of a suspended file system may wait for its resume.
+func (r *Reader) Quick(_ context.Context) guard.Observed {
+	var o guard.Observed
+	o.Own = guard.Read(r.own())
+	if o.Own.Value.Gone && r.Leaving != nil && r.Leaving() {
+		return guard.Observed{}
+	}
+	o.Base = guard.Read(r.base())
+	if o.Base.Value.Suspended {
+		return o
+	}
+	o.Stamp, o.Identity = r.identity()
+	var openers guard.Openers
+	kinds, err := r.inForce()
+	if r.Leases && err == nil && !slices.Contains(kinds, pin.Swap) {
+		var known bool
+		if openers, known = othersOpen(r.Image); known {
+			o.Openers = guard.Read(openers, nil)
+		}
+	}
+	o.Pins = guard.Read(r.pins(kinds, openers), err)
+	return o
+}
+
+// Full adds the layout and the mapping's own table.
+func (r *Reader) Full(_ context.Context, o guard.Observed) guard.Observed {
+	if !o.Identity.Done {
+		return o
+	}
+	if !o.Own.Value.Gone {
+		table, err := r.Mapper.Table(dm.ByUUID(r.Record.UUID))
+		if errors.Is(err, dm.ErrNotFound) { // gone since Quick: the next check judges it
+			return o
+		}
+		o.OwnTable = guard.Read(table, err)
+	}
+	layout, err := extents.Read(r.Image.File())
+	o.Layout = guard.Read(layout.Clip().Merge(), err)
+	return o
+}
+
+func (r *Reader) own() (guard.OwnState, error) {
+	info, err := r.Mapper.Info(dm.ByUUID(r.Record.UUID))
+	if errors.Is(err, dm.ErrNotFound) {
+		return guard.OwnState{Gone: true}, nil
+	}
+	return guard.OwnState{Suspended: info.Suspended, Waiting: info.InactiveTable}, err
+}
+
+func (r *Reader) base() (guard.Base, error) {
+	info, table, err := r.Mapper.State(dm.ByDevice(r.Record.Base.Device))
+	if err != nil {
+		return guard.Base{}, fmt.Errorf("the host device %s: %w", r.Record.Base.Device, err)
+	}
+	return guard.Base{Device: info.Device, UUID: info.UUID, Table: table.String(),
+		Suspended: info.Suspended, Waiting: info.InactiveTable}, nil
+}
+
+func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(r.Image.File().Fd()), &st); err != nil {
+		return guard.Stamp{}, guard.Read(guard.Identity{}, fmt.Errorf("%s: fstat: %w", r.Image.Path(), err))
+	}
+	id, err := r.Image.Identity()
+	return guard.Stamp{Changed: st.Ctim.Nano(), Modified: st.Mtim.Nano(), Blocks: uint64(st.Blocks)},
+		guard.Read(guard.Identity{
+			Device: dmtable.Device{Major: id.Major, Minor: id.Minor}, Inode: id.Inode,
+			Generation: id.Generation, Size: id.Size, Links: uint64(st.Nlink),
+		}, err)
+}
+
+// inForce lists what pins the image, the kernel's swap claim included.
+func (r *Reader) inForce() ([]pin.Kind, error) {
+	kinds, err := pin.InForce(r.Image.File(), r.Record.Image.Filesystem)
+	if err != nil || !r.Record.Sealed {
+		return kinds, err
+	}
+	_, active, err := swap.Lookup(r.Image.File())
+	if active {
+		return append(kinds, pin.Swap), nil
+	}
+	if openers, known := othersOpen(r.Image); err == nil && (!known || openers == guard.Writers) {
+		// The list goes by paths, which may lead elsewhere from here.
+		err = errors.New("the kernel's list of swap areas does not show the image, but something holds it open for writing")
+	}
+	return kinds, err
+}
+
+// pins computes the grade. The proof that nobody had the image open when it was
+// pinned is void once somebody has it open for writing: the pin was lifted meanwhile.
+func (r *Reader) pins(kinds []pin.Kind, openers guard.Openers) guard.Pins {
+	grade := pin.GradeOf(pin.Evidence{
+		Filesystem: r.Record.Image.Filesystem, Reflink: r.Record.Image.Reflink,
+		InForce: kinds, Proof: r.Record.Proof && openers != guard.Writers,
+	})
+	p := guard.Pins{Grade: string(grade)}
+	for _, k := range kinds {
+		p.InForce = append(p.InForce, string(k))
+	}
+	return p
+}
+
+// othersOpen asks by leases who else has the image open (F_SETLEASE; the kernel
+// counts open descriptions, so ours must be one). It holds the lease for
+// microseconds; an open that falls into them waits for its end. Where leases are
+// not to be had the answer is not known.
+func othersOpen(img *image.Image) (openers guard.Openers, known bool) {
+	for _, try := range []struct {
+		lease  int
+		proves guard.Openers
+	}{{unix.F_WRLCK, guard.Alone}, {unix.F_RDLCK, guard.Readers}} {
+		_, err := unix.FcntlInt(img.File().Fd(), unix.F_SETLEASE, try.lease)
+		if err == nil {
+			_, err = unix.FcntlInt(img.File().Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+			return try.proves, err == nil
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			return 0, false
+		}
+	}
+	return guard.Writers, true
+}
