@@ -54,6 +54,15 @@ type Image struct {
 	Reflink    bool          `json:"reflink"` // the file system can share extents
 }
 
+// Device returns the number of the file system that the file is on (st_dev).
+func (i Image) Device() dmtable.Device { return dmtable.Device{Major: i.Major, Minor: i.Minor} }
+
+// Part is a device of one partition inside a mapping.
+type Part struct {
+	Name   string `json:"name"`
+	Number int    `json:"number"`
+}
+
 // Base is a device-mapper table that lies below the image, as it was when mapped.
 type Base struct {
 	Device dmtable.Device `json:"device"`
@@ -82,7 +91,7 @@ type Manifest struct {
 	OnChange string         `json:"on_change"`
 	Guard    bool           `json:"guard"` // wanted: started with a guard
 	Unsafe   bool           `json:"unsafe,omitempty"`
-	Parts    []string       `json:"parts,omitempty"` // names of partition devices on top, to be removed first
+	Parts    []Part         `json:"parts,omitempty"` // partition devices on top, to be removed first
 	Created  time.Time      `json:"created"`
 	Base     Base           `json:"base"` // the host device's own table
 	Layout   extents.Layout `json:"-"`    // of the whole file, clipped and merged

@@ -84,8 +84,9 @@ func Wanted(filesystem string, sealed bool) []Kind {
 type Claim func(on bool) error
 
 // Set records in the mark and then sets each of kinds that is not in force yet,
-// and returns all kinds that the mark names as ours afterwards. On failure it
-// undoes what it set.
+// and returns all kinds that the mark names as ours afterwards. A mark with an
+// empty name (`dmloop pin`) keeps it, so that UndoFor leaves those pins. On failure
+// Set undoes what the mark names.
 func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours []Kind, err error) {
 	inForce, err := InForce(f, filesystem)
 	if err != nil {
@@ -94,6 +95,9 @@ func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours [
 	old, marked, err := ReadMark(f)
 	if err != nil {
 		return nil, err
+	}
+	if marked && old.Name == "" {
+		name = "" // pinned by hand before: stays pinned when the mapping goes
 	}
 	ours = old.Kinds
 	var todo []Kind
@@ -157,6 +161,16 @@ func Undo(f *os.File, filesystem string, claim Claim) error {
 		return fmt.Errorf("removing the attribute %s: %w", Attribute, err)
 	}
 	return nil
+}
+
+// UndoFor is Undo where the pins were set for the mapping called name; pins that
+// somebody set by hand, or for another mapping, stay.
+func UndoFor(f *os.File, filesystem, name string, claim Claim) error {
+	m, ok, err := ReadMark(f)
+	if err != nil || !ok || m.Name != name {
+		return err
+	}
+	return Undo(f, filesystem, claim)
 }
 
 // order is the order in which pins are set; they are cleared in reverse.

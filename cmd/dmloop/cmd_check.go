@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/extents"
+	"dmloop/internal/lifecycle"
+)
+
+// surveyFlags are the flags of every command that judges an image.
+func surveyFlags(cmd *cobra.Command, o *lifecycle.SurveyOptions) {
+	f := cmd.Flags()
+	f.VarP(sizeValue{&o.Window.Offset}, "offset", "o", "start at this byte of the image")
+	f.Var(sizeValue{&o.Window.Limit}, "sizelimit", "use at most this many bytes")
+	f.IntVar(&o.MaxExtents, "max-extents", lifecycle.DefaultMaxExtents, "refuse an image in more pieces")
+}
+
+type checkJSON struct {
+	Images []checkedJSON `json:"images"`
+}
+
+type checkedJSON struct {
+	Image      string            `json:"image"`
+	Size       extents.Bytes     `json:"size"`
+	Filesystem string            `json:"filesystem"`
+	Mappable   bool              `json:"mappable"`
+	Sealed     bool              `json:"sealed"`
+	Extents    int               `json:"extents"`
+	Problems   []extents.Problem `json:"problems"`
+}
+
+func newCheckCommand(env *cliEnv) *cobra.Command {
+	o := &lifecycle.SurveyOptions{}
+	cmd := &cobra.Command{
+		Use:   "check IMAGE...",
+		Short: "Tell whether images can be mapped, and if not, everything that is in the way",
+		Long: `Run all rules over images and print every problem with its place and what to do.
+Nothing is changed. Exits with 3 when an image is not mappable, with 5 when it is
+only in use at the moment.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runCheck(cmd.Context(), env, *o, args)
+		},
+	}
+	surveyFlags(cmd, o)
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+// runCheck prints what it can of every image before it fails for any.
+func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, images []string) error {
+	sys := env.system()
+	defer sys.Close()
+	out := checkJSON{Images: []checkedJSON{}}
+	var failed []error
+	worst := lifecycle.Class(0)
+	for _, path := range images {
+		c, err := checkOne(ctx, sys, o, path)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		if !c.Mappable {
+			worst = worse(worst, lifecycle.ClassOf(lifecycle.Refuse(path, c.Problems)))
+		}
+		out.Images = append(out.Images, c)
+		if !env.json {
+			printChecked(env, c)
+		}
+	}
+	if env.json {
+		if err := printJSON(env, out); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(failed) > 0:
+		return errors.Join(failed...)
+	case worst != 0:
+		return reported{worst}
+	}
+	return nil
+}
+
+// worse keeps NotMappable over Busy.
+func worse(a, b lifecycle.Class) lifecycle.Class {
+	if a == lifecycle.NotMappable {
+		return a
+	}
+	return b
+}
+
+// checkOne turns a file that cannot even be judged, such as a directory, into an
+// answer: that is what was asked.
+func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOptions, path string) (checkedJSON, error) {
+	v, err := sys.Check(ctx, path, o)
+	var e *lifecycle.Error
+	if errors.As(err, &e) && len(e.Problems) > 0 {
+		return checkedJSON{Image: path, Problems: e.Problems}, nil
+	}
+	if err != nil {
+		return checkedJSON{}, err
+	}
+	c := checkedJSON{
+		Image: path, Size: v.Identity.Size, Filesystem: v.Facts.Filesystem, Mappable: len(v.Problems) == 0,
+		Sealed: v.Sealed, Extents: len(v.Layout.Extents), Problems: v.Problems,
+	}
+	if c.Problems == nil {
+		c.Problems = []extents.Problem{}
+	}
+	return c, nil
+}
+
+func printChecked(env *cliEnv, c checkedJSON) {
+	if c.Mappable {
+		fmt.Fprintf(env.stdout, "%s: mappable (%s, %s, %s)\n", printable(c.Image), humanSize(c.Size), c.Filesystem, plural(c.Extents, "extent"))
+		return
+	}
+	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), plural(len(c.Problems), "problem"))
+	for _, p := range c.Problems {
+		fmt.Fprintf(env.stdout, "  %s\n", p)
+		if p.Hint != "" {
+			fmt.Fprintf(env.stdout, "    hint: %s\n", p.Hint)
+		}
+	}
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+
+	"dmloop/extents"
+	"dmloop/internal/backing"
+	"dmloop/internal/image"
+	"dmloop/internal/lifecycle"
+)
+
+func newCreateCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "create IMAGE SIZE",
+		Short: "Make a new image that can be mapped",
+		Long: `Make a file of SIZE bytes of zeros, every one written to a block of its own. The
+file appears when it is complete; an existing one is never touched.
+
+SIZE may have a suffix: K, KiB, M, MiB and so on are powers of 1024, KB, MB and
+so on powers of 1000.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			size, err := parseSize(args[1])
+			if err != nil {
+				return usageError("%v", err)
+			}
+			if size == 0 {
+				return usageError("an image of 0 bytes cannot be mapped")
+			}
+			return runCreate(cmd.Context(), env, args[0], size)
+		},
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes) error {
+	show, done := progress(env, "create")
+	err := backing.Create(ctx, path, size, backing.Options{Progress: show})
+	done()
+	if err != nil {
+		return backingError(path, err, lifecycle.Usage)
+	}
+	if env.json {
+		return printJSON(env, struct {
+			Image string        `json:"image"`
+			Size  extents.Bytes `json:"size"`
+		}{path, size})
+	}
+	return nil
+}
+
+func newProvisionCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "provision IMAGE",
+		Short: "Make an existing image mappable without changing its content",
+		Long: `Give every byte of IMAGE a written block of its own: holes and preallocated space
+become zeros on the disk, shared and compressed blocks are written again. What the
+file reads stays the same, also when the work is cut off half-way.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runProvision(cmd.Context(), env, args[0])
+		},
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func runProvision(ctx context.Context, env *cliEnv, path string) error {
+	show, done := progress(env, "provision")
+	report, err := backing.Provision(ctx, path, backing.Options{Progress: show})
+	done()
+	if err != nil {
+		return backingError(path, err, lifecycle.NotMappable)
+	}
+	if env.json {
+		return printJSON(env, struct {
+			Image string `json:"image"`
+			backing.Report
+		}{path, report})
+	}
+	if report.Rounds == 0 {
+		fmt.Fprintf(env.stdout, "%s: nothing to do\n", printable(path))
+		return nil
+	}
+	fmt.Fprintf(env.stdout, "%s: zeroed %s of holes and %s of unwritten space, unshared %s, decompressed %s\n", printable(path),
+		humanSize(report.Holes), humanSize(report.Unwritten), humanSize(report.Shared), humanSize(report.Encoded))
+	return nil
+}
+
+// backingError gives the errors of package backing their class. A file that breaks
+// rules is of class broken: for create it is the request that is wrong.
+func backingError(path string, err error, broken lifecycle.Class) error {
+	out := &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: path, Err: err}
+	var space *backing.NoSpaceError
+	var problems *backing.ProblemsError
+	var one *image.ProblemError
+	var perr *fs.PathError
+	switch {
+	case errors.Is(err, context.Canceled):
+		out.Class, out.Message, out.Err = lifecycle.Failure, "interrupted", nil
+	case errors.As(err, &problems):
+		out = lifecycle.Refuse(path, problems.Problems)
+		if broken == lifecycle.Usage && onlyRule(problems.Problems, extents.SizeUnaligned) {
+			out.Class = broken
+		}
+	case errors.As(err, &one):
+		out = lifecycle.Refuse(path, []extents.Problem{one.Problem})
+	case errors.As(err, &space):
+		out.Message = fmt.Sprintf("not enough space: %s needed, %s available", humanSize(space.Needed), humanSize(space.Available))
+		out.Err = nil
+	case errors.Is(err, backing.ErrImmutable):
+		out.Class, out.Hint = lifecycle.NotPermitted, "dmloop unpin clears a pin that dmloop set; chattr -i one that was set by hand"
+	case errors.Is(err, fs.ErrExist):
+		out.Message, out.Err = "exists already, and is never replaced", nil
+	case errors.Is(err, fs.ErrNotExist):
+		out.Message, out.Err = "no such file or directory", nil
+	case errors.As(err, &perr):
+		out.Message, out.Err = perr.Op, perr.Err
+	}
+	return out
+}
+
+func onlyRule(problems []extents.Problem, rule extents.Rule) bool {
+	for _, p := range problems {
+		if p.Rule != rule {
+			return false
+		}
+	}
+	return true
+}
+
+// progress returns what shows a bar on a terminal and nothing elsewhere, and what
+// ends it.
+func progress(env *cliEnv, title string) (show func(done, total extents.Bytes), end func()) {
+	if env.json || !terminal(env.stderr) {
+		return nil, func() {}
+	}
+	var bar *progressbar.ProgressBar
+	show = func(done, total extents.Bytes) {
+		if bar == nil {
+			bar = progressbar.NewOptions64(int64(total), progressbar.OptionSetDescription(title),
+				progressbar.OptionSetWriter(env.stderr), progressbar.OptionShowBytes(true),
+				progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth())
+		}
+		bar.ChangeMax64(int64(total))
+		_ = bar.Set64(int64(done)) // a bar that cannot be drawn is no reason to stop
+	}
+	return show, func() {
+		if bar != nil {
+			_ = bar.Clear()
+		}
+	}
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/extents"
+	"dmloop/internal/lifecycle"
+)
+
+// mappingJSON is one mapping in the output of list, status and map --json. Sizes
+// are bytes. docs/json.md describes it; fields are added, never changed.
+type mappingJSON struct {
+	Name    string        `json:"name"`
+	Device  string        `json:"device"`
+	MajMin  string        `json:"maj:min"`
+	Image   string        `json:"image"`
+	Size    extents.Bytes `json:"size"`
+	RO      bool          `json:"ro"`
+	Extents int           `json:"extents"`
+	Pin     []string      `json:"pin"`
+	Grade   string        `json:"grade"`
+	State   string        `json:"state"`
+	Reason  string        `json:"reason"`
+	Guard   bool          `json:"guard"`
+	Open    int           `json:"open"`
+	UUID    string        `json:"uuid"`
+}
+
+type mappingsJSON struct {
+	Mappings []mappingJSON `json:"mappings"`
+}
+
+func toMappingJSON(s lifecycle.Status) mappingJSON {
+	pins := s.Pins
+	if pins == nil {
+		pins = []string{}
+	}
+	device := ""
+	if s.Device != "" {
+		device = s.Device
+	}
+	return mappingJSON{
+		Name: s.Name, Device: device, MajMin: s.MajMin, Image: s.Image, Size: s.Size, RO: s.ReadOnly,
+		Extents: s.Extents, Pin: pins, Grade: s.Grade, State: string(s.State), Reason: s.Reason,
+		Guard: s.Guard, Open: s.Open, UUID: s.UUID,
+	}
+}
+
+const defaultColumns = "NAME,DEVICE,IMAGE,SIZE,RO,EXTENTS,PIN,GRADE,STATE,GUARD"
+
+var listColumns = []column{
+	{"NAME", "name of the mapping", func(m mappingJSON, _ bool) string { return m.Name }},
+	{"DEVICE", "device node", func(m mappingJSON, _ bool) string { return m.Device }},
+	{"MAJ:MIN", "device number", func(m mappingJSON, _ bool) string { return m.MajMin }},
+	{"IMAGE", "the file mapped", func(m mappingJSON, _ bool) string { return m.Image }},
+	{"SIZE", "size of the device", func(m mappingJSON, bytes bool) string {
+		if bytes {
+			return fmt.Sprint(int64(m.Size))
+		}
+		return humanSize(m.Size)
+	}},
+	{"RO", "1 when read-only", func(m mappingJSON, _ bool) string { return zeroOne(m.RO) }},
+	{"EXTENTS", "extents of the image", func(m mappingJSON, _ bool) string { return fmt.Sprint(m.Extents) }},
+	{"PIN", "what keeps the blocks in place", func(m mappingJSON, _ bool) string { return strings.Join(m.Pin, "+") }},
+	{"GRADE", "kernel, guarded or unsafe", func(m mappingJSON, _ bool) string { return m.Grade }},
+	{"STATE", "healthy, weakened, stale, failed, suspended or releasing", func(m mappingJSON, _ bool) string { return m.State }},
+	{"REASON", "why it is not healthy", func(m mappingJSON, _ bool) string { return m.Reason }},
+	{"GUARD", "1 when the guard watches it", func(m mappingJSON, _ bool) string { return zeroOne(m.Guard) }},
+	{"OPEN", "how many have the device open", func(m mappingJSON, _ bool) string { return fmt.Sprint(m.Open) }},
+	{"UUID", "device-mapper uuid", func(m mappingJSON, _ bool) string { return m.UUID }},
+}
+
+func zeroOne(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+type listOptions struct {
+	output                   string
+	all, noheadings, raw, bs bool
+}
+
+func (o *listOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVarP(&o.output, "output", "o", "", "columns to print, separated by commas; + adds to the defaults")
+	f.BoolVar(&o.all, "output-all", false, "print all columns")
+	f.BoolVarP(&o.noheadings, "noheadings", "n", false, "print no headings")
+	f.BoolVar(&o.raw, "raw", false, "print fields parted by one blank")
+	f.BoolVarP(&o.bs, "bytes", "b", false, "print sizes in bytes")
+	jsonFlag(env, cmd)
+	cmd.Long += "\n\nColumns:\n" + columnHelp(listColumns)
+}
+
+func newListCommand(env *cliEnv) *cobra.Command {
+	opts := &listOptions{}
+	cmd := &cobra.Command{
+		Use:     "list [NAME|IMAGE...]",
+		Aliases: []string{"ls"},
+		Short:   "List mappings",
+		Long:    "List the mappings of this machine, or those named, with what is in force now.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runList(cmd.Context(), env, opts, args)
+		},
+		ValidArgsFunction: completeMappings(env),
+	}
+	opts.addFlags(env, cmd)
+	return cmd
+}
+
+func newStatusCommand(env *cliEnv) *cobra.Command {
+	opts := &listOptions{}
+	cmd := &cobra.Command{
+		Use:   "status NAME|IMAGE...",
+		Short: "Show all that is known of a mapping",
+		Long: `Show one mapping in full, a line for each property; with --output, --raw or --json
+as list does. Exits with 4 when the mapping is stale or torn down.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runStatus(cmd.Context(), env, opts, args)
+		},
+		ValidArgsFunction: completeMappings(env),
+	}
+	opts.addFlags(env, cmd)
+	return cmd
+}
+
+func runList(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
+	sys := env.system()
+	defer sys.Close()
+	found, err := sys.List(ctx, args...)
+	if err != nil {
+		return err
+	}
+	return printMappings(env, opts, found)
+}
+
+func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status) error {
+	rows := make([]mappingJSON, 0, len(found))
+	for _, s := range found {
+		rows = append(rows, toMappingJSON(s))
+	}
+	if env.json {
+		return printJSON(env, mappingsJSON{rows})
+	}
+	defaults := defaultColumns
+	if opts.all {
+		defaults = columnNames(listColumns)
+	}
+	columns, err := pickColumns(listColumns, defaults, opts.output)
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	return printColumns(env.stdout, columns, rows, !opts.noheadings, opts.raw, opts.bs)
+}
+
+func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
+	sys := env.system()
+	defer sys.Close()
+	found, err := sys.List(ctx, args...)
+	if err != nil {
+		return err
+	}
+	if env.json || opts.raw || opts.output != "" || opts.all {
+		err = printMappings(env, opts, found)
+	} else {
+		for _, s := range found {
+			row := toMappingJSON(s)
+			for _, c := range listColumns {
+				if v := c.value(row, opts.bs); v != "" {
+					fmt.Fprintf(env.stdout, "%-8s %s\n", c.name, printable(v))
+				}
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, s := range found {
+		if s.State.Broken() {
+			return reported{lifecycle.StaleMapping}
+		}
+	}
+	return nil
+}
+
+func printJSON(env *cliEnv, v any) error {
+	enc := json.NewEncoder(env.stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

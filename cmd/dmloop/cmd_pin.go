@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/extents"
+	"dmloop/internal/backing"
+	"dmloop/internal/lifecycle"
+)
+
+// each runs do for every target and joins what fails, so that one does not keep
+// the others from their turn.
+func each(targets []string, do func(string) error) error {
+	var failed []error
+	for _, t := range targets {
+		if err := do(t); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func newPinCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "pin IMAGE...",
+		Short: "Pin images by hand, as map does, and leave them pinned",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sys := env.system()
+			defer sys.Close()
+			return each(args, func(path string) error {
+				kinds, err := sys.Pin(cmd.Context(), path)
+				if err == nil {
+					fmt.Fprintf(env.stdout, "%s: %s\n", printable(path), strings.Join(kinds, " "))
+				}
+				return err
+			})
+		},
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func newUnpinCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "unpin IMAGE...",
+		Short: "Clear the pins that dmloop set; pins set by others stay",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sys := env.system()
+			defer sys.Close()
+			return each(args, func(path string) error { return sys.Unpin(cmd.Context(), path) })
+		},
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func newSealCommand(env *cliEnv) *cobra.Command {
+	var create extents.Bytes
+	cmd := &cobra.Command{
+		Use:   "seal IMAGE",
+		Short: "Prepare an image so that the kernel itself can hold it still",
+		Long: `Move the first pages of IMAGE to its end and put a swap header in their place. While
+it is mapped, the kernel treats the image as an active swap file and refuses every
+change to it. In place, a few pages whatever the size, and undone by unseal. A
+seal or unseal that was cut off is finished.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runSeal(cmd.Context(), env, create, args[0])
+		},
+	}
+	cmd.Flags().Var(sizeValue{&create}, "create", "make a new image of this size first")
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	if create > 0 {
+		show, done := progress(env, "create")
+		err := backing.Create(ctx, path, create, backing.Options{Progress: show})
+		done()
+		if err != nil {
+			return backingError(path, err, lifecycle.Usage)
+		}
+	}
+	return sys.Seal(ctx, path)
+}
+
+func newUnsealCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "unseal IMAGE...",
+		Short: "Put the first pages of sealed images back",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sys := env.system()
+			defer sys.Close()
+			return each(args, func(path string) error { return sys.Unseal(cmd.Context(), path) })
+		},
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func newShimCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "shim DEVICE NAME",
+		Short: "Make an identity device, so that the device below can be shared",
+		Long: `Make /dev/mapper/NAME, which is DEVICE sector by sector. A file system that is mounted
+from it, instead of from DEVICE, can lend out its files with dmloop map. DEVICE must
+not be mounted. Prints the fstab line to mount the file system that is on it.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sys := env.system()
+			defer sys.Close()
+			shim, err := sys.Shim(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			if env.json {
+				return printJSON(env, struct {
+					Device string `json:"device"`
+				}{shim})
+			}
+			fmt.Fprintln(env.stdout, shim)
+			fmt.Fprint(env.stderr, shimAdvice(args[0], shim))
+			return nil
+		},
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+// shimAdvice tells how the shim comes back at the next boot.
+func shimAdvice(device, shim string) string {
+	name := strings.TrimPrefix(shim, "/dev/mapper/")
+	return fmt.Sprintf(`Mount the file system from %[2]s instead of %[1]s. In /etc/fstab:
+  %[2]s  MOUNTPOINT  auto  defaults  0  2
+The shim must be made at each boot before that, by an initramfs script or a unit
+ordered before local-fs-pre.target that runs:
+  dmloop shim %[1]s %[3]s
+`, device, shim, name)
+}

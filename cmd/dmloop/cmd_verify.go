@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/guard"
+	"dmloop/internal/lifecycle"
+)
+
+type verifiedJSON struct {
+	Name     string          `json:"name"`
+	State    string          `json:"state"`
+	Reason   string          `json:"reason"`
+	Findings []guard.Finding `json:"findings"`
+}
+
+func newVerifyCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify [NAME|IMAGE...]",
+		Short: "Read everything about mappings again and compare it with what was mapped",
+		Long: `Compare the image's identity, layout and pins, the host device's table and the
+mapping's own table with the record, now. Changes nothing. Exits with 4 when a
+mapping is stale or torn down.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runVerify(cmd.Context(), env, args)
+		},
+		ValidArgsFunction: completeMappings(env),
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func runVerify(ctx context.Context, env *cliEnv, targets []string) error {
+	sys := env.system()
+	defer sys.Close()
+	all, err := sys.Verify(ctx, targets...)
+	if err != nil {
+		return err
+	}
+	out := make([]verifiedJSON, 0, len(all))
+	broken := false
+	for _, v := range all {
+		row := verifiedJSON{Name: v.Name, State: string(v.State), Reason: v.Reason, Findings: v.Findings}
+		if row.Findings == nil {
+			row.Findings = []guard.Finding{}
+		}
+		out = append(out, row)
+		broken = broken || v.State.Broken()
+	}
+	if env.json {
+		err = printJSON(env, struct {
+			Mappings []verifiedJSON `json:"mappings"`
+		}{out})
+	} else {
+		for _, row := range out {
+			fmt.Fprintf(env.stdout, "%s: %s\n", row.Name, row.State)
+			if row.Reason != "" {
+				fmt.Fprintf(env.stdout, "  %s\n", printable(row.Reason))
+			}
+		}
+	}
+	if err == nil && broken {
+		return reported{lifecycle.StaleMapping}
+	}
+	return err
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// column is one column of `list` and `status`, as in losetup.
+type column struct {
+	name, help string
+	value      func(row mappingJSON, bytes bool) string
+}
+
+// pickColumns resolves the argument of --output: names in any case, separated by
+// commas; a leading + adds to the defaults.
+func pickColumns(all []column, defaults, want string) ([]column, error) {
+	names := defaults
+	if add, ok := strings.CutPrefix(want, "+"); ok {
+		names += "," + add
+	} else if want != "" {
+		names = want
+	}
+	var picked []column
+	for _, name := range strings.Split(names, ",") {
+		found := false
+		for _, c := range all {
+			if strings.EqualFold(c.name, strings.TrimSpace(name)) {
+				picked, found = append(picked, c), true
+			}
+		}
+		if !found {
+			return nil, usageError("unknown column %q; known are %s", name, columnNames(all))
+		}
+	}
+	return picked, nil
+}
+
+func columnNames(all []column) string {
+	var names []string
+	for _, c := range all {
+		names = append(names, c.name)
+	}
+	return strings.Join(names, ",")
+}
+
+func columnHelp(all []column) string {
+	var b strings.Builder
+	for _, c := range all {
+		fmt.Fprintf(&b, "  %-8s %s\n", c.name, c.help)
+	}
+	return b.String()
+}
+
+// printColumns prints rows under their headings. With raw the fields are parted
+// by one blank, blanks inside them are written \x20 and empty fields are "-".
+func printColumns(w io.Writer, columns []column, rows []mappingJSON, headings, raw, bytes bool) error {
+	out, flush := w, func() error { return nil }
+	sep := " "
+	if !raw {
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.StripEscape)
+		out, flush, sep = t, t.Flush, "\t"
+	}
+	if headings {
+		fmt.Fprintln(out, strings.ReplaceAll(columnNames(columns), ",", sep))
+	}
+	for _, row := range rows {
+		fields := make([]string, len(columns))
+		for i, c := range columns {
+			fields[i] = printable(c.value(row, bytes))
+			if raw {
+				fields[i] = strings.ReplaceAll(fields[i], " ", `\x20`)
+			}
+			if fields[i] == "" {
+				fields[i] = "-"
+			}
+		}
+		fmt.Fprintln(out, strings.Join(fields, sep))
+	}
+	return flush()
+}
+
+// printable escapes control characters, so that a file name cannot forge a row.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r < 0x20 || r == 0x7f {
+			fmt.Fprintf(&b, `\x%02x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"dmloop/extents"
+	"dmloop/internal/lifecycle"
+)
+
+// exitCodes is the one place where a class of error gets its exit code. The codes
+// are an interface; docs/exit-codes.md lists them.
+var exitCodes = map[lifecycle.Class]int{
+	lifecycle.Failure:      1,
+	lifecycle.Usage:        2,
+	lifecycle.NotMappable:  3,
+	lifecycle.StaleMapping: 4,
+	lifecycle.Busy:         5,
+	lifecycle.NotFound:     6,
+	lifecycle.NotPermitted: 7,
+	lifecycle.KernelLacks:  8,
+}
+
+const exitStatusHelp = `Exit status: 0 done, 1 failed, 2 usage, 3 image not mappable, 4 mapping stale or
+torn down, 5 busy or in use, 6 no such image or mapping, 7 not permitted, 8 the
+kernel lacks something.`
+
+func usageError(format string, args ...any) error {
+	return &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf(format, args...), Hint: "see dmloop --help"}
+}
+
+// reported is an error whose text the user has seen already; only its class counts.
+type reported struct{ class lifecycle.Class }
+
+func (r reported) Error() string { return fmt.Sprintf("exit %d", exitCodes[r.class]) }
+
+// report prints err as users and scripts expect it and returns the exit code.
+func report(env *cliEnv, err error) int {
+	var done reported
+	if errors.As(err, &done) {
+		return exitCodes[done.class]
+	}
+	code := exitCodes[classOf(err)]
+	for _, one := range flatten(err) {
+		if env.json {
+			printJSONError(env, one, exitCodes[classOf(one)])
+		} else {
+			printError(env, one)
+		}
+	}
+	return code
+}
+
+// classOf gives errors of the command line parser, which have no class, their own.
+func classOf(err error) lifecycle.Class {
+	var e *lifecycle.Error
+	if !errors.As(err, &e) && isParserError(err) {
+		return lifecycle.Usage
+	}
+	if !errors.As(err, &e) && errors.Is(err, context.Canceled) {
+		return lifecycle.Failure
+	}
+	return lifecycle.ClassOf(err)
+}
+
+// isParserError recognises cobra's errors, which have no type.
+func isParserError(err error) bool {
+	text := err.Error()
+	for _, begin := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires at least", "requires at most", "if any flags in the group", "invalid argument"} {
+		if strings.HasPrefix(text, begin) {
+			return true
+		}
+	}
+	return false
+}
+
+// flatten splits joined errors, so that each is printed on its own.
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, flatten(e)...)
+		}
+		return all
+	}
+	return []error{err}
+}
+
+func printError(env *cliEnv, err error) {
+	var e *lifecycle.Error
+	if !errors.As(err, &e) {
+		fmt.Fprintf(env.stderr, "dmloop: %v\n", err)
+		if isParserError(err) {
+			fmt.Fprintln(env.stderr, "hint: see dmloop --help")
+		}
+		return
+	}
+	if len(e.Problems) == 0 {
+		fmt.Fprintf(env.stderr, "dmloop: %v\n", err)
+		printHint(env, e.Hint)
+		return
+	}
+	for _, p := range e.Problems {
+		fmt.Fprintf(env.stderr, "dmloop: %s: %s\n", e.Subject, p)
+		printHint(env, p.Hint)
+	}
+	printHint(env, e.Hint)
+}
+
+func printHint(env *cliEnv, hint string) {
+	if hint != "" {
+		fmt.Fprintf(env.stderr, "hint: %s\n", hint)
+	}
+}
+
+// jsonError is the form of an error on standard error with --json.
+type jsonError struct {
+	Subject  string            `json:"subject"`
+	Message  string            `json:"message"`
+	Hint     string            `json:"hint"`
+	Code     int               `json:"code"`
+	Problems []extents.Problem `json:"problems"`
+}
+
+func printJSONError(env *cliEnv, err error, code int) {
+	out := jsonError{Message: err.Error(), Code: code, Problems: []extents.Problem{}}
+	var e *lifecycle.Error
+	if errors.As(err, &e) {
+		out.Subject, out.Hint = e.Subject, e.Hint
+		if e.Problems != nil {
+			out.Problems = e.Problems
+			if out.Hint == "" && len(e.Problems) > 0 {
+				out.Hint = e.Problems[0].Hint
+			}
+		}
+	}
+	b, _ := json.Marshal(map[string]jsonError{"error": out})
+	fmt.Fprintf(env.stderr, "%s\n", b)
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"dmloop/internal/lifecycle"
+	"dmloop/internal/manifest"
+)
+
+// cliEnv is what every command gets: where to print and what to work on.
+type cliEnv struct {
+	stdout, stderr io.Writer
+	stateDir       string
+	json           bool
+	verbose        bool
+}
+
+// terminal reports whether w is a terminal, where progress bars and aligned
+// columns belong.
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// system opens what the use cases work on.
+func (e *cliEnv) system() *lifecycle.System {
+	level := slog.LevelWarn
+	if e.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	return lifecycle.NewSystem(e.stateDir, log)
+}
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	env := &cliEnv{stdout: stdout, stderr: stderr, stateDir: manifest.DefaultDir}
+	root := newRootCommand(env)
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); err != nil {
+		return report(env, err)
+	}
+	return 0
+}
+
+func newRootCommand(env *cliEnv) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "dmloop",
+		Short: "Block devices from regular files, without the loop driver",
+		Long: `dmloop maps a regular file as a block device: it proves that the file is fully
+allocated, unshared and held still, and hands its blocks to device-mapper as a
+linear table. I/O then goes straight to the disk.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return usageError("a command is needed, such as: dmloop map image.img")
+		},
+	}
+	root.SetOut(env.stdout)
+	root.SetErr(env.stderr)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%v", err) })
+	flags := root.PersistentFlags()
+	flags.BoolVarP(&env.verbose, "verbose", "v", false, "log every step and kernel call to standard error")
+	root.AddCommand(
+		newCreateCommand(env),
+		newProvisionCommand(env),
+		newCheckCommand(env),
+		newExtentsCommand(env),
+		newTableCommand(env),
+		newMapCommand(env),
+		newUnmapCommand(env),
+		newListCommand(env),
+		newStatusCommand(env),
+		newVerifyCommand(env),
+		newPinCommand(env),
+		newSealCommand(env),
+		newUnsealCommand(env),
+		newUnpinCommand(env),
+		newShimCommand(env),
+		newCompletionCommand(env),
+		newVersionCommand(env),
+	)
+	for _, c := range root.Commands() {
+		c.Long = strings.TrimSpace(c.Long) + "\n\n" + exitStatusHelp
+	}
+	return root
+}
+
+// jsonFlag adds --json to a command.
+func jsonFlag(env *cliEnv, cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&env.json, "json", "J", false, "print JSON, sizes and offsets in bytes")
+}

@@ -1,0 +1,130 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/internal/dm"
+	"dmloop/internal/manifest"
+)
+
+// removable makes the device ready to be removed as the options say, or refuses
+// before anything is changed when it is in use.
+func (s *System) removable(conn *dm.Conn, m *manifest.Manifest, o UnmapOptions) error {
+	info, err := conn.Info(dm.ByUUID(m.UUID))
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	users := s.users(info.Device)
+	switch {
+	case info.OpenCount == 0, o.Deferred && !o.Force:
+		return nil
+	case o.Force:
+		return s.cutOff(conn, m)
+	case len(users) > 0 && len(m.Parts) == 0:
+		return s.busy(*m, nil)
+	}
+	return nil // open for a moment perhaps, as by a udev worker: removing retries
+}
+
+// cutOff lets every further access fail. What users have not written yet is written
+// first, unless the blocks are not ours any more.
+func (s *System) cutOff(conn *dm.Conn, m *manifest.Manifest) error {
+	if m.State == manifest.Failed {
+		return nil
+	}
+	table := dmtable.ErrorTable(m.Table.Size())
+	ref := dm.ByUUID(m.UUID)
+	if m.State == manifest.Stale || m.State == manifest.Suspended {
+		if _, err := conn.ReplaceNow(ref, table, 0); err != nil {
+			return err
+		}
+	} else {
+		if _, err := conn.Load(ref, table, m.ReadOnly); err != nil {
+			return err
+		}
+		if _, err := conn.Resume(ref, dm.ResumeOptions{}); err != nil {
+			return err
+		}
+	}
+	m.State = manifest.Failed
+	return nil
+}
+
+// busy says who uses the device.
+func (s *System) busy(m manifest.Manifest, cause error) error {
+	message := "in use"
+	if users := s.users(m.Device); len(users) > 0 {
+		message += " by " + strings.Join(users, ", ")
+	}
+	return &Error{Class: Busy, Subject: m.Name, Message: message, Err: cause,
+		Hint: "stop the users, or use --deferred (remove at last close) or --force (let their I/O fail)"}
+}
+
+// heldFirmly reports whether waiting for the device's users is of no use.
+func (s *System) heldFirmly(dev dmtable.Device) bool {
+	for _, u := range s.users(dev) {
+		if !strings.HasPrefix(u, "process") {
+			return true
+		}
+	}
+	return false
+}
+
+// users lists what is seen to use a block device: mounts, devices on top of it,
+// and processes that have its node open.
+func (s *System) users(dev dmtable.Device) []string {
+	var users []string
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return i.Major != int(dev.Major) || i.Minor != int(dev.Minor), false
+	})
+	if err != nil {
+		s.log.Debug("mounts cannot be read", "error", err)
+	}
+	for _, m := range mounts {
+		users = append(users, "mount "+m.Mountpoint)
+	}
+	holders, err := os.ReadDir(filepath.Join(s.sysfs, "dev/block", dev.String(), "holders"))
+	if err != nil {
+		s.log.Debug("holders cannot be read", "error", err)
+	}
+	for _, h := range holders {
+		users = append(users, "device "+h.Name())
+	}
+	return append(users, processes(dev)...)
+}
+
+// processes lists who has the device's node open, as far as /proc shows it.
+func processes(dev dmtable.Device) []string {
+	var found []string
+	pids, _ := filepath.Glob("/proc/[0-9]*")
+	rdev := unix.Mkdev(dev.Major, dev.Minor)
+	for _, dir := range pids {
+		fds, err := os.ReadDir(dir + "/fd")
+		if err != nil {
+			continue // gone, or not ours to see
+		}
+		for _, fd := range fds {
+			var st unix.Stat_t
+			if unix.Stat(dir+"/fd/"+fd.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != rdev {
+				continue
+			}
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			comm, _ := os.ReadFile(dir + "/comm")
+			found = append(found, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm))))
+			break
+		}
+	}
+	return found
+}

@@ -1,0 +1,135 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
+	"dmloop/internal/dm"
+	"dmloop/internal/manifest"
+	"dmloop/internal/udev"
+)
+
+// removePatience bounds the retries of a removal while udev workers and scanners
+// have the device open for a moment.
+const removePatience = 5 * time.Second
+
+// resume makes the loaded table live and returns when the device's links are there.
+func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device) error {
+	t, err := udev.Begin(s.log)
+	if err != nil {
+		return err
+	}
+	info, err := conn.Resume(dm.ByUUID(uuid), dm.ResumeOptions{EventNr: t.Add()})
+	if err != nil {
+		return errors.Join(err, t.Fail(), t.Wait())
+	}
+	if !info.UeventGenerated {
+		t.Done()
+	}
+	if err := t.Wait(); err != nil {
+		s.log.Warn("udev did not confirm the new device in time; making its link here", "device", name, "error", err)
+	}
+	return udev.EnsureLink(name, dev)
+}
+
+// busyError says that a device is open, and so cannot be removed.
+type busyError struct{ err error }
+
+func (e *busyError) Error() string { return "the device is in use" }
+func (e *busyError) Unwrap() error { return e.err }
+
+// removeDevice removes the device with this uuid, and reports whether it is gone;
+// a device that is not there is gone. A torn-down device has an error table: its
+// users do not keep blocks busy, so a deferred removal is asked for when it is open.
+func (s *System) removeDevice(conn *dm.Conn, name, uuid string, torn bool) (gone bool, err error) {
+	deadline := time.Now().Add(removePatience)
+	for {
+		info, err := conn.Info(dm.ByUUID(uuid))
+		if errors.Is(err, dm.ErrNotFound) {
+			return true, udev.Unlink(name)
+		}
+		if err != nil {
+			return false, err
+		}
+		if info.DeferredRemove {
+			return false, nil
+		}
+		err = s.removeOnce(conn, uuid, false)
+		if err == nil || errors.Is(err, dm.ErrNotFound) {
+			return true, udev.Unlink(name)
+		}
+		if !errors.Is(err, dm.ErrBusy) {
+			return false, err
+		}
+		if torn {
+			return false, s.removeOnce(conn, uuid, true)
+		}
+		if time.Now().After(deadline) || s.heldFirmly(info.Device) {
+			return false, &busyError{err}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {
+	t, err := udev.Begin(s.log)
+	if err != nil {
+		return err
+	}
+	info, err := conn.Remove(dm.ByUUID(uuid), dm.RemoveOptions{Deferred: deferred, EventNr: t.Add()})
+	if err != nil {
+		return errors.Join(err, t.Fail(), t.Wait())
+	}
+	if !info.UeventGenerated {
+		t.Done()
+	}
+	if err := t.Wait(); err != nil {
+		s.log.Warn("udev did not confirm the removal in time", "uuid", uuid, "error", err)
+	}
+	return nil
+}
+
+// liveMappings lists the live devices of dmloop with their tables.
+func (s *System) liveMappings(conn *dm.Conn) ([]blockdev.Mapping, error) {
+	devices, err := s.liveDevices(conn)
+	if err != nil {
+		return nil, err
+	}
+	var live []blockdev.Mapping
+	for _, info := range devices {
+		table, err := conn.Table(dm.ByUUID(info.UUID))
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the table of %s: %w", info.Name, err)
+		}
+		live = append(live, blockdev.Mapping{Name: info.Name, Device: info.Device, Table: table})
+	}
+	return live, nil
+}
+
+// liveDevices lists the device-mapper devices whose uuid says that they are mappings.
+func (s *System) liveDevices(conn *dm.Conn) ([]dm.Info, error) {
+	all, err := conn.List()
+	if err != nil {
+		return nil, err
+	}
+	var found []dm.Info
+	for _, d := range all {
+		info, err := conn.Info(dm.ByDevice(d.Device))
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(info.UUID) > len(manifest.UUIDPrefix) && info.UUID[:len(manifest.UUIDPrefix)] == manifest.UUIDPrefix {
+			found = append(found, info)
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,133 @@
+// Package lifecycle holds the use cases: check, map, unmap, list, verify, pin. It
+// orders the steps that the other packages provide and owns the undo of each. It
+// neither prints nor reads flags.
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/extents"
+	"dmloop/internal/dm"
+	"dmloop/internal/manifest"
+)
+
+// Class sorts errors as users' scripts need them; cmd gives each its exit code.
+type Class int
+
+// The classes of design section 8.
+const (
+	Failure      Class = iota + 1 // something went wrong
+	Usage                         // the request itself is wrong
+	NotMappable                   // the image breaks a rule
+	StaleMapping                  // the mapping is stale or torn down
+	Busy                          // in use, or already there
+	NotFound                      // no such image or mapping
+	NotPermitted                  // root or a capability is needed
+	KernelLacks                   // the kernel lacks something
+)
+
+// Error is what a use case returns when it fails.
+type Error struct {
+	Class    Class
+	Subject  string            // image path or mapping name
+	Message  string            // what is wrong; empty when Problems or Err say it
+	Hint     string            // what to do about it
+	Problems []extents.Problem // the rules that the image breaks
+	Err      error             // cause; may be nil
+}
+
+func (e *Error) Error() string {
+	text := e.Message
+	switch {
+	case text == "" && len(e.Problems) > 0:
+		text = e.Problems[0].String()
+		if n := len(e.Problems) - 1; n > 0 {
+			text += fmt.Sprintf(" and %d more", n)
+		}
+	case text == "" && e.Err != nil:
+		text = e.Err.Error()
+	case e.Err != nil:
+		text += ": " + e.Err.Error()
+	}
+	if e.Subject == "" {
+		return text
+	}
+	return e.Subject + ": " + text
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ClassOf returns the class of err, looking through wrapped errors. Errors that
+// no use case has classed are sorted by their cause.
+func ClassOf(err error) Class {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+		return e.Class
+	case errors.Is(err, manifest.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+		return NotFound
+	case errors.Is(err, dm.ErrNoDeviceMapper):
+		return KernelLacks
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, dm.ErrPermission):
+		return NotPermitted
+	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ETXTBSY):
+		return Busy
+	}
+	return Failure
+}
+
+// fail wraps err for subject, keeping a class it has already.
+func fail(subject, message string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var e *Error
+	if errors.As(err, &e) && message == "" {
+		return err
+	}
+	return &Error{Class: ClassOf(err), Subject: subject, Message: message, Err: err}
+}
+
+// refuse makes the error of an image that breaks rules: Busy when it is only in
+// use at the moment, else NotMappable (design section 4).
+func refuse(subject string, problems []extents.Problem) *Error {
+	class := Busy
+	for _, p := range problems {
+		switch p.Rule {
+		case extents.OpenElsewhere, extents.ActiveSwap, extents.Overlap:
+		default:
+			class = NotMappable
+		}
+	}
+	return &Error{Class: class, Subject: subject, Problems: problems}
+}
+
+// Refuse is refuse for cmd, which lists the problems of several images itself.
+func Refuse(subject string, problems []extents.Problem) *Error {
+	return refuse(subject, withHints(subject, problems))
+}
+
+// withHints puts the image's path into the hints.
+func withHints(path string, problems []extents.Problem) []extents.Problem {
+	for i := range problems {
+		problems[i].Hint = strings.ReplaceAll(problems[i].Hint, "IMAGE", shellWord(path))
+	}
+	return problems
+}
+
+// shellWord quotes a path for a command line that people copy.
+func shellWord(path string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+=:,@", r)
+	}
+	if path != "" && !strings.ContainsFunc(path, func(r rune) bool { return !plain(r) }) {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\\''`) + "'"
+}

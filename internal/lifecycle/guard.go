@@ -1,0 +1,77 @@
+package lifecycle
+
+import (
+	"context"
+	"os"
+
+	"dmloop/internal/manifest"
+)
+
+// Guard is the running watchdog as the use cases see it; cmd wires the client of
+// the guard's socket to it.
+type Guard interface {
+	// Ensure starts a guard when none runs.
+	Ensure(ctx context.Context) error
+	// Prepare marks the image before it is pinned, and says whether opens by others
+	// will be denied from then on.
+	Prepare(ctx context.Context, image *os.File) (denies bool, err error)
+	// Add returns once the guard watches the mapping and has found it as recorded.
+	Add(ctx context.Context, name string) error
+	// Drop makes the guard forget the mapping. A guard that does not run forgot it.
+	Drop(ctx context.Context, name string) error
+	// Watched lists the mappings that a running guard watches.
+	Watched(ctx context.Context) (map[string]bool, error)
+	// OpenImage returns a descriptor, open for reading, of an image whose opens the
+	// guard denies.
+	OpenImage(ctx context.Context, path string) (*os.File, error)
+}
+
+// WithGuard makes the system use g.
+func (s *System) WithGuard(g Guard) *System {
+	s.guard = g
+	return s
+}
+
+// watched lists what a running guard watches; nothing when none runs.
+func (s *System) watched(ctx context.Context) map[string]bool {
+	if s.guard == nil {
+		return nil
+	}
+	names, err := s.guard.Watched(ctx)
+	if err != nil {
+		s.log.Debug("no answer from a guard", "error", err)
+		return nil
+	}
+	return names
+}
+
+// prepareGuard starts the guard, and has the image marked before it is pinned: the
+// mark goes by path, and a mark after the lease would leave a gap.
+func (j *mapJob) prepareGuard(ctx context.Context) error {
+	if j.options.NoGuard {
+		return nil
+	}
+	if j.guard == nil {
+		return &Error{Class: Usage, Subject: j.m.Name, Message: "no guard can be started here", Hint: "map with --no-guard"}
+	}
+	if err := j.guard.Ensure(ctx); err != nil {
+		return &Error{Class: ClassOf(err), Subject: j.m.Name, Message: "no guard could be started", Err: err,
+			Hint: "see dmloop guard --help; --no-guard does without where the grade is kernel"}
+	}
+	denies, err := j.guard.Prepare(ctx, j.img.File())
+	j.denies = denies
+	return err
+}
+
+// watch has the guard confirm that it watches the live mapping.
+func (j *mapJob) watch(ctx context.Context) error {
+	if j.options.NoGuard {
+		return nil
+	}
+	// The guard reads the record, which has to say that the mapping is live.
+	j.m.State = manifest.Healthy
+	if err := j.store.Save(j.m); err != nil {
+		return err
+	}
+	return j.guard.Add(ctx, j.m.Name)
+}

@@ -1,0 +1,350 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+)
+
+// MapOptions are the choices of `dmloop map`.
+type MapOptions struct {
+	SurveyOptions
+	Name     string // empty: the image's base name without its extension
+	ReadOnly bool
+	Pin      string // "auto", "immutable", "swap" or "none"
+	OnChange string // "error", "suspend" or "report"
+	NoGuard  bool
+	Unsafe   bool
+	UUID     string // 32 hex digits, or empty for a random one
+	PartScan bool
+}
+
+// DefaultName returns the name that an image's mapping gets: its base name
+// without the extension, mangled as libdevmapper does.
+func DefaultName(path string) string {
+	base := filepath.Base(path)
+	if ext := filepath.Ext(base); ext != base {
+		base = strings.TrimSuffix(base, ext)
+	}
+	return base
+}
+
+// mangled returns the device-mapper name for what the user asked for.
+func mangled(path, name string) (string, error) {
+	if name == "" {
+		name = DefaultName(path)
+	}
+	m, err := dmtable.Mangle(name)
+	if err == nil {
+		err = dmtable.CheckName(m)
+	}
+	if err != nil {
+		return "", &Error{Class: Usage, Subject: name, Message: "not a name for a mapping", Err: err,
+			Hint: "give another one: dmloop map IMAGE NAME"}
+	}
+	return m, nil
+}
+
+// newUUID returns the device-mapper uuid of a mapping. Its length limits the name.
+func newUUID(name, id string) (string, error) {
+	uuid, err := manifest.NewUUID(name, id)
+	if err == nil {
+		err = dmtable.CheckUUID(uuid)
+	}
+	if err != nil {
+		return "", &Error{Class: Usage, Subject: name, Message: "not a name or uuid for a mapping", Err: err,
+			Hint: "a name has at most 88 bytes, since the uuid holds it"}
+	}
+	return uuid, nil
+}
+
+// Check runs all rules over the image at path and leaves it as it is. Broken rules
+// are in the survey, not in the error.
+func (s *System) Check(ctx context.Context, path string, o SurveyOptions) (*Survey, error) {
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	v, release, err := s.survey(img, path, o)
+	release()
+	if err != nil {
+		return v, fail(path, "", err)
+	}
+	return v, nil
+}
+
+// Map makes the mapping and returns what it is then.
+func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, error) {
+	name, err := mangled(path, o.Name)
+	if err != nil {
+		return Status{}, err
+	}
+	if err := o.validate(); err != nil {
+		return Status{}, err
+	}
+	uuid, err := newUUID(name, o.UUID)
+	if err != nil {
+		return Status{}, err
+	}
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	defer unlock()
+	conn, err := s.mapper()
+	if err != nil {
+		return Status{}, err
+	}
+	if err := s.nameFree(store, conn, name); err != nil {
+		return Status{}, err
+	}
+	if err := s.imageFree(store, path); err != nil {
+		return Status{}, err
+	}
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return Status{}, err
+	}
+	defer img.Close()
+	v, release, err := s.survey(img, path, o.SurveyOptions)
+	defer release()
+	if err != nil {
+		return Status{}, fail(path, "", err)
+	}
+	if len(v.Problems) > 0 {
+		return Status{}, refuse(path, v.Problems)
+	}
+	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, releaseLease: release}
+	job.m = newManifest(name, uuid, img, v, o)
+	if err := job.run(ctx); err != nil {
+		return Status{}, fail(path, "", errors.Join(err, job.undo(ctx)))
+	}
+	return s.status(ctx, conn, job.m), nil
+}
+
+// nameFree refuses a name that a mapping or another device has.
+func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name string) error {
+	if _, err := store.Load(name); err == nil {
+		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + name}
+	} else if !errors.Is(err, manifest.ErrNotFound) {
+		return err
+	}
+	_, err := conn.Info(dm.ByName(name))
+	switch {
+	case err == nil:
+		return &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists", Hint: "give another name: dmloop map IMAGE NAME"}
+	case errors.Is(err, dm.ErrNotFound):
+		return nil
+	}
+	return err
+}
+
+// imageFree refuses an image that has a record already. It looks at the inode
+// without opening the file, which a guard would deny.
+func (s *System) imageFree(store *manifest.Store, path string) error {
+	id, err := image.Stat(path)
+	if err != nil {
+		return nil // opening it says why
+	}
+	m, err := findByImage(store, id)
+	if errors.Is(err, manifest.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Hint: "see: dmloop status " + m.Name}
+}
+
+func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) manifest.Manifest {
+	id := v.Identity
+	return manifest.Manifest{
+		Name: name, UUID: uuid, State: manifest.Mapping,
+		Image: manifest.Image{
+			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
+			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
+		},
+		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly, Sealed: v.Sealed,
+		Extents: len(v.Layout.Extents), OnChange: o.OnChange, Guard: !o.NoGuard, Unsafe: o.Unsafe,
+		Created: time.Now().UTC(), Layout: v.Layout, Table: v.Table,
+		Base: manifest.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()},
+	}
+}
+
+// mapJob is one run of map: the steps in order, each of which undo can take back.
+type mapJob struct {
+	*System
+	store        *manifest.Store
+	conn         *dm.Conn
+	img          *image.Image
+	survey       *Survey
+	options      MapOptions
+	m            manifest.Manifest
+	releaseLease func()
+	denies       bool // the guard denies opens of the image by others
+}
+
+func (j *mapJob) run(ctx context.Context) error {
+	if err := j.prepareGuard(ctx); err != nil {
+		return err
+	}
+	// From here on a killed run leaves a record that names what it made.
+	if err := j.store.Save(j.m); err != nil {
+		return err
+	}
+	steps := []func() error{
+		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.goLive,
+		func() error { return j.watch(ctx) },
+	}
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	j.m.State = manifest.Healthy
+	return j.store.Save(j.m)
+}
+
+// setPins pins the file while the lease still proves that nobody else has it open,
+// and refuses what is weaker than the user accepts.
+func (j *mapJob) setPins() error {
+	filesystem := j.m.Image.Filesystem
+	kinds := wantedPins(j.survey, j.options.Pin)
+	if slices.Contains(kinds, pin.Swap) {
+		j.releaseLease() // swapon opens the file for writing and would wait for it
+	}
+	ours, err := pin.Set(j.img.File(), filesystem, j.m.Name, kinds, j.claim)
+	if err != nil {
+		return j.pinError(err)
+	}
+	j.releaseLease()
+	j.m.Proof = true
+	inForce, err := j.pinsInForce(j.img, j.m)
+	if err != nil {
+		return err
+	}
+	for _, k := range inForce {
+		j.m.Pins = append(j.m.Pins, manifest.Pin{Kind: string(k), Ours: slices.Contains(ours, k)})
+	}
+	grade := pin.GradeOf(evidence(j.m, inForce))
+	j.m.Grade = string(grade)
+	return j.acceptGrade(grade)
+}
+
+// acceptGrade is the rule unpinnable at the moment of truth.
+func (j *mapJob) acceptGrade(grade pin.Grade) error {
+	o := j.options
+	switch {
+	case grade == pin.Kernel, o.Unsafe, grade == pin.Guarded && !o.NoGuard && j.denies:
+		return nil
+	case grade == pin.Guarded && o.NoGuard:
+		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+			Message: "the pin has a hole that only a running guard closes (grade guarded)",
+			Hint:    "leave --no-guard away, seal the image (dmloop seal), or accept the risk with --no-guard --unsafe"}})
+	case grade == pin.Guarded:
+		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+			Message: "the pin has a hole that only a guard closes, and this kernel cannot deny opens (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
+			Hint:    "seal the image (dmloop seal), or accept the risk with --unsafe"}})
+	}
+	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+		Message: "nothing that is in force keeps the blocks in place (grade unsafe)",
+		Hint:    "use --pin=auto, seal the image (dmloop seal), or accept the risk with --unsafe"}})
+}
+
+// locateAgain reads the layout of an image that the kernel now holds: taking the
+// claim may have moved blocks (f2fs).
+func (j *mapJob) locateAgain() error {
+	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
+		return nil
+	}
+	now, err := extents.Read(j.img.File())
+	if err != nil {
+		return err
+	}
+	problems, err := j.locate(j.survey, now, j.options.SurveyOptions)
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return refuse(j.survey.Path, withHints(j.survey.Path, problems))
+	}
+	j.m.Layout, j.m.Table, j.m.Extents = j.survey.Layout, j.survey.Table, len(j.survey.Layout.Extents)
+	return j.store.Save(j.m)
+}
+
+// loadTable creates the device and gives it the table; no I/O can reach it yet.
+func (j *mapJob) loadTable() error {
+	info, err := j.conn.Create(j.m.Name, j.m.UUID)
+	if err != nil {
+		return err
+	}
+	j.m.Device = info.Device
+	_, err = j.conn.Load(dm.ByUUID(j.m.UUID), j.m.Table, j.m.ReadOnly)
+	return err
+}
+
+// proveStill reads everything once more, now that the pins hold and the kernel has
+// accepted the table, and compares: the device goes live only on what is true now.
+func (j *mapJob) proveStill() error {
+	cache, err := j.img.DropCache()
+	if err != nil {
+		return err
+	}
+	if problems := emptyCache(cache); len(problems) > 0 {
+		return refuse(j.survey.Path, problems)
+	}
+	now, err := extents.Read(j.img.File())
+	if err != nil {
+		return err
+	}
+	if problems := now.Problems(j.survey.Facts.BlockSize, 0); len(problems) > 0 {
+		return refuse(j.survey.Path, problems)
+	}
+	if diff := extents.Diff(j.m.Layout, now.Clip().Merge()); diff != "" {
+		return refuse(j.survey.Path, []extents.Problem{unstable(diff)})
+	}
+	id, err := j.img.Identity()
+	if err != nil {
+		return err
+	}
+	if id != j.survey.Identity {
+		return refuse(j.survey.Path, []extents.Problem{unstable("the file's size or identity changed")})
+	}
+	host, err := j.conn.Table(dm.ByDevice(j.survey.Stack.Host))
+	if err != nil {
+		return fmt.Errorf("reading the table of the host device again: %w", err)
+	}
+	if diff := j.survey.Stack.HostTable.Diff(host); diff != "" {
+		return refuse(j.survey.Path, []extents.Problem{unstable("the table of the host device changed: " + diff)})
+	}
+	return nil
+}
+
+// goLive resumes the device: from here on I/O reaches the blocks.
+func (j *mapJob) goLive() error { return j.resume(j.conn, j.m.Name, j.m.UUID, j.m.Device) }
+
+// undo takes back what a failed run made. What it cannot take back stays recorded,
+// for the next command.
+func (j *mapJob) undo(ctx context.Context) error {
+	if _, err := j.store.Load(j.m.Name); errors.Is(err, manifest.ErrNotFound) {
+		return nil
+	}
+	return j.finish(ctx, j.store, &j.m, j.img)
+}
+
+func (j *mapJob) claim(on bool) error { return j.swapClaim(j.img, on) }

@@ -1,0 +1,133 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/extents"
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+)
+
+// unpinnable predicts the rule of this name: whether a pin of grade guarded or
+// better can be had for the image as it is. Setting the pins has the last word.
+func (v *Survey) unpinnable() *extents.Problem {
+	wanted := pin.Wanted(v.Facts.Filesystem, v.Sealed)
+	grade := pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink, InForce: wanted, Proof: true})
+	problem := func(message, hint string) *extents.Problem {
+		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}
+	}
+	switch {
+	case grade == pin.Unsafe:
+		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, "move the image to ext4, xfs or f2fs")
+	case v.Facts.ReadOnly && !v.Facts.Immutable():
+		return problem("the file system is mounted read-only, so the image cannot be pinned", "mount it read-write: mount -o remount,rw "+v.Facts.Mount.Point)
+	case v.Facts.Filesystem == "f2fs" && !v.Sealed && !v.Facts.Pin.Pinned && !kernelPinsWrittenFiles():
+		return problem("this kernel's f2fs pins only files without blocks (EFBIG)",
+			"make the image with dmloop create, which pins it first, or seal it: dmloop seal IMAGE")
+	}
+	return nil
+}
+
+// Pin pins the image at path by hand, as map would, and leaves it pinned.
+func (s *System) Pin(ctx context.Context, path string) ([]string, error) {
+	_, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	v, release, err := s.survey(img, path, SurveyOptions{})
+	defer release()
+	if err != nil {
+		return nil, fail(path, "", err)
+	}
+	if problems := withoutStack(v.Problems); len(problems) > 0 {
+		return nil, refuse(path, problems)
+	}
+	claim := func(on bool) error { return s.swapClaim(img, on) }
+	if _, err := pin.Set(img.File(), v.Facts.Filesystem, "", pin.Wanted(v.Facts.Filesystem, v.Sealed), claim); err != nil {
+		return nil, fail(path, "", err)
+	}
+	inForce, err := s.pinsInForce(img, manifest.Manifest{Image: manifest.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed})
+	if err != nil {
+		return nil, fail(path, "", err)
+	}
+	names := make([]string, 0, len(inForce))
+	for _, k := range inForce {
+		names = append(names, string(k))
+	}
+	return names, nil
+}
+
+// withoutStack leaves out the rules about what lies below the file system: a pin
+// needs no device-mapper.
+func withoutStack(problems []extents.Problem) []extents.Problem {
+	var kept []extents.Problem
+	for _, p := range problems {
+		switch p.Rule {
+		case extents.MountedDirectly, extents.UnresolvableStack, extents.OutOfRange, extents.Overlap:
+		default:
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// Unpin clears the pins that dmloop set on the image at path. It refuses while the
+// image is mapped.
+func (s *System) Unpin(ctx context.Context, path string) error {
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.imageFree(store, path); err != nil {
+		return err
+	}
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	facts, err := img.Facts()
+	if err != nil {
+		return fail(path, "", err)
+	}
+	claim := func(on bool) error { return s.swapClaim(img, on) }
+	if err := pin.Undo(img.File(), facts.Filesystem, claim); err != nil {
+		return fail(path, "", err)
+	}
+	return nil
+}
+
+// pinError says what a refused pin means.
+func (j *mapJob) pinError(err error) error {
+	var classed *Error
+	if errors.As(err, &classed) {
+		return err
+	}
+	return fmt.Errorf("the image cannot be pinned: %w", err)
+}
+
+// kernelPinsWrittenFiles reports whether this kernel's f2fs pins a file that has
+// blocks already: Linux 6.1 does, 6.12 does not, and in between it is not known
+// since when, so only what is known to work is promised.
+func kernelPinsWrittenFiles() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major < 6 || major == 6 && minor <= 1
+}

@@ -1,0 +1,91 @@
+package lifecycle
+
+import (
+	"context"
+
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+)
+
+// The choices of --pin.
+const (
+	PinAuto      = "auto"      // the strongest that leaves the image's content as it is
+	PinImmutable = "immutable" // the inode's flags only
+	PinSwap      = "swap"      // the kernel's swap claim and the flags; sealed images only
+	PinNone      = "none"      // grade unsafe
+)
+
+// MapPlan is what map would do.
+type MapPlan struct {
+	Name, UUID string
+	Grade      pin.Grade // when every pin that is wanted can be set
+	Survey     *Survey
+	Status     Status // as map would report it
+}
+
+// PlanMap verifies the image at path as map does and returns what map would load,
+// without changing anything. It needs neither root nor device-mapper as far as the
+// answer can be had without them.
+func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPlan, error) {
+	name, err := mangled(path, o.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	uuid, err := newUUID(name, o.UUID)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.Check(ctx, path, o.SurveyOptions)
+	if err != nil {
+		return nil, err
+	}
+	if len(v.Problems) > 0 {
+		return nil, refuse(path, v.Problems)
+	}
+	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
+	p.Grade = pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
+		InForce: wantedPins(v, o.Pin), Proof: true})
+	p.Status = Status{
+		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly, Extents: len(v.Layout.Extents),
+		Grade: string(p.Grade), State: manifest.Mapping, Guard: !o.NoGuard,
+	}
+	for _, k := range wantedPins(v, o.Pin) {
+		p.Status.Pins = append(p.Status.Pins, string(k))
+	}
+	return p, nil
+}
+
+// wantedPins lists the pins that a choice of --pin asks for.
+func wantedPins(v *Survey, choice string) []pin.Kind {
+	switch choice {
+	case PinNone:
+		return nil
+	case PinImmutable:
+		return pin.Wanted(v.Facts.Filesystem, false)
+	}
+	return pin.Wanted(v.Facts.Filesystem, v.Sealed)
+}
+
+// validate refuses words that mean nothing.
+func (o *MapOptions) validate() error {
+	if o.Pin == "" {
+		o.Pin = PinAuto
+	}
+	if o.OnChange == "" {
+		o.OnChange = "error"
+	}
+	switch o.Pin {
+	case PinAuto, PinImmutable, PinSwap, PinNone:
+	default:
+		return &Error{Class: Usage, Message: "--pin takes auto, immutable, swap or none, not " + o.Pin}
+	}
+	switch o.OnChange {
+	case "error", "suspend", "report":
+	default:
+		return &Error{Class: Usage, Message: "--on-change takes error, suspend or report, not " + o.OnChange}
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
+	"dmloop/internal/dm"
+	"dmloop/internal/manifest"
+)
+
+// Shim makes the identity device NAME over the block device at path: the same
+// sectors under another number. A file system mounted from it leaves the device
+// below free for device-mapper to share. It returns the path of the new device.
+func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
+	name, err := mangled(path, name)
+	if err != nil {
+		return "", err
+	}
+	_, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	dev, err := blockDevice(path)
+	if err != nil {
+		return "", err
+	}
+	conn, err := s.mapper()
+	if err != nil {
+		return "", err
+	}
+	size, err := blockdev.DeviceSize(s.sysfs, dev)
+	if err != nil {
+		return "", fail(path, "", err)
+	}
+	uuid, err := manifest.NewShimUUID(name)
+	if err != nil {
+		return "", err
+	}
+	table, err := dmtable.Build([]dmtable.Segment{{Device: dev, Length: size}})
+	if err != nil {
+		return "", fail(path, "", err)
+	}
+	if err := s.makeDevice(conn, name, uuid, table); err != nil {
+		return "", shimError(path, name, err)
+	}
+	return "/dev/mapper/" + name, nil
+}
+
+// blockDevice returns the number of the block device at path.
+func blockDevice(path string) (dmtable.Device, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		err = &os.PathError{Op: "stat", Path: path, Err: err}
+		return dmtable.Device{}, &Error{Class: ClassOf(err), Subject: path, Message: "no such device", Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return dmtable.Device{}, &Error{Class: Usage, Subject: path, Message: "not a block device"}
+	}
+	return dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, nil
+}
+
+// makeDevice creates, loads and resumes a device, and removes it when a step fails.
+func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Table) error {
+	info, err := conn.Create(name, uuid)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Load(dm.ByUUID(uuid), table, false)
+	if err == nil {
+		err = s.resume(conn, name, uuid, info.Device)
+	}
+	if err != nil {
+		_, undo := s.removeDevice(conn, name, uuid, false)
+		return errors.Join(err, undo)
+	}
+	return nil
+}
+
+func shimError(path, name string, err error) error {
+	switch {
+	case errors.Is(err, dm.ErrExists):
+		return &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists", Err: err}
+	case errors.Is(err, dm.ErrBusy):
+		return &Error{Class: Busy, Subject: path, Message: "the device is in use, most likely mounted", Err: err,
+			Hint: fmt.Sprintf("unmount it first, then make the shim and mount /dev/mapper/%s instead", name)}
+	}
+	return fail(path, "", err)
+}

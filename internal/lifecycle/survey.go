@@ -1,0 +1,276 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/blockdev"
+	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/pin"
+	"dmloop/internal/seal"
+)
+
+// DefaultMaxExtents is the limit of pieces unless the caller sets another one.
+const DefaultMaxExtents = 100_000
+
+// Window is the part of the image's content that is mapped: Limit bytes from
+// Offset, or all that follows when Limit is 0.
+type Window struct {
+	Offset, Limit extents.Bytes
+}
+
+// of returns the window's length in an image of size bytes.
+func (w Window) of(size extents.Bytes) (extents.Bytes, error) {
+	switch {
+	case w.Offset < 0 || w.Limit < 0:
+		return 0, &Error{Class: Usage, Message: "offset and size limit cannot be negative"}
+	case w.Offset%dmtable.SectorSize != 0 || w.Limit%dmtable.SectorSize != 0:
+		return 0, &Error{Class: Usage, Message: "offset and size limit must be multiples of 512 bytes"}
+	case size > 0 && w.Offset >= size:
+		return 0, &Error{Class: Usage, Message: fmt.Sprintf("offset %d lies behind the image's %d bytes", w.Offset, size)}
+	}
+	length := size - w.Offset
+	if w.Limit > 0 && w.Limit < length {
+		length = w.Limit
+	}
+	return length, nil
+}
+
+// SurveyOptions says how an image is to be judged.
+type SurveyOptions struct {
+	Window     Window
+	MaxExtents int // 0 is DefaultMaxExtents
+}
+
+// Survey is all that was read about an image, as plain values, and what is wrong
+// with it.
+type Survey struct {
+	Path     string // as the user gave it
+	Identity image.Identity
+	Facts    image.Facts
+	Layout   extents.Layout // of the whole file, clipped and merged
+	Length   extents.Bytes  // bytes that the device would have
+	Sealed   bool
+	Record   seal.Record   // of a sealed image
+	Content  extents.Bytes // size of the content, less than the file's when it is sealed
+	Stack    blockdev.Stack
+	Table    dmtable.Table // empty when there are problems
+	InForce  []pin.Kind
+	Problems []extents.Problem
+}
+
+// survey runs all rules over img. It changes nothing but the page cache, and its
+// descriptor holds the write lease when it returns: release gives it back, and is
+// never nil. The error is for what could not be read; broken rules are Problems.
+func (s *System) survey(img *image.Image, path string, o SurveyOptions) (v *Survey, release func(), err error) {
+	v, release = &Survey{Path: path}, func() {}
+	if v.Identity, err = img.Identity(); err != nil {
+		return v, release, err
+	}
+	if v.Facts, err = img.Facts(); err != nil {
+		return v, release, err
+	}
+	if v.Identity.Size > 0 {
+		if err := v.surveySeal(img); err != nil {
+			return v, release, err
+		}
+	}
+	if v.Length, err = o.Window.of(v.Content); err != nil {
+		return v, release, err
+	}
+	v.Problems = append(v.Problems, v.Facts.Problems(o.Window.Offset, v.Length)...)
+	if v.supported() && v.Identity.Size > 0 {
+		if release, err = s.surveyBlocks(v, img, o); err != nil {
+			return v, release, err
+		}
+	}
+	withHints(path, v.Problems)
+	return v, release, nil
+}
+
+// supported reports whether the file system is one whose layouts mean something.
+func (v *Survey) supported() bool {
+	for _, p := range v.Problems {
+		if p.Rule == extents.UnsupportedFS {
+			return false
+		}
+	}
+	return true
+}
+
+// surveyBlocks judges who uses the file, where it lies and what lies below it.
+func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (release func(), err error) {
+	if release, err = v.surveyUsers(img); err != nil {
+		return release, err
+	}
+	cache, err := img.DropCache()
+	if err != nil {
+		return release, err
+	}
+	v.Problems = append(v.Problems, cache.Problems()...)
+	first, err := extents.Read(img.File())
+	if err != nil {
+		return release, err
+	}
+	again, err := extents.Read(img.File())
+	if err != nil {
+		return release, err
+	}
+	if diff := extents.Diff(first, again); diff != "" {
+		v.Problems = append(v.Problems, unstable(diff))
+	}
+	if v.InForce, err = pin.InForce(img.File(), v.Facts.Filesystem); err != nil {
+		return release, err
+	}
+	v.add(v.unpinnable())
+	problems, err := s.locate(v, again, o)
+	v.Problems = append(v.Problems, problems...)
+	return release, err
+}
+
+// surveyUsers takes the write lease as proof that nobody else has the file open.
+// The kernel's own claim of an image that dmloop pinned is no stranger, and keeps
+// every other one from doing harm.
+func (v *Survey) surveyUsers(img *image.Image) (release func(), err error) {
+	claimed, err := v.claimedByUs(img)
+	if err != nil {
+		return func() {}, err
+	}
+	if claimed {
+		v.Problems = slices.DeleteFunc(v.Problems, func(p extents.Problem) bool { return p.Rule == extents.ActiveSwap })
+		return func() {}, nil
+	}
+	release, problem, err := soleOpener(img)
+	v.add(problem)
+	return release, err
+}
+
+// locate judges a layout of the file and turns it into the table: the part of the
+// pipeline that a sealed image goes through again once the kernel holds it.
+func (s *System) locate(v *Survey, file extents.Layout, o SurveyOptions) ([]extents.Problem, error) {
+	limit := o.MaxExtents
+	if limit == 0 {
+		limit = DefaultMaxExtents
+	}
+	v.Layout = file.Clip().Merge()
+	problems := file.Problems(v.Facts.BlockSize, limit)
+	sound := len(problems) == 0
+	conn, connErr := s.mapper()
+	var source blockdev.TableSource
+	if connErr == nil {
+		source = conn
+	}
+	stack, problem, err := blockdev.ReadStack(s.sysfs, source, v.Facts.Device)
+	if err != nil {
+		return problems, errors.Join(connErr, err)
+	}
+	if problem != nil {
+		return append(problems, *problem), nil
+	}
+	v.Stack = stack
+	if !sound {
+		return problems, nil
+	}
+	content, problem, err := contentLayout(v.Layout, v.Sealed, v.Record)
+	if err != nil {
+		return problems, err
+	}
+	if problem != nil {
+		return append(problems, *problem), nil
+	}
+	window, err := content.Window(o.Window.Offset, v.Length)
+	if err != nil {
+		return problems, err
+	}
+	segments, problems := stack.Resolve(window)
+	if len(problems) > 0 {
+		return shift(problems, o.Window.Offset), nil
+	}
+	if v.Table, err = dmtable.Build(segments); err != nil {
+		return nil, err
+	}
+	problems, err = s.overlaps(conn, v, segments)
+	return shift(problems, o.Window.Offset), err
+}
+
+// overlaps compares the segments with every live mapping, but for those that the
+// image's own host file system stands on.
+func (s *System) overlaps(conn *dm.Conn, v *Survey, segments []dmtable.Segment) ([]extents.Problem, error) {
+	live, err := s.liveMappings(conn)
+	if err != nil || len(live) == 0 {
+		return nil, err
+	}
+	below, err := blockdev.Below(s.sysfs, conn, v.Facts.Device)
+	if err != nil {
+		return nil, err
+	}
+	var others []blockdev.Mapping
+	for _, m := range live {
+		if !containsDevice(below, m.Device) {
+			others = append(others, m)
+		}
+	}
+	return blockdev.Overlaps(segments, others)
+}
+
+// soleOpener takes the write lease, the proof that nobody else has the file open.
+func soleOpener(img *image.Image) (release func(), problem *extents.Problem, err error) {
+	giveBack, err := image.ProveSoleOpener(img.File())
+	var p *image.ProblemError
+	if errors.As(err, &p) {
+		return func() {}, &p.Problem, nil
+	}
+	if err != nil {
+		return func() {}, nil, err
+	}
+	// Closing the descriptor gives the lease back as well, so a failure is harmless.
+	return func() { _ = giveBack() }, nil, nil
+}
+
+func (v *Survey) add(p *extents.Problem) {
+	if p != nil {
+		v.Problems = append(v.Problems, *p)
+	}
+}
+
+func unstable(diff string) extents.Problem {
+	return extents.Problem{
+		Rule:    extents.Unstable,
+		Message: "two readings of the layout in a row differ: " + diff,
+		Hint:    "stop what is changing the file (a defragmenter, a garbage collector, a copy) and try again",
+	}
+}
+
+// shift moves the offsets of problems from the window to the file.
+func shift(problems []extents.Problem, by extents.Bytes) []extents.Problem {
+	for i := range problems {
+		problems[i].Offset += by
+	}
+	return problems
+}
+
+func containsDevice(devices []dmtable.Device, d dmtable.Device) bool {
+	for _, have := range devices {
+		if have == d {
+			return true
+		}
+	}
+	return false
+}
+
+// emptyCache is the rule dirty-cache at the moment of truth: not one page may be
+// left, since a clean one would hide from readers of the file what the device
+// writes. The lease has shown that nobody has the file mapped.
+func emptyCache(c image.CacheState) []extents.Problem {
+	problems := c.Problems()
+	if len(problems) == 0 && c.Cached > 0 {
+		problems = []extents.Problem{{Rule: extents.DirtyCache,
+			Message: fmt.Sprintf("%d pages of the file stay in memory after they were dropped", c.Cached),
+			Hint:    "try again; if it stays so, see who reads the file: fuser -v IMAGE"}}
+	}
+	return problems
+}

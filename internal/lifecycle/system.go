@@ -1,0 +1,153 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"dmloop/extents"
+	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+)
+
+// lockPatience bounds how long a command waits for another one's lock.
+const lockPatience = 60 * time.Second
+
+// System is what the use cases work on: the kernel's device-mapper and the state
+// folder, each opened when first needed, so that what needs neither works without.
+type System struct {
+	log      *slog.Logger
+	stateDir string
+	sysfs    string
+	conn     *dm.Conn
+	guard    Guard
+}
+
+// NewSystem returns the system of this machine with its state in stateDir.
+func NewSystem(stateDir string, log *slog.Logger) *System {
+	return &System{log: log, stateDir: stateDir, sysfs: "/sys"}
+}
+
+// WithConn makes the system use conn for device-mapper. Tests give it a fake kernel.
+func (s *System) WithConn(conn *dm.Conn) *System {
+	s.conn = conn
+	return s
+}
+
+// Close gives back what was opened.
+func (s *System) Close() error {
+	if s.conn == nil {
+		return nil
+	}
+	return s.conn.Close()
+}
+
+// mapper returns the connection to device-mapper.
+func (s *System) mapper() (*dm.Conn, error) {
+	if s.conn != nil {
+		return s.conn, nil
+	}
+	conn, err := dm.Open()
+	switch {
+	case errors.Is(err, dm.ErrNoDeviceMapper):
+		return nil, &Error{Class: KernelLacks, Message: "this kernel has no device-mapper",
+			Hint: "load it (modprobe dm_mod), or use a kernel with CONFIG_BLK_DEV_DM", Err: err}
+	case errors.Is(err, dm.ErrPermission):
+		return nil, &Error{Class: NotPermitted, Message: "device-mapper needs root", Hint: "run the command with sudo", Err: err}
+	case err != nil:
+		return nil, err
+	}
+	conn.SetLogger(s.log)
+	s.conn = conn
+	return conn, nil
+}
+
+// DeviceMapperVersion returns the version of the kernel's ioctl interface.
+func (s *System) DeviceMapperVersion() (string, error) {
+	conn, err := s.mapper()
+	if err != nil {
+		return "", err
+	}
+	v, err := conn.Version()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]), nil
+}
+
+// openStore opens the state folder, making it when create is set. Without create,
+// a folder that was never made gives a nil store: there are no mappings.
+func (s *System) openStore(create bool) (*manifest.Store, error) {
+	store, err := manifest.Open(s.stateDir, create)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !create:
+		return nil, nil
+	case errors.Is(err, fs.ErrPermission):
+		return nil, &Error{Class: NotPermitted, Message: "only root may see or change mappings", Hint: "run the command with sudo", Err: err}
+	}
+	return store, err
+}
+
+// lockStore opens the state folder and takes its lock, then finishes or undoes
+// what killed commands left half-way.
+func (s *System) lockStore(ctx context.Context) (*manifest.Store, func(), error) {
+	store, err := s.openStore(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	unlock, err := store.Lock(wait)
+	if err != nil {
+		store.Close()
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, nil, &Error{Class: Busy, Message: "another dmloop command holds the lock in " + s.stateDir, Err: err}
+		}
+		return nil, nil, err
+	}
+	done := func() { unlock(); store.Close() }
+	if err := s.recover(ctx, store); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return store, done, nil
+}
+
+// Names lists the names of the mappings that have a record.
+func (s *System) Names() ([]string, error) {
+	store, err := s.openStore(false)
+	if err != nil || store == nil {
+		return nil, err
+	}
+	defer store.Close()
+	return store.Names()
+}
+
+// openImage opens the image at path. Where the guard denies the open, as it does
+// for everybody else, the guard itself passes a descriptor.
+func (s *System) openImage(ctx context.Context, path string) (*image.Image, error) {
+	img, err := image.Open(path)
+	if err == nil {
+		return img, nil
+	}
+	if errors.Is(err, os.ErrPermission) && s.guard != nil {
+		if f, gerr := s.guard.OpenImage(ctx, path); gerr == nil {
+			return image.Adopt(f)
+		}
+	}
+	var p *image.ProblemError
+	switch {
+	case errors.As(err, &p):
+		return nil, refuse(path, []extents.Problem{p.Problem})
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &Error{Class: NotFound, Subject: path, Message: "no such file"}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: "run the command with sudo"}
+	}
+	return nil, fail(path, "", err)
+}
