@@ -98,7 +98,7 @@ func slice(l extents.Layout, off, n extents.Bytes) ([]extents.Extent, error) {
 	var out []extents.Extent
 	next, end := off, off+n
 	for _, e := range l.Extents {
-		if e.Logical+e.Length <= off || e.Logical >= end {
+		if e.Logical+e.Length <= off || e.Logical >= end || n == 0 {
 			continue
 		}
 		if e.Logical < off {

@@ -115,7 +115,8 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	need, err := prologueFor(l, c.page)
 	var few *NoSlotError
 	if errors.As(err, &few) {
-		need, err = 2*c.page, nil // too short an image: move looks again when it has grown
+		// A short image: move looks again when it has grown.
+		need, err = max(2*c.page, alignUp(size, c.page)), nil
 	}
 	if err == nil {
 		err = tooLong(need)
@@ -176,10 +177,14 @@ func (c change) move(r Record) (Record, error) {
 			return r, err
 		}
 		need, err := prologueFor(l, c.page)
-		if err != nil {
-			return r, err
+		var few *NoSlotError
+		if errors.As(err, &few) {
+			need, err = 2*r.Prologue, nil
 		}
-		if err := tooLong(need); err != nil {
+		if err == nil {
+			err = tooLong(need)
+		}
+		if err != nil {
 			return r, err
 		}
 		if need <= r.Prologue {
