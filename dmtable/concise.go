@@ -52,7 +52,11 @@ func (d *ConciseDevice) append(b []byte) ([]byte, error) {
 	}
 	for i := range d.Table {
 		row := &d.Table[i]
-		if reason := row.checkWords(); reason != "" {
+		reason := row.checkWords()
+		if reason == "" && strings.Contains(row.Args, "#") {
+			reason = "has a '#', where readers of the format stop"
+		}
+		if reason != "" {
 			return nil, &RowError{Row: i, Start: row.Start, Reason: reason}
 		}
 		b = append(b, ',')

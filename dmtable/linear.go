@@ -37,7 +37,6 @@ func Build(segs []Segment) (Table, error) {
 // measure checks the segments and returns how many rows and how many bytes of
 // arguments they make.
 func measure(segs []Segment) (rows, argBytes int, err error) {
-	var scratch [64]byte
 	var start Sectors
 	for i, seg := range segs {
 		reason := seg.check()
@@ -53,7 +52,7 @@ func measure(segs []Segment) (rows, argBytes int, err error) {
 		seg, n := mergeFrom(segs[i:])
 		i += n
 		rows++
-		argBytes += len(appendLinear(scratch[:0], seg))
+		argBytes += digits(uint64(seg.Device.Major)) + digits(uint64(seg.Device.Minor)) + digits(uint64(seg.Start)) + 2
 	}
 	return rows, argBytes, nil
 }
@@ -68,6 +67,15 @@ func mergeFrom(segs []Segment) (Segment, int) {
 		n++
 	}
 	return seg, n
+}
+
+// digits returns the length of n in decimal.
+func digits(n uint64) int {
+	count := 1
+	for ; n >= 10; n /= 10 {
+		count++
+	}
+	return count
 }
 
 func appendLinear(b []byte, seg Segment) []byte {

@@ -46,8 +46,8 @@ func Mangle(name string) (string, error) {
 	if len(b) > MaxName {
 		return "", &NameError{Name: name, Reason: fmt.Sprintf("is too long: %d bytes when mangled, %d are allowed", len(b), MaxName)}
 	}
-	if err := CheckName(string(b)); err != nil {
-		return "", &NameError{Name: name, Reason: err.(*NameError).Reason} //nolint:errorlint // CheckName returns nothing else
+	if reason := checkName(string(b)); reason != "" {
+		return "", &NameError{Name: name, Reason: reason}
 	}
 	return string(b), nil
 }
@@ -74,19 +74,20 @@ func Unmangle(mangled string) (string, error) {
 // is: 1 to MaxName bytes, only plain characters and \xNN as Mangle makes them,
 // not ".", ".." or "control".
 func CheckName(name string) error {
-	reason := ""
-	switch name {
-	case "":
-		reason = "is empty"
-	case ".", "..", "control":
-		reason = "is reserved"
-	default:
-		reason = checkMangled(name, MaxName)
-	}
-	if reason != "" {
+	if reason := checkName(name); reason != "" {
 		return &NameError{Name: name, Reason: reason}
 	}
 	return nil
+}
+
+func checkName(name string) string {
+	switch name {
+	case "":
+		return "is empty"
+	case ".", "..", "control":
+		return "is reserved"
+	}
+	return checkMangled(name, MaxName)
 }
 
 // CheckUUID returns a *NameError unless uuid can be given to the kernel as it

@@ -61,7 +61,7 @@ func (e *LineError) Error() string { return fmt.Sprintf("table line %d: %s", e.L
 // are left out, blanks around words do not matter. It returns a *LineError for
 // anything else. The table may still be refused by Validate.
 func ParseText(text string) (Table, error) {
-	var t Table
+	t := make(Table, 0, strings.Count(text, "\n")+1)
 	for number := 1; text != ""; number++ {
 		var line string
 		line, text, _ = strings.Cut(text, "\n")
@@ -88,20 +88,25 @@ func parseRow(line string) (Row, string) {
 	}
 	args, _, _ = strings.Cut(args, "#")
 	row := Row{Target: target, Args: trim(args)}
-	for _, field := range []struct {
-		text string
-		into *Sectors
-	}{{start, &row.Start}, {length, &row.Length}} {
-		n, err := strconv.ParseUint(field.text, 10, 64)
-		if err != nil {
-			return Row{}, fmt.Sprintf("%q is not a number of sectors", field.text)
-		}
-		*field.into = Sectors(n)
+	var reason string
+	if row.Start, reason = parseSectors(start); reason != "" {
+		return Row{}, reason
+	}
+	if row.Length, reason = parseSectors(length); reason != "" {
+		return Row{}, reason
 	}
 	if reason := row.checkWords(); reason != "" {
 		return Row{}, reason
 	}
 	return row, ""
+}
+
+func parseSectors(s string) (Sectors, string) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Sprintf("%q is not a number of sectors", s)
+	}
+	return Sectors(n), ""
 }
 
 const blanks = " \t\v\f\r\n" // what isspace(3) takes for white space

@@ -23,6 +23,8 @@ type Actions interface {
 	Act(ctx context.Context, how Policy, reason string) error
 	// Restore sets pins again that were lost.
 	Restore(ctx context.Context, pins []string) error
+	// Checked is called after every check; full ones read the layout.
+	Checked(full bool, took time.Duration)
 	// Report is called after the first check and whenever the decision or the kinds
 	// of findings changed. It must not wait for anything.
 	Report(Report)
@@ -129,7 +131,7 @@ func (w *Watch) Run(ctx context.Context) {
 			return
 		}
 		report := w.Last()
-		if !settled(report) {
+		if !report.Settled() {
 			report = w.check(ctx, when)
 		}
 		for _, a := range answers {
@@ -152,15 +154,15 @@ const (
 	now           // somebody waits for the answer
 )
 
-// settled reports whether there is nothing left to find out: the mapping gives
+// Settled reports whether there is nothing left to find out: the mapping gives
 // errors, waits, or is gone.
-func settled(r Report) bool {
+func (r Report) Settled() bool {
 	return (r.Decision.State == Failed || r.Decision.State == Suspended) && r.ActError == ""
 }
 
 // pause returns the time until the next check.
 func (w *Watch) pause(r Report) time.Duration {
-	if settled(r) {
+	if r.Settled() {
 		return time.Hour
 	}
 	hasty := r.ActError != "" && r.Decision.Act != "" || r.ActError == "" && len(r.Decision.Restore) > 0
@@ -184,6 +186,7 @@ func (w *Watch) pause(r Report) time.Duration {
 func (w *Watch) check(ctx context.Context, full urgency) Report {
 	before := w.Last()
 	r := Report{Grade: before.Grade, LastFull: before.LastFull, Cost: before.Cost, Checks: before.Checks + 1, Fulls: before.Fulls}
+	begun := time.Now()
 	got := w.read(ctx, w.world.Quick)
 	findings := Check(w.want, got)
 	w.owed = full >= soon || w.owed || w.due(got, before)
@@ -196,6 +199,7 @@ func (w *Watch) check(ctx context.Context, full urgency) Report {
 		r.Cost, r.LastFull, r.Fulls = time.Since(start), time.Now(), r.Fulls+1
 		w.budget.Spent(w.want.Name, r.Cost)
 	}
+	w.act.Checked(r.Fulls > before.Fulls, time.Since(begun))
 	if ctx.Err() != nil {
 		return before // stopped in the middle: what was read is not to be judged
 	}

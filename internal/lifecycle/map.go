@@ -98,6 +98,11 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err != nil {
 		return Status{}, err
 	}
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return Status{}, err
+	}
+	defer img.Close()
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return Status{}, err
@@ -113,11 +118,6 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err := s.imageFree(store, path); err != nil {
 		return Status{}, err
 	}
-	img, err := s.openImage(ctx, path)
-	if err != nil {
-		return Status{}, err
-	}
-	defer img.Close()
 	v, release, err := s.survey(img, path, o.SurveyOptions)
 	defer release()
 	if err != nil {
@@ -127,7 +127,12 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 		return Status{}, refuse(path, v.Problems)
 	}
 	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, releaseLease: release}
+	host, err := conn.Info(dm.ByDevice(v.Stack.Host))
+	if err != nil {
+		return Status{}, fail(path, "reading the host device", err)
+	}
 	job.m = newManifest(name, uuid, img, v, o)
+	job.m.Base.UUID = host.UUID
 	if err := job.run(ctx); err != nil {
 		return Status{}, fail(path, "", errors.Join(err, job.undo(ctx)))
 	}

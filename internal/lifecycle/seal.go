@@ -179,7 +179,7 @@ func reopen(img *image.Image) (*os.File, error) {
 // changeable lists what keeps the steps by hand from touching the file at all.
 func changeable(f image.Facts) []extents.Problem {
 	var kept []extents.Problem
-	for _, p := range f.Problems(0, 0) {
+	for _, p := range f.Problems(0, f.Size) {
 		switch p.Rule {
 		case extents.Empty, extents.ActiveSwap, extents.Encrypted, extents.Verity, extents.Compressed:
 			kept = append(kept, p)
