@@ -86,7 +86,11 @@ func (c *conn) receive(v any, limit int) (f *os.File, err error) {
 		return nil, fmt.Errorf("not a message: %w", err)
 	}
 	if len(fds) == 1 {
-		f = os.NewFile(uintptr(fds[0]), "descriptor from the guard's socket")
+		name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fds[0]))
+		if err != nil {
+			name = "descriptor from the guard's socket"
+		}
+		f = os.NewFile(uintptr(fds[0]), name)
 	}
 	return f, nil
 }

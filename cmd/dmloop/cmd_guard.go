@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/guard"
+	"dmloop/internal/dm"
+	"dmloop/internal/guardd"
+	"dmloop/internal/guardrpc"
+	"dmloop/internal/lifecycle"
+)
+
+// guardOptions are the flags of `dmloop guard`.
+type guardOptions struct {
+	stateDir  string
+	logFormat string
+	metrics   string
+	interval  time.Duration
+	bound     time.Duration
+	idleExit  time.Duration
+}
+
+func newGuardCommand(env *cliEnv) *cobra.Command {
+	var o guardOptions
+	cmd := &cobra.Command{
+		Use:   "guard",
+		Short: "Watch all mappings and stop those whose blocks move",
+		Long: `Run the watchdog of all mappings in the foreground. map starts one when none runs,
+as the systemd unit dmloop-guard.service or as a process of its own.
+
+The guard denies opens of mapped images by others where the kernel lets it, checks
+identity, layout, pins and device tables at every hint and on a timer, and stops a
+mapping that is not what was verified, as its --on-change policy says. When it
+ends it leaves all mappings as they are, and says so; when it starts it compares
+before it watches.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return runGuard(cmd.Context(), env, o) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	flags.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics on unix:PATH or on a loopback ADDRESS:PORT")
+	flags.DurationVar(&o.interval, "interval", guard.DefaultPace.Tick, "time between checks of a mapping when nothing hints at a change")
+	flags.DurationVar(&o.bound, "full-interval", guard.DefaultPace.Bound, "longest time between readings of a whole layout")
+	flags.DurationVar(&o.idleExit, "idle-exit", 0, "end after so long without a mapping; 0 is never")
+	flags.StringVar(&o.stateDir, "state-dir", env.stateDir, "folder of the records and the socket")
+	return cmd
+}
+
+func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
+	if o.interval < 10*time.Millisecond || o.bound < o.interval {
+		return usageError("--interval must be at least 10ms and --full-interval at least --interval")
+	}
+	handler, err := logHandler(env, o.logFormat)
+	if err != nil {
+		return err
+	}
+	conn, err := dm.Open()
+	switch {
+	case errors.Is(err, dm.ErrNoDeviceMapper):
+		return &lifecycle.Error{Class: lifecycle.KernelLacks, Message: "this kernel has no device-mapper", Hint: "load it: modprobe dm_mod", Err: err}
+	case errors.Is(err, dm.ErrPermission):
+		return &lifecycle.Error{Class: lifecycle.NotPermitted, Message: "the guard needs root", Hint: "run the command with sudo", Err: err}
+	case err != nil:
+		return err
+	}
+	defer conn.Close()
+	pace := guard.DefaultPace
+	pace.Tick, pace.Bound = o.interval, o.bound
+	err = guardd.Run(ctx, guardd.Config{
+		Dir: o.stateDir, Mapper: conn, Log: slog.New(handler), Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
+	})
+	if errors.Is(err, guardd.ErrRunning) {
+		return &lifecycle.Error{Class: lifecycle.Busy, Message: err.Error(), Hint: "see: dmloop list"}
+	}
+	return err
+}
+
+func logHandler(env *cliEnv, format string) (slog.Handler, error) {
+	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if env.verbose {
+		options.Level = slog.LevelDebug
+	}
+	var w io.Writer = env.stderr
+	switch format {
+	case "text":
+		return slog.NewTextHandler(w, options), nil
+	case "json":
+		return slog.NewJSONHandler(w, options), nil
+	}
+	return nil, usageError("--log-format is text or json, not %q", format)
+}
+
+// guardClient is the running guard as the use cases see it. It keeps one
+// connection, since what was prepared stays so only while that is open.
+type guardClient struct {
+	dir    string
+	client *guardrpc.Client
+}
+
+var _ lifecycle.Guard = (*guardClient)(nil)
+
+func newGuardClient(stateDir string) *guardClient { return &guardClient{dir: stateDir} }
+
+// Ensure implements lifecycle.Guard.
+func (g *guardClient) Ensure(ctx context.Context) error {
+	client, err := guardrpc.EnsureRunning(ctx, g.dir)
+	if err != nil {
+		return err
+	}
+	if g.client != nil {
+		g.client.Close()
+	}
+	g.client = client
+	return nil
+}
+
+// dial connects unless there is a connection.
+func (g *guardClient) dial(ctx context.Context) (*guardrpc.Client, error) {
+	if g.client != nil {
+		return g.client, nil
+	}
+	client, err := guardrpc.Dial(ctx, g.dir)
+	if err != nil {
+		return nil, err
+	}
+	g.client = client
+	return client, nil
+}
+
+// Prepare implements lifecycle.Guard. A guard that ended between Ensure and here,
+// because it was idle, is started again.
+func (g *guardClient) Prepare(ctx context.Context, image *os.File) (denies bool, err error) {
+	p, err := g.client.Prepare(ctx, image)
+	var refused *guardrpc.Error
+	if err != nil && !errors.As(err, &refused) {
+		if err = g.Ensure(ctx); err == nil {
+			p, err = g.client.Prepare(ctx, image)
+		}
+	}
+	return p.Denies == guardrpc.Yes, g.classed(err)
+}
+
+// Add implements lifecycle.Guard.
+func (g *guardClient) Add(ctx context.Context, name string) error {
+	client, err := g.dial(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = client.Add(ctx, name)
+	return g.classed(err)
+}
+
+// Drop implements lifecycle.Guard.
+func (g *guardClient) Drop(ctx context.Context, name string) error {
+	client, err := g.dial(ctx)
+	if errors.Is(err, guardrpc.ErrNoGuard) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err = client.Drop(ctx, name); err == nil {
+		return nil
+	}
+	// A guard that died with the connection holds nothing any more.
+	g.client = nil
+	again, dialErr := guardrpc.Dial(ctx, g.dir)
+	if errors.Is(dialErr, guardrpc.ErrNoGuard) {
+		return nil
+	}
+	if dialErr != nil {
+		return errors.Join(err, dialErr)
+	}
+	g.client = again
+	return g.classed(again.Drop(ctx, name))
+}
+
+// Watched implements lifecycle.Guard.
+func (g *guardClient) Watched(ctx context.Context) (map[string]bool, error) {
+	client, err := g.dial(ctx)
+	if errors.Is(err, guardrpc.ErrNoGuard) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := client.Status(ctx)
+	if err != nil {
+		return nil, g.classed(err)
+	}
+	watched := make(map[string]bool, len(st.Mappings))
+	for _, m := range st.Mappings {
+		watched[m.Name] = true
+	}
+	return watched, nil
+}
+
+// OpenImage implements lifecycle.Guard.
+func (g *guardClient) OpenImage(ctx context.Context, path string) (*os.File, error) {
+	client, err := g.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f, err := client.OpenImage(ctx, path)
+	return f, g.classed(err)
+}
+
+// classed gives what the guard refused the class that decides the exit code.
+func (g *guardClient) classed(err error) error {
+	var refused *guardrpc.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	classes := map[guardrpc.ErrorKind]lifecycle.Class{
+		guardrpc.KindNotFound: lifecycle.NotFound, guardrpc.KindDifferent: lifecycle.StaleMapping,
+		guardrpc.KindBusy: lifecycle.Busy, guardrpc.KindLacks: lifecycle.KernelLacks, guardrpc.KindFailed: lifecycle.Failure,
+	}
+	return &lifecycle.Error{Class: classes[refused.Kind], Message: fmt.Sprintf("the guard refuses: %s", refused.Message)}
+}

@@ -1,0 +1,167 @@
+// Package guardd is the guard's process: it watches every mapping of a state
+// folder, serves the clients of its socket, and carries out what package guard
+// decides. There is one per state folder.
+//
+// It never waits for the state folder's lock on the way to an answer or a
+// tear-down: map and unmap hold that lock while they wait for the guard. Records are
+// brought up to date afterwards, by a goroutine of their own.
+package guardd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/guard"
+	"dmloop/internal/dm"
+	"dmloop/internal/guardrpc"
+	"dmloop/internal/manifest"
+	"dmloop/internal/watch"
+)
+
+// ErrRunning says that another guard holds the lock of the state folder.
+var ErrRunning = errors.New("a guard is running already")
+
+// Mapper is what the guard does with device-mapper.
+type Mapper interface {
+	Info(dm.Ref) (dm.Info, error)
+	State(dm.Ref) (dm.Info, dmtable.Table, error)
+	Table(dm.Ref) (dmtable.Table, error)
+	ReplaceNow(dm.Ref, dmtable.Table, uint32) (dm.Info, error)
+	Suspend(dm.Ref, dm.SuspendOptions) (dm.Info, error)
+}
+
+// Config is what a guard is started with.
+type Config struct {
+	Dir      string
+	Mapper   Mapper
+	Log      *slog.Logger
+	Pace     guard.Pace
+	IdleExit time.Duration // end after so long without a mapping; 0 is never
+	Metrics  string        // where to serve metrics: "unix:PATH" or a loopback "ADDRESS:PORT"; empty is nowhere
+}
+
+// Daemon is a running guard.
+type Daemon struct {
+	Config
+	store   *manifest.Store
+	started time.Time
+	counts  *counters
+	budget  *guard.Budget
+	records *recorder
+
+	gate    *watch.Gate // nil where the kernel has none
+	denies  guardrpc.Answer
+	gateWhy string
+	files   *watch.Files // nil when inotify failed
+
+	mu       sync.Mutex
+	mappings map[string]*mapping
+	locks    nameLocks            // one Add or Drop of a name at a time
+	marks    map[watch.FileID]int // how many mappings and sessions need the gate's mark
+	sessions map[*guardrpc.Session]*session
+	busy     time.Time // when there last was a mapping or a client
+	running  sync.WaitGroup
+}
+
+// Run is the life of a guard: it takes the lock, begins to listen, compares and
+// adopts what is mapped, tells the service manager that it is ready, and serves
+// until ctx ends. It leaves all mappings as they are.
+func Run(ctx context.Context, c Config) error {
+	store, err := manifest.Open(c.Dir, true)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	lock, err := lockGuard(c.Dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	d := &Daemon{
+		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
+		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
+		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(),
+	}
+	defer d.openSources()()
+	d.records = newRecorder(store, c.Log)
+	defer d.records.stop()
+	inner, cancel := context.WithCancel(ctx)
+	defer d.stopWatches()
+	defer cancel()
+	c.Log.Info("the guard starts", "pid", os.Getpid(), "folder", c.Dir, "denies", d.denies, "interval", c.Pace.Tick)
+	d.adoptAll(inner)
+	listener, err := guardrpc.Listen(c.Dir)
+	if err != nil {
+		return err
+	}
+	if c.Metrics != "" {
+		stop, err := d.serveMetrics(c.Metrics)
+		if err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		defer stop()
+	}
+	d.running.Go(func() { d.tend(inner, cancel) })
+	err = guardrpc.Serve(inner, listener, d, c.Log)
+	d.sayGoodbye(ctx)
+	return err
+}
+
+// lockGuard takes the lock that makes the guard the only one. The kernel drops it
+// when the process ends.
+func lockGuard(dir string) (*os.File, error) {
+	path := filepath.Join(dir, guardrpc.LockName)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("the guard's lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s: %w", path, ErrRunning)
+		}
+		return nil, fmt.Errorf("%s: flock: %w", path, err)
+	}
+	return f, nil
+}
+
+// sayGoodbye logs what is left behind.
+func (d *Daemon) sayGoodbye(ctx context.Context) {
+	names := d.names()
+	notifyStopping()
+	switch {
+	case len(names) > 0:
+		d.Log.Warn("the guard ends and leaves its mappings as they are, unwatched", "mappings", names)
+	case ctx.Err() == nil:
+		d.Log.Info("the guard ends: there has been nothing to watch", "for", d.IdleExit)
+	default:
+		d.Log.Info("the guard ends: nothing was watched")
+	}
+}
+
+// names lists the watched mappings.
+func (d *Daemon) names() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names := make([]string, 0, len(d.mappings))
+	for name := range d.mappings {
+		names = append(names, name)
+	}
+	return names
+}
+
+// stopWatches ends every watch and waits for its end.
+func (d *Daemon) stopWatches() {
+	for _, name := range d.names() {
+		d.forget(name)
+	}
+}

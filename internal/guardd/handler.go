@@ -1,0 +1,206 @@
+package guardd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/guard"
+	"dmloop/internal/guardrpc"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+	"dmloop/internal/watch"
+)
+
+// session is what a client's connection holds.
+type session struct {
+	images []prepared
+	revoke func() // takes back the leave to open marked images
+}
+
+type prepared struct {
+	file   *os.File
+	id     watch.FileID
+	marked bool
+}
+
+var _ guardrpc.Handler = (*Daemon)(nil)
+
+// Prepare implements guardrpc.Handler.
+func (d *Daemon) Prepare(_ context.Context, s *guardrpc.Session, f *os.File) (guardrpc.Prepared, error) {
+	id, err := watch.IDOf(f)
+	if err != nil {
+		f.Close()
+		return guardrpc.Prepared{}, err
+	}
+	p := prepared{file: f, id: id, marked: d.mark(id, f)}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	own := d.sessions[s]
+	if own == nil {
+		own = &session{revoke: func() {}}
+		if d.gate != nil {
+			own.revoke = d.gate.Allow(s.PID)
+		}
+		d.sessions[s] = own
+	}
+	own.images = append(own.images, p)
+	if p.marked {
+		return guardrpc.Prepared{Denies: guardrpc.Yes}, nil
+	}
+	denies, why := d.denies, d.gateWhy
+	if denies == guardrpc.Yes {
+		denies, why = guardrpc.Unknown, "the image could not be marked"
+	}
+	return guardrpc.Prepared{Denies: denies, Why: why}, nil
+}
+
+// Closed implements guardrpc.Handler.
+func (d *Daemon) Closed(s *guardrpc.Session) {
+	d.mu.Lock()
+	own := d.sessions[s]
+	delete(d.sessions, s)
+	d.busy = time.Now()
+	d.mu.Unlock()
+	if own == nil {
+		return
+	}
+	for _, p := range own.images {
+		if p.marked {
+			d.unmark(p.id, p.file)
+		}
+		p.file.Close()
+	}
+	own.revoke()
+}
+
+// Add implements guardrpc.Handler.
+func (d *Daemon) Add(ctx context.Context, s *guardrpc.Session, name string) (state guardrpc.MappingState, err error) {
+	d.locks.with(name, func() { state, err = d.add(ctx, s, name) })
+	return state, err
+}
+
+func (d *Daemon) add(ctx context.Context, s *guardrpc.Session, name string) (guardrpc.MappingState, error) {
+	m, err := d.store.Load(name)
+	if errors.Is(err, manifest.ErrNotFound) {
+		return guardrpc.MappingState{}, guardrpc.Errorf(guardrpc.KindNotFound, "%v", err)
+	}
+	if err != nil {
+		return guardrpc.MappingState{}, err
+	}
+	img := d.preparedImage(s, m)
+	d.forget(name)
+	mp, err := d.begin(ctx, m, img)
+	if err != nil {
+		d.forget(name)
+		return guardrpc.MappingState{}, err
+	}
+	d.Log.Info("watching", "mapping", name, "image", m.Image.Path, "grade", mp.watch.Last().Grade, "extents", m.Extents, "denies", mp.marked)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return mp.state(), nil
+}
+
+// preparedImage returns a duplicate of the descriptor that the client prepared m's
+// image with, or nil when there is none of use.
+func (d *Daemon) preparedImage(s *guardrpc.Session, m manifest.Manifest) *image.Image {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	own := d.sessions[s]
+	if own == nil {
+		return nil
+	}
+	for _, p := range own.images {
+		if img, err := duplicate(p.file, m); err == nil {
+			return img
+		}
+	}
+	return nil
+}
+
+// Drop implements guardrpc.Handler.
+func (d *Daemon) Drop(_ context.Context, name string) error {
+	d.locks.with(name, func() {
+		if d.forget(name) {
+			d.Log.Info("no longer watched", "mapping", name)
+		}
+	})
+	return nil
+}
+
+// Open implements guardrpc.Handler. The path is looked at without opening it.
+func (d *Daemon) Open(_ context.Context, path string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s: %v", path, err)
+	}
+	id := watch.FileID{Device: dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}, Inode: st.Ino}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.mappings {
+		if m.image != nil && m.id == id {
+			return m.image.File(), nil
+		}
+	}
+	for _, s := range d.sessions {
+		for _, p := range s.images {
+			if p.id == id {
+				return p.file, nil
+			}
+		}
+	}
+	return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", path)
+}
+
+// Status implements guardrpc.Handler.
+func (d *Daemon) Status(context.Context) (guardrpc.Status, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := guardrpc.Status{
+		PID: os.Getpid(), Started: d.started, Denies: d.denies, Why: d.gateWhy,
+		Mappings: make([]guardrpc.MappingState, 0, len(d.mappings)),
+	}
+	for _, m := range d.mappings {
+		st.Mappings = append(st.Mappings, m.state())
+	}
+	sort.Slice(st.Mappings, func(i, j int) bool { return st.Mappings[i].Name < st.Mappings[j].Name })
+	return st, nil
+}
+
+// Check implements guardrpc.Handler.
+func (d *Daemon) Check(ctx context.Context, name string) (guardrpc.MappingState, error) {
+	d.mu.Lock()
+	m := d.mappings[name]
+	d.mu.Unlock()
+	if m == nil {
+		return guardrpc.MappingState{}, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, guard.StuckAfter)
+	defer cancel()
+	if _, err := m.watch.Check(ctx); err != nil {
+		return guardrpc.MappingState{}, fmt.Errorf("%s: no check came to an end: %w", name, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return m.state(), nil
+}
+
+// state is what the guard knows of the mapping. The caller holds Daemon.mu.
+func (m *mapping) state() guardrpc.MappingState {
+	r := m.watch.Last()
+	st := guardrpc.MappingState{
+		Name: m.record.Name, Image: m.record.Image.Path, State: r.Decision.State, Reason: r.Decision.Reason,
+		Grade: r.Grade, Denies: m.d.denies, Findings: r.Findings, Checks: r.Checks, FullChecks: r.Fulls,
+		LastCheck: r.Time, LastFull: r.LastFull, FullInterval: r.Interval, FullCost: r.Cost, Denied: m.denied.Load(),
+	}
+	if !m.marked && st.Denies == guardrpc.Yes {
+		st.Denies = guardrpc.No
+	}
+	return st
+}

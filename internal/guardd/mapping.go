@@ -1,0 +1,251 @@
+package guardd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/guard"
+	"dmloop/internal/guardrpc"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
+	"dmloop/internal/watch"
+)
+
+// mapping is one watched mapping.
+type mapping struct {
+	d       *Daemon
+	record  manifest.Manifest
+	devices map[dmtable.Device]bool // whose uevents concern it
+	watch   *guard.Watch
+	reader  *observe.Reader // of the watch's goroutine; nil until the image is open
+	denied  atomic.Uint64
+	stop    context.CancelFunc
+	done    chan struct{}
+
+	// Set once, with Daemon.mu held.
+	image  *image.Image
+	id     watch.FileID
+	marked bool
+}
+
+// begin watches a mapping and makes one full check. img may be nil: then the image
+// is opened by its path, again and again, until that works or the watch runs out
+// of patience. When the check finds the mapping different, what its policy says has
+// been done, and the error says what was found.
+func (d *Daemon) begin(ctx context.Context, m manifest.Manifest, img *image.Image) (*mapping, error) {
+	mp := &mapping{d: d, record: m, devices: concerned(m), done: make(chan struct{})}
+	if img != nil {
+		if err := mp.attach(img); err != nil {
+			return nil, errors.Join(err, img.Close())
+		}
+	}
+	mp.watch = guard.NewWatch(observe.Expect(m), mp, &actions{d: d, m: mp}, d.budget)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	mp.stop = stop
+	d.mu.Lock()
+	d.mappings[m.Name] = mp
+	d.mu.Unlock()
+	report := mp.watch.First(ctx)
+	go func() {
+		defer close(mp.done)
+		mp.watch.Run(running)
+	}()
+	switch worst := guard.Worst(report.Findings); {
+	case worst == guard.Different && m.State != manifest.Stale:
+		return mp, guardrpc.Errorf(guardrpc.KindDifferent, "%s", report.Decision.Reason)
+	case report.Checks == 0:
+		return mp, ctx.Err()
+	}
+	return mp, nil
+}
+
+// attach begins to watch the open image.
+func (m *mapping) attach(img *image.Image) error {
+	id, err := watch.IDOf(img.File())
+	if err != nil {
+		return err
+	}
+	marked := m.d.mark(id, img.File())
+	if m.d.files != nil {
+		if err := m.d.files.Watch(m.record.Name, img.File(), m.record.Image.Path); err != nil {
+			m.d.Log.Warn("the image is watched by the timer only", "mapping", m.record.Name, "error", err)
+		}
+	}
+	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving}
+	m.d.mu.Lock()
+	defer m.d.mu.Unlock()
+	m.image, m.id, m.marked, m.reader = img, id, marked, reader
+	return nil
+}
+
+// Quick implements guard.World.
+func (m *mapping) Quick(ctx context.Context) guard.Observed {
+	if m.reader == nil {
+		img, err := image.Open(m.record.Image.Path)
+		if err == nil {
+			err = m.attach(img)
+		}
+		if err != nil {
+			return guard.Observed{Identity: guard.Read(guard.Identity{}, fmt.Errorf("opening the image: %w", err))}
+		}
+	}
+	return m.reader.Quick(ctx)
+}
+
+// Full implements guard.World.
+func (m *mapping) Full(ctx context.Context, quick guard.Observed) guard.Observed {
+	if m.reader == nil {
+		return quick
+	}
+	return m.reader.Full(ctx, quick)
+}
+
+// concerned lists the devices whose uevents are hints for m: the host device, the
+// mapping's own, and those that its rows lie on.
+func concerned(m manifest.Manifest) map[dmtable.Device]bool {
+	devices := map[dmtable.Device]bool{m.Base.Device: true, m.Device: true}
+	for _, row := range m.Table {
+		if segment, err := row.Segment(); err == nil {
+			devices[segment.Device] = true
+		}
+	}
+	return devices
+}
+
+// leaving reports whether a command takes the mapping down: its record says so, or
+// is gone.
+func (m *mapping) leaving() bool {
+	now, err := m.d.store.Load(m.record.Name)
+	if errors.Is(err, manifest.ErrNotFound) {
+		return true
+	}
+	return err == nil && (now.UUID != m.record.UUID || now.State == manifest.Releasing || now.State == manifest.Mapping)
+}
+
+// forget ends the watch of a mapping and gives back all that it held: afterwards
+// the image is not open here and opens by others are not denied.
+func (d *Daemon) forget(name string) bool {
+	d.mu.Lock()
+	m := d.mappings[name]
+	delete(d.mappings, name)
+	d.mu.Unlock()
+	if m == nil {
+		return false
+	}
+	m.stop()
+	<-m.done
+	d.budget.Forget(name)
+	if d.files != nil {
+		d.files.Forget(name)
+	}
+	if m.marked {
+		d.unmark(m.id, m.image.File())
+	}
+	if m.image != nil {
+		m.image.Close()
+	}
+	return true
+}
+
+// mark has the gate deny opens of the file and reports whether it does. Each mark
+// is undone by one unmark.
+func (d *Daemon) mark(id watch.FileID, f *os.File) bool {
+	if d.gate == nil {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.marks[id] == 0 {
+		if err := d.gate.Mark(f); err != nil {
+			d.Log.Warn("opens of the image cannot be denied", "image", f.Name(), "error", err)
+			return false
+		}
+	}
+	d.marks[id]++
+	return true
+}
+
+func (d *Daemon) unmark(id watch.FileID, f *os.File) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.marks[id]--; d.marks[id] > 0 {
+		return
+	}
+	delete(d.marks, id)
+	if err := d.gate.Unmark(f); err != nil {
+		d.Log.Warn("opens of the image stay denied until the guard ends", "image", f.Name(), "error", err)
+	}
+}
+
+// adoptAll takes over the mappings that are there when the guard starts. It
+// compares before it watches, and a mapping that cannot be watched stops nothing.
+func (d *Daemon) adoptAll(ctx context.Context) {
+	names, err := d.store.Names()
+	if err != nil {
+		d.Log.Error("the records of mappings cannot be listed", "error", err)
+		return
+	}
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return
+		}
+		m, err := d.store.Load(name)
+		if err != nil {
+			d.Log.Error("a record cannot be read, its mapping is not watched", "mapping", name, "error", err)
+			continue
+		}
+		if !adoptable(m) {
+			d.Log.Info("not watched", "mapping", name, "state", m.State, "reason", m.Reason)
+			continue
+		}
+		mp, err := d.begin(ctx, m, nil)
+		switch {
+		case err != nil && mp == nil:
+			d.Log.Error("a mapping is not watched", "mapping", name, "error", err)
+		case err != nil:
+			d.Log.Error("changed while no guard was running", "mapping", name, "error", err)
+		default:
+			d.Log.Info("adopted, unchanged while no guard was running", "mapping", name, "grade", mp.watch.Last().Grade)
+		}
+	}
+}
+
+// adoptable reports whether m is live and as it was recorded, as far as its record
+// says. What a command has under way is that command's.
+func adoptable(m manifest.Manifest) bool {
+	return m.Guard && (m.State == manifest.Healthy || m.State == manifest.Weakened || m.State == manifest.Stale)
+}
+
+// duplicate returns an Image of the same open description as f, which counts as one
+// opener only, or nil when f is no read-only descriptor of m's image.
+func duplicate(f *os.File, m manifest.Manifest) (*image.Image, error) {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_GETFL", err)
+	}
+	id, err := watch.IDOf(f)
+	if err != nil {
+		return nil, err
+	}
+	if flags&unix.O_ACCMODE != unix.O_RDONLY || id.Inode != m.Image.Inode || id.Device != m.Image.Device() {
+		return nil, fs.ErrInvalid
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	named := os.NewFile(uintptr(fd), m.Image.Path)
+	img, err := image.Adopt(named)
+	if err != nil {
+		named.Close()
+	}
+	return img, err
+}

@@ -1,0 +1,168 @@
+package guardd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"dmloop/guard"
+)
+
+// buckets are the upper bounds of the check time histogram, in seconds.
+var buckets = []float64{0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1}
+
+// counters are what the metrics show apart from the mappings themselves.
+type counters struct {
+	mu      sync.Mutex
+	checks  map[bool]*histogram // full or not
+	denials map[string]uint64
+	stops   map[string]uint64 // labels -> count
+}
+
+type histogram struct {
+	counts []uint64 // one more than buckets
+	sum    float64
+	n      uint64
+}
+
+func newCounters() *counters {
+	c := &counters{checks: map[bool]*histogram{}, denials: map[string]uint64{"open": 0}, stops: map[string]uint64{}}
+	for _, full := range []bool{false, true} {
+		c.checks[full] = &histogram{counts: make([]uint64, len(buckets)+1)}
+	}
+	return c
+}
+
+func (c *counters) checked(full bool, took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := c.checks[full]
+	h.counts[sort.SearchFloat64s(buckets, took.Seconds())]++
+	h.sum += took.Seconds()
+	h.n++
+}
+
+func (c *counters) denied(kind string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.denials[kind]++
+}
+
+func (c *counters) stopped(reason guard.Kind, state guard.State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stops[fmt.Sprintf("reason=%q,state=%q", reason, state)]++
+}
+
+// Metrics implements guardrpc.Handler: Prometheus' text format, version 0.0.4.
+func (d *Daemon) Metrics(context.Context) (string, error) {
+	var b strings.Builder
+	d.counts.write(&b)
+	states := map[guard.State]int{guard.Healthy: 0, guard.Weakened: 0, guard.Stale: 0, guard.Failed: 0, guard.Suspended: 0}
+	d.mu.Lock()
+	for _, m := range d.mappings {
+		states[m.watch.Last().Decision.State]++
+	}
+	d.mu.Unlock()
+	head(&b, "dmloop_guard_mappings", "gauge", "Mappings watched, by state.")
+	for _, s := range sortedKeys(states) {
+		fmt.Fprintf(&b, "dmloop_guard_mappings{state=%q} %d\n", s, states[s])
+	}
+	head(&b, "dmloop_guard_full_interval_seconds", "gauge", "Time between readings of whole layouts when nothing hints at a change.")
+	fmt.Fprintf(&b, "dmloop_guard_full_interval_seconds %g\n", d.budget.Interval().Seconds())
+	head(&b, "dmloop_guard_start_time_seconds", "gauge", "When the guard started, in seconds since 1970.")
+	fmt.Fprintf(&b, "dmloop_guard_start_time_seconds %d\n", d.started.Unix())
+	return b.String(), nil
+}
+
+func (c *counters) write(b *strings.Builder) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	head(b, "dmloop_guard_check_seconds", "histogram", "Time that checks took; full ones read the whole layout.")
+	for _, full := range []bool{false, true} {
+		h, sum := c.checks[full], uint64(0)
+		for i, bound := range buckets {
+			sum += h.counts[i]
+			fmt.Fprintf(b, "dmloop_guard_check_seconds_bucket{full=\"%t\",le=\"%g\"} %d\n", full, bound, sum)
+		}
+		fmt.Fprintf(b, "dmloop_guard_check_seconds_bucket{full=\"%t\",le=\"+Inf\"} %d\n", full, h.n)
+		fmt.Fprintf(b, "dmloop_guard_check_seconds_sum{full=\"%t\"} %g\n", full, h.sum)
+		fmt.Fprintf(b, "dmloop_guard_check_seconds_count{full=\"%t\"} %d\n", full, h.n)
+	}
+	head(b, "dmloop_guard_denials_total", "counter", "Accesses to images that were denied to others.")
+	for _, k := range sortedKeys(c.denials) {
+		fmt.Fprintf(b, "dmloop_guard_denials_total{kind=%q} %d\n", k, c.denials[k])
+	}
+	head(b, "dmloop_guard_differences_total", "counter", "Mappings found different, by reason and what became of them.")
+	for _, k := range sortedKeys(c.stops) {
+		fmt.Fprintf(b, "dmloop_guard_differences_total{%s} %d\n", k, c.stops[k])
+	}
+}
+
+func head(b *strings.Builder, name, kind, help string) {
+	fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+}
+
+func sortedKeys[K ~string, V any](m map[K]V) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
+	return keys
+}
+
+// listenMetrics opens "unix:PATH", or "ADDRESS:PORT" where ADDRESS is a loopback
+// address: the metrics name images and are nobody else's business.
+func listenMetrics(where string) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(where, "unix:"); ok {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return nil, err
+		}
+		return l, os.Chmod(path, 0o600)
+	}
+	addr, err := net.ResolveTCPAddr("tcp", where)
+	if err != nil {
+		return nil, err
+	}
+	if !addr.IP.IsLoopback() {
+		return nil, fmt.Errorf("%s is no loopback address: use 127.0.0.1:PORT, [::1]:PORT or unix:PATH", where)
+	}
+	return net.ListenTCP("tcp", addr)
+}
+
+// serveMetrics answers GET /metrics until stop is called.
+func (d *Daemon) serveMetrics(where string) (stop func(), err error) {
+	l, err := listenMetrics(where)
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		text, err := d.Metrics(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		fmt.Fprint(w, text)
+	})
+	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
+	d.running.Go(func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			d.Log.Error("metrics are no longer served", "error", err)
+		}
+	})
+	return func() { server.Close() }, nil
+}
