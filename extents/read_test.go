@@ -1,0 +1,140 @@
+package extents
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel answers FIEMAP calls from a list of rows as a file system does.
+type kernel struct {
+	rows  []Extent
+	calls int
+}
+
+func (k *kernel) call(buf []byte) error {
+	k.calls++
+	start := Bytes(binary.NativeEndian.Uint64(buf))
+	from := slices.IndexFunc(k.rows, func(e Extent) bool { return e.end() > start })
+	if from < 0 {
+		from = len(k.rows)
+	}
+	encodeReply(buf, k.rows[from:])
+	return nil
+}
+
+func plainRows(n int) []Extent {
+	rows := make([]Extent, n)
+	for i := range rows {
+		rows[i] = Extent{Logical: Bytes(i) * 4096, Physical: Bytes(i)*8192 + 4096, Length: 4096}
+	}
+	if n > 0 {
+		rows[n-1].Flags = FlagLast
+	}
+	return rows
+}
+
+func TestReadRowsInBatches(t *testing.T) {
+	for _, n := range []int{0, 1, 2, batchRows - 1, batchRows, batchRows + 1, 2 * batchRows, 10*batchRows + 7} {
+		k := &kernel{rows: plainRows(n)}
+		got, err := readRows(Bytes(n)*4096, k.call)
+		if err != nil || !slices.Equal(got, k.rows) {
+			t.Errorf("%d rows: got %d rows, %v", n, len(got), err)
+		}
+		if most := max(1, (n+batchRows-1)/batchRows); k.calls > most {
+			t.Errorf("%d rows took %d calls, want at most %d", n, k.calls, most)
+		}
+	}
+}
+
+// Rows behind the end of the file are read too: they may be in one batch with the
+// last row, or fill batches of their own.
+func TestReadRowsBehindTheEnd(t *testing.T) {
+	k := &kernel{rows: plainRows(3 * batchRows)}
+	got, err := readRows(10*4096, k.call)
+	if err != nil || len(got) != 2*batchRows || !slices.Equal(got, k.rows[:len(got)]) {
+		t.Errorf("got %d rows, %v, want %d", len(got), err, 2*batchRows)
+	}
+	if problems := (Layout{Size: 10 * 4096, Extents: got}).Problems(4096, 0); len(problems) != 0 {
+		t.Errorf("problems: %v", problems)
+	}
+}
+
+func TestReadRowsOfLiars(t *testing.T) {
+	t.Run("never ends", func(t *testing.T) {
+		size, calls := Bytes(1<<20), 0
+		_, err := readRows(size, func(buf []byte) error {
+			calls++
+			start := Bytes(binary.NativeEndian.Uint64(buf))
+			encodeReply(buf, []Extent{{start, 4096, 4096, 0}})
+			return nil
+		})
+		if err != nil || calls > int(size/4096)+2 {
+			t.Errorf("%d calls, %v", calls, err)
+		}
+	})
+	t.Run("no progress", func(t *testing.T) {
+		rows, err := readRows(1<<20, func(buf []byte) error {
+			encodeReply(buf, []Extent{{0, 4096, 4096, 0}})
+			return nil
+		})
+		if err == nil {
+			t.Errorf("got %v, want an error", rows)
+		}
+	})
+	t.Run("empty rows", func(t *testing.T) {
+		if rows, err := readRows(1<<20, func(buf []byte) error {
+			encodeReply(buf, []Extent{{0, 0, 0, 0}})
+			return nil
+		}); err == nil {
+			t.Errorf("got %v, want an error", rows)
+		}
+	})
+	t.Run("backwards inside a batch", func(t *testing.T) {
+		rows := []Extent{{8192, 8192, 4096, 0}, {0, 4096, 4096, 0}, {4096, 40960, 8192, FlagLast}}
+		got, err := readRows(12288, func(buf []byte) error {
+			encodeReply(buf, rows)
+			return nil
+		})
+		if err != nil || !slices.Equal(got, rows) {
+			t.Errorf("rows were not kept as they came: %v, %v", got, err)
+		}
+	})
+	t.Run("error on the second call", func(t *testing.T) {
+		k := &kernel{rows: plainRows(2 * batchRows)}
+		rows, err := readRows(1<<30, func(buf []byte) error {
+			if k.calls == 1 {
+				return unix.EIO
+			}
+			return k.call(buf)
+		})
+		if !errors.Is(err, unix.EIO) || rows != nil {
+			t.Errorf("got %d rows, %v", len(rows), err)
+		}
+	})
+}
+
+// TestReadErrors holds the contract that an errno can be found in what Read returns.
+func TestReadErrors(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(f); !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("Read of a FIFO: %v, want ENOTTY or EOPNOTSUPP", err)
+	}
+	f.Close()
+	if _, err := Read(f); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Read of a closed file: %v", err)
+	}
+}
