@@ -38,8 +38,8 @@ const (
 // change that has been started.
 type Phase uint32
 
-// The phases. Only PhaseSealed stands in page 0; the others stand in the
-// extended attribute and in the trailer.
+// The phases. In page 0 there is only PhaseSealed, in the extended attribute
+// only the other two; the trailer has any of them.
 const (
 	PhaseSealed    Phase = 1 // the image is sealed
 	PhaseSealing   Phase = 2 // a plain image is being sealed

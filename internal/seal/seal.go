@@ -195,7 +195,8 @@ func (c change) move(r Record) (Record, error) {
 }
 
 // mark writes the swap header over page 0 of an image whose moved pages are
-// whole, and takes the intent back.
+// whole, and takes the intent back, in the trailer as well: from then on page 0
+// alone counts, and if that is damaged the image is not taken for a half-way one.
 func (c change) mark(r Record) (Record, error) {
 	if err := c.write(0, HeaderPage(r)); err != nil {
 		return r, err
@@ -204,6 +205,9 @@ func (c change) mark(r Record) (Record, error) {
 		return r, err
 	}
 	r.Phase, r.Sum = PhaseSealed, 0
+	if err := c.write(r.Size()-c.page, r.trailerPage()); err != nil {
+		return r, err
+	}
 	return r, c.done()
 }
 

@@ -143,8 +143,11 @@ func inspectMarks(s store, head []byte, size extents.Bytes) (State, error) {
 		}
 		t, err := Decode(last)
 		switch {
-		case err == nil && t.Phase != PhaseSealed && t.Size() == size:
+		case err == nil && t.Size() == size && t.Phase != PhaseSealed:
 			return judge(s, t, false, size)
+		case err == nil && t.Size() == size:
+			return corrupt("page 0: %v; the trailer says that bytes 0 to %d were moved to %d and that the image has %d bytes",
+				pageErr, t.Kept()-1, t.Moved, t.Payload), nil
 		case err != nil && !errors.Is(err, ErrNoRecord):
 			return corrupt("trailer in the last sector: %v", err), nil
 		}

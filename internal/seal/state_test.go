@@ -1,0 +1,180 @@
+package seal
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"dmloop/extents"
+)
+
+// sealed returns a sealed image and its record.
+func sealed(t *testing.T, size int) (*cutStore, Record) {
+	t.Helper()
+	s := newCutStore(image(size, 5))
+	s.base = 1 << 20
+	r, err := changeOf(s).seal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, r
+}
+
+func TestInspect(t *testing.T) {
+	zeros := func(n int) *cutStore { return newCutStore(make([]byte, n)) }
+	with := func(s *cutStore, edit func(s *cutStore)) *cutStore { edit(s); return s }
+	good, rec := sealed(t, 9*1024)
+	intent := rec
+	intent.Phase, intent.Sum = PhaseSealing, 1
+	for _, c := range []struct {
+		name   string
+		s      *cutStore
+		kind   Kind
+		rule   extents.Rule
+		reason string
+	}{
+		{"empty", zeros(0), Plain, "", ""},
+		{"a byte", zeros(1), Plain, "", ""},
+		{"zeros", zeros(1 << 20), Plain, "", ""},
+		{"sealed", good, Sealed, "", ""},
+		{"swap area of others", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], signature) }), ForeignSwap, extents.ForeignSwap, "dmloop did not make"},
+		{"swap area with 64 KiB pages", with(zeros(1<<20), func(s *cutStore) { copy(s.now[65526:], signature) }), ForeignSwap, extents.ForeignSwap, ""},
+		{"hibernated", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], "S1SUSPEND\x00") }), ForeignSwap, extents.ForeignSwap, ""},
+		{"record damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1 }), Corrupt, extents.SealCorrupt, "the trailer says that bytes 0 to 8191 were moved to 12288"},
+		{"record and trailer damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1; clear(s.now[len(s.now)-512:]) }), Corrupt, extents.SealCorrupt, "checksum"},
+		{"swap header damaged", with(good.clone(), func(s *cutStore) { s.now[4090] ^= 1; clear(s.now[len(s.now)-512:]) }), Corrupt, extents.SealCorrupt, "signature"},
+		{"trailer damaged, which nobody reads", with(good.clone(), func(s *cutStore) { clear(s.now[len(s.now)-512:]) }), Sealed, "", ""},
+		{"cut", with(good.clone(), func(s *cutStore) { s.now = s.now[:len(s.now)-4096] }), Corrupt, extents.SealCorrupt, "this one has"},
+		{"grown", with(good.clone(), func(s *cutStore) { s.now = append(s.now, make([]byte, 4096)...) }), Corrupt, extents.SealCorrupt, "this one has"},
+		{"made swap by mkswap, content used since", with(good.clone(), func(s *cutStore) { clear(s.now[:1024]); s.now[rec.Moved] ^= 1 }), Corrupt, extents.SealCorrupt, "the trailer says"},
+		{"attribute of rubbish", with(good.clone(), func(s *cutStore) { s.nowAt = []byte("x") }), Corrupt, extents.SealCorrupt, intentName},
+		{"empty attribute", with(good.clone(), func(s *cutStore) { s.nowAt = []byte{} }), Corrupt, extents.SealCorrupt, intentName},
+		{"attribute that says sealed", with(good.clone(), func(s *cutStore) { s.nowAt = rec.Encode() }), Corrupt, extents.SealCorrupt, "only hold an intent"},
+		{"attribute of another image", with(good.clone(), func(s *cutStore) { r := intent; r.UUID[0]++; s.nowAt = r.Encode() }), Corrupt, extents.SealCorrupt, "two different"},
+		{"attribute on a smaller file", with(zeros(8*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
+		{"attribute on a larger file", with(zeros(1<<20), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
+		{"attribute on other content", with(zeros(12*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "changed since"},
+		{"intent to unseal, content written since through a mapping", with(good.clone(), func(s *cutStore) { s.nowAt = intent.Encode(); s.now[rec.Moved] ^= 1 }), HalfSealed, extents.SealCorrupt, "cut"},
+	} {
+		st, err := inspect(c.s, testPage)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		p, bad := st.Problem()
+		if st.Kind != c.kind || p.Rule != c.rule || bad != (c.rule != "") || !strings.Contains(st.Reason, c.reason) {
+			t.Errorf("%s: %v, %s (%s), want %v %s (%s)", c.name, st.Kind, p.Rule, st.Reason, c.kind, c.rule, c.reason)
+		}
+		if bad && p.Message == "" {
+			t.Errorf("%s: no message", c.name)
+		}
+		// What is neither plain, sealed nor half-way is refused and not written to.
+		if c.kind == ForeignSwap || c.kind == Corrupt {
+			before := c.s.clone()
+			_, sealErr := changeOf(c.s).seal()
+			for _, err := range []error{sealErr, changeOf(c.s).unseal()} {
+				var refused *RefusedError
+				if !errors.As(err, &refused) || refused.Problem != p {
+					t.Errorf("%s: %v", c.name, err)
+				}
+			}
+			if !bytes.Equal(before.now, c.s.now) || !bytes.Equal(before.nowAt, c.s.nowAt) {
+				t.Errorf("%s: the file was written to", c.name)
+			}
+		}
+	}
+}
+
+func TestOtherPageSize(t *testing.T) {
+	s, rec := sealed(t, 1<<20)
+	st, err := inspect(s, 65536)
+	if err != nil || st.Kind != OtherPageSize || st.Record != rec {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if p, bad := st.Problem(); !bad || p.Rule != extents.Unpinnable || !strings.Contains(p.Message, "4096") || !strings.Contains(p.Hint, "4096") {
+		t.Errorf("%+v", p)
+	}
+	c := change{store: s, page: 65536, layout: s.layout}
+	var refused *RefusedError
+	if err := c.unseal(); !errors.As(err, &refused) {
+		t.Errorf("unseal: %v", err)
+	}
+	if _, err := c.seal(); !errors.As(err, &refused) {
+		t.Errorf("seal: %v", err)
+	}
+}
+
+func TestSealTwiceUnsealTwice(t *testing.T) {
+	s, rec := sealed(t, 9*1024)
+	ops := s.ops
+	again, err := changeOf(s).seal()
+	if err != nil || again != rec || s.ops != ops {
+		t.Errorf("second seal: %+v, %v, %d operations", again, err, s.ops-ops)
+	}
+	if err := changeOf(s).unseal(); err != nil || !bytes.Equal(s.now, image(9*1024, 5)) {
+		t.Errorf("unseal: %v", err)
+	}
+	ops = s.ops
+	if err := changeOf(s).unseal(); err != nil || s.ops != ops {
+		t.Errorf("second unseal: %v, %d operations", err, s.ops-ops)
+	}
+}
+
+func TestSealRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		s    *cutStore
+		rule extents.Rule
+	}{
+		{"empty", &cutStore{cutAt: -1, block: 4096}, extents.Empty},
+		{"size off the block", &cutStore{cutAt: -1, block: 4096, now: make([]byte, 9*1024), base: 1 << 20}, extents.SizeUnaligned},
+		{"size off the sector", &cutStore{cutAt: -1, block: 1, now: make([]byte, 9*1024+100), base: 1 << 20}, extents.SizeUnaligned},
+		{"blocks larger than pages", &cutStore{cutAt: -1, block: 16384, now: make([]byte, 65536), base: 1 << 20}, extents.Unpinnable},
+		{"more than 1 MiB in small pieces", &cutStore{cutAt: -1, block: 1024, now: make([]byte, 2<<20), base: 1<<20 + 1024, runs: slivers(1500)}, extents.Unpinnable},
+		{"short and in small pieces", &cutStore{cutAt: -1, block: 1024, now: make([]byte, 9*1024), base: 1<<20 + 1024, runs: slivers(5000)}, extents.Unpinnable},
+	} {
+		before := bytes.Clone(c.s.now)
+		_, err := changeOf(c.s).seal()
+		var refused *RefusedError
+		if !errors.As(err, &refused) || refused.Problem.Rule != c.rule || refused.Problem.Message == "" {
+			t.Errorf("%s: %v, want %s", c.name, err, c.rule)
+		}
+		if !bytes.Equal(before, c.s.now) || c.s.nowAt != nil {
+			t.Errorf("%s: the file is not what it was", c.name)
+		}
+	}
+}
+
+// slivers returns n runs of 1 KiB, none of which holds a whole page.
+func slivers(n int) []extents.Bytes {
+	out := make([]extents.Bytes, n)
+	for i := range out {
+		out[i] = 1024
+	}
+	return out
+}
+
+// A disk that does not keep what was written to it is found out before the only
+// good copy is written over.
+func TestWriteLost(t *testing.T) {
+	s := newCutStore(image(9*1024, 5))
+	s.base = 1 << 20
+	lying := lossy{s}
+	if _, err := (change{store: lying, page: testPage, layout: s.layout}).seal(); err == nil {
+		t.Fatal("no error")
+	}
+	if !bytes.Equal(s.now, image(9*1024, 5)) || s.nowAt != nil {
+		t.Error("the file is not what it was")
+	}
+}
+
+// lossy writes zeros in place of long writes.
+type lossy struct{ *cutStore }
+
+func (s lossy) write(off extents.Bytes, p []byte) error {
+	if len(p) > testPage {
+		p = make([]byte, len(p))
+	}
+	return s.cutStore.write(off, p)
+}
