@@ -106,7 +106,7 @@ func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOpti
 		return checkedJSON{}, err
 	}
 	c := checkedJSON{
-		Image: path, Size: v.Identity.Size, Filesystem: v.Facts.Filesystem, Mappable: len(v.Problems) == 0,
+		Image: path, Size: v.Content, Filesystem: v.Facts.Filesystem, Mappable: len(v.Problems) == 0,
 		Sealed: v.Sealed, Extents: len(v.Layout.Extents), Problems: v.Problems,
 	}
 	if c.Problems == nil {

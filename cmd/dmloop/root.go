@@ -36,7 +36,7 @@ func (e *cliEnv) system() *lifecycle.System {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
-	return lifecycle.NewSystem(e.stateDir, log)
+	return lifecycle.NewSystem(e.stateDir, log).WithGuard(newGuardClient(e.stateDir))
 }
 
 // run executes one command line and returns its exit code.
@@ -85,6 +85,7 @@ linear table. I/O then goes straight to the disk.`,
 		newUnsealCommand(env),
 		newUnpinCommand(env),
 		newShimCommand(env),
+		newGuardCommand(env),
 		newCompletionCommand(env),
 		newVersionCommand(env),
 	)

@@ -44,7 +44,7 @@ func (e *busyError) Unwrap() error { return e.err }
 // removeDevice removes the device with this uuid, and reports whether it is gone;
 // a device that is not there is gone. A torn-down device has an error table: its
 // users do not keep blocks busy, so a deferred removal is asked for when it is open.
-func (s *System) removeDevice(conn *dm.Conn, name, uuid string, torn bool) (gone bool, err error) {
+func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err error) {
 	deadline := time.Now().Add(removePatience)
 	for {
 		info, err := conn.Info(dm.ByUUID(uuid))
@@ -64,7 +64,7 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string, torn bool) (gone
 		if !errors.Is(err, dm.ErrBusy) {
 			return false, err
 		}
-		if torn {
+		if tornDown(conn, uuid) {
 			return false, s.removeOnce(conn, uuid, true)
 		}
 		if time.Now().After(deadline) || s.heldFirmly(info.Device) {
@@ -72,6 +72,13 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string, torn bool) (gone
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// tornDown reports whether the device has an error table, as the guard and --force
+// leave it.
+func tornDown(conn *dm.Conn, uuid string) bool {
+	table, err := conn.Table(dm.ByUUID(uuid))
+	return err == nil && len(table) == 1 && table[0].Target == dmtable.ErrorTable(1)[0].Target
 }
 
 func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"os"
 
-	"dmloop/internal/manifest"
+	"dmloop/internal/image"
 )
 
 // Guard is the running watchdog as the use cases see it; cmd wires the client of
@@ -45,6 +45,18 @@ func (s *System) watched(ctx context.Context) map[string]bool {
 	return names
 }
 
+// openWatched opens an image by the guard's own descriptor where the guard has one:
+// an open of our own would look like a stranger's, and might have to wait for the
+// lease with which the guard looks for strangers.
+func (s *System) openWatched(ctx context.Context, path string) (*image.Image, error) {
+	if s.guard != nil {
+		if f, err := s.guard.OpenImage(ctx, path); err == nil {
+			return image.Adopt(f)
+		}
+	}
+	return s.openImage(ctx, path)
+}
+
 // prepareGuard starts the guard, and has the image marked before it is pinned: the
 // mark goes by path, and a mark after the lease would leave a gap.
 func (j *mapJob) prepareGuard(ctx context.Context) error {
@@ -68,8 +80,8 @@ func (j *mapJob) watch(ctx context.Context) error {
 	if j.options.NoGuard {
 		return nil
 	}
-	// The guard reads the record, which has to say that the mapping is live.
-	j.m.State = manifest.Healthy
+	// The guard reads the record; its state stays Mapping until the guard has
+	// confirmed, so that a killed run is undone.
 	if err := j.store.Save(j.m); err != nil {
 		return err
 	}

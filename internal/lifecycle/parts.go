@@ -16,7 +16,7 @@ func partUUID(number int, mapping string) string { return fmt.Sprintf("part%d-%s
 func (s *System) removeParts(conn *dm.Conn, m *manifest.Manifest) error {
 	for i := len(m.Parts) - 1; i >= 0; i-- {
 		p := m.Parts[i]
-		gone, err := s.removeDevice(conn, p.Name, partUUID(p.Number, m.UUID), m.State == manifest.Failed)
+		gone, err := s.removeDevice(conn, p.Name, partUUID(p.Number, m.UUID))
 		if err == nil && !gone {
 			err = errors.New("removal is pending until its last user closes it")
 		}

@@ -32,7 +32,7 @@ func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.
 	if err := s.removeParts(conn, m); err != nil {
 		return err
 	}
-	gone, err := s.removeDevice(conn, m.Name, m.UUID, m.State == manifest.Failed)
+	gone, err := s.removeDevice(conn, m.Name, m.UUID)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ var errImageGone = errors.New("the image does not exist any more")
 
 // openRecorded opens the image of a record and makes sure it is still the same inode.
 func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.Image, error) {
-	img, err := s.openImage(ctx, want.Path)
+	img, err := s.openWatched(ctx, want.Path)
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,7 @@ func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Tabl
 		err = s.resume(conn, name, uuid, info.Device)
 	}
 	if err != nil {
-		_, undo := s.removeDevice(conn, name, uuid, false)
+		_, undo := s.removeDevice(conn, name, uuid)
 		return errors.Join(err, undo)
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"time"
 
 	"dmloop/extents"
@@ -135,7 +134,7 @@ func (s *System) openImage(ctx context.Context, path string) (*image.Image, erro
 	if err == nil {
 		return img, nil
 	}
-	if errors.Is(err, os.ErrPermission) && s.guard != nil {
+	if errors.Is(err, fs.ErrPermission) && s.guard != nil {
 		if f, gerr := s.guard.OpenImage(ctx, path); gerr == nil {
 			return image.Adopt(f)
 		}
@@ -143,7 +142,7 @@ func (s *System) openImage(ctx context.Context, path string) (*image.Image, erro
 	var p *image.ProblemError
 	switch {
 	case errors.As(err, &p):
-		return nil, refuse(path, []extents.Problem{p.Problem})
+		return nil, refuse(path, withHints(path, []extents.Problem{p.Problem}))
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission):
