@@ -17,12 +17,12 @@ const journalOption = "data=journal"
 // journal, from where it would be written over the raw blocks later: the inode's
 // own attribute, the mount option, or a default in the superblock (tune2fs -o
 // journal_data), which only /proc/fs/ext4/DEVICE/options shows (tried on 6.18).
-func ext4DataJournal(facts Facts) (string, error) {
+func ext4DataJournal(facts Facts) (JournalCause, error) {
 	if facts.InodeFlags&flagJournalData != 0 {
-		return "the attribute chattr +j", nil
+		return JournalAttribute, nil
 	}
 	if facts.Mount.HasSuperOption(journalOption) {
-		return "the mount option data=journal", nil
+		return JournalMount, nil
 	}
 	name, err := kernelName(facts.Device)
 	if err != nil {
@@ -38,7 +38,7 @@ func ext4DataJournal(facts Facts) (string, error) {
 		return "", fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	if journals {
-		return "the superblock's default (tune2fs -o journal_data)", nil
+		return JournalSuperblock, nil
 	}
 	return "", nil
 }

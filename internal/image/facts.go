@@ -5,6 +5,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/swap"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,11 +27,11 @@ type Facts struct {
 	XFlags     uint32 `json:"xflags"`     // FS_XFLAG_* of FS_IOC_FSGETXATTR; 0 where not supported
 	Attributes uint64 `json:"attributes"` // STATX_ATTR_*, only bits that the file system knows
 
-	Reflink     bool       `json:"reflink"`     // the file system can share blocks between files
-	DataJournal string     `json:"dataJournal"` // ext4: what makes it journal this file's data; empty when nothing does
-	Devices     DeviceUse  `json:"devices"`
-	Pin         F2FSPin    `json:"pin"`
-	Swap        SwapStatus `json:"swap"`
+	Reflink     bool         `json:"reflink"` // the file system can share blocks between files
+	DataJournal JournalCause `json:"dataJournal"`
+	Devices     DeviceUse    `json:"devices"`
+	Pin         F2FSPin      `json:"pin"`
+	Swap        SwapStatus   `json:"swap"`
 }
 
 // DeviceUse tells how many devices the file system keeps file data on. xfs's
@@ -38,6 +39,25 @@ type Facts struct {
 type DeviceUse struct {
 	Count   int    `json:"count"`   // 0 when not known
 	Unknown string `json:"unknown"` // why Count is not known
+}
+
+// JournalCause is what makes ext4 write a file's data through its journal; empty
+// when nothing does.
+type JournalCause string
+
+// The causes, by where they are set.
+const (
+	JournalAttribute  JournalCause = "attribute"  // chattr +j
+	JournalMount      JournalCause = "mount"      // mount -o data=journal
+	JournalSuperblock JournalCause = "superblock" // tune2fs -o journal_data
+)
+
+// SwapStatus tells whether the file is an active swap file, as far as /proc/swaps
+// shows: one that was switched on in another mount namespace is not found, but
+// then the kernel has the file open and the write lease cannot be had.
+type SwapStatus struct {
+	Active bool   `json:"active"`
+	Path   string `json:"path"` // as the kernel knows it
 }
 
 // F2FSPin is the state of F2FS_IOC_SET_PIN_FILE; zero on other file systems.
@@ -92,8 +112,12 @@ func (i *Image) Facts() (Facts, error) {
 	if err := i.readAttributes(&facts); err != nil {
 		return Facts{}, i.wrap(err)
 	}
-	if facts.Swap, err = i.swapStatus(); err != nil {
+	entry, active, err := swap.Lookup(i.file)
+	if err != nil {
 		return Facts{}, i.wrap(err)
+	}
+	if active {
+		facts.Swap = SwapStatus{Active: true, Path: entry.Path}
 	}
 	if err := i.readSpecific(&facts); err != nil {
 		return Facts{}, i.wrap(err)

@@ -35,7 +35,8 @@ func (e *ProblemError) Error() string { return fmt.Sprintf("%s: %v", e.Path, e.P
 // file is then opened for reading, through /proc/self/fd.
 //
 // It fails with an *fs.PathError that wraps fs.ErrNotExist, fs.ErrPermission or
-// ELOOP, or with a *ProblemError of the rule not-regular.
+// ELOOP, or with a *ProblemError of the rule not-regular, or of the rule open-elsewhere
+// when somebody holds a lease that an open for reading breaks.
 func Open(path string) (*Image, error) {
 	fail := func(err error) (*Image, error) { return nil, &fs.PathError{Op: "open", Path: path, Err: err} }
 	handle, err := retry(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) })
@@ -61,6 +62,13 @@ func Open(path string) (*Image, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Open(link, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	})
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, &ProblemError{Path: path, Problem: extents.Problem{
+			Rule:    extents.OpenElsewhere,
+			Message: "somebody holds a lease on the file and has been asked to give it up",
+			Hint:    "try again, or see who it is: lslocks, fuser -v IMAGE",
+		}}
+	}
 	if err != nil {
 		return fail(err)
 	}

@@ -121,3 +121,7 @@ func readLine(path string) string {
 	}
 	return strings.TrimSuffix(string(text), "\n")
 }
+
+func sameInode(a, b unix.Statx_t) bool {
+	return a.Ino == b.Ino && a.Dev_major == b.Dev_major && a.Dev_minor == b.Dev_minor
+}

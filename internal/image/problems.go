@@ -2,7 +2,6 @@ package image
 
 import (
 	"fmt"
-	"strings"
 
 	"dmloop/extents"
 
@@ -36,11 +35,7 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 			"cannot tell whether the %s file system keeps data on several devices: %s", f.Filesystem, f.Devices.Unknown)
 	}
 	if f.Swap.Active {
-		add(extents.ActiveSwap, "run: swapoff IMAGE", "the kernel uses the file as swap space")
-	}
-	if len(f.Swap.Unknown) > 0 {
-		add(extents.ActiveSwap, "run where all active swap files are visible, or switch them off with swapoff",
-			"cannot tell whether the file is swap space in use, because these swap files are not visible here: %s", strings.Join(f.Swap.Unknown, ", "))
+		add(extents.ActiveSwap, "run: swapoff IMAGE", "the kernel uses the file as swap space (%s in /proc/swaps)", f.Swap.Path)
 	}
 	if f.Kind() == "ext4" && f.InodeFlags&flagExtents == 0 {
 		add(extents.Indirect, "run: chattr +e IMAGE", "ext4 keeps the file in indirect blocks instead of extents")
@@ -65,13 +60,20 @@ func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string
 	if has(flagDAX, unix.STATX_ATTR_DAX) || f.XFlags&xflagDAX != 0 {
 		add(extents.DAX, "run: chattr -x IMAGE, or mount the file system with dax=never", "the file is accessed as memory (DAX)")
 	}
-	if f.DataJournal != "" {
-		add(extents.DataJournal, "take it away, and mount the file system again",
-			"ext4 writes the file's data through its journal, because of %s, and would overwrite the mapped blocks later", f.DataJournal)
+	if cause, ok := journalCauses[f.DataJournal]; ok {
+		add(extents.DataJournal, cause.hint,
+			"ext4 writes the file's data through its journal (%s) and would overwrite the mapped blocks later", cause.what)
 	}
 	if f.XFlags&xflagRealtime != 0 {
 		add(extents.Realtime, "copy the file without the real-time attribute", "the file lies on the real-time device of xfs")
 	}
+}
+
+// journalCauses describes each cause of data journalling and how to end it.
+var journalCauses = map[JournalCause]struct{ what, hint string }{
+	JournalAttribute:  {"chattr +j", "run: chattr -j IMAGE"},
+	JournalMount:      {"mount option data=journal", "unmount the file system and mount it without data=journal"},
+	JournalSuperblock: {"default of the file system", "run: tune2fs -o ^journal_data DEVICE, then unmount and mount the file system"},
 }
 
 // unsupportedReason returns why nothing on this file system can be mapped, with a
@@ -80,9 +82,10 @@ func (f Facts) unsupportedReason() (reason, hint string) {
 	const move = "move the image to ext4, xfs or f2fs"
 	switch kind := f.Kind(); {
 	case kind == "btrfs":
-		return "btrfs moves blocks and gives addresses of its own, so an image there must be sealed, which this version cannot do", move
+		// Its device number is anonymous; it has rules of its own (package btrfs).
+		return "", ""
 	case kind == "":
-		return fmt.Sprintf("the file system is %s, and only ext4, xfs and f2fs can be mapped from", f.Filesystem), move
+		return fmt.Sprintf("the file system is %s, and only ext4, xfs, f2fs and btrfs can be mapped from", f.Filesystem), move
 	case f.Device.Major == 0:
 		return fmt.Sprintf("the %s file system has no block device of its own (device number %v)", f.Filesystem, f.Device), move
 	case f.Device != f.Mount.Device:
