@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
@@ -147,7 +148,7 @@ func progress(env *cliEnv, title string) (show func(done, total extents.Bytes), 
 		if bar == nil {
 			bar = progressbar.NewOptions64(int64(total), progressbar.OptionSetDescription(title),
 				progressbar.OptionSetWriter(env.stderr), progressbar.OptionShowBytes(true),
-				progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth())
+				progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
 		}
 		bar.ChangeMax64(int64(total))
 		_ = bar.Set64(int64(done)) // a bar that cannot be drawn is no reason to stop

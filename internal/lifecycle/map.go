@@ -281,7 +281,7 @@ func (j *mapJob) locateAgain() error {
 	if err != nil {
 		return err
 	}
-	problems, err := j.locate(j.survey, now, j.options.SurveyOptions)
+	problems, err := j.locate(j.survey, j.img, now, j.options.SurveyOptions)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,8 @@ func (v *Survey) unpinnable() *extents.Problem {
 		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}
 	}
 	switch {
+	case v.Facts.Filesystem == "btrfs" && !v.Sealed:
+		return nil // the rule unsealed says it better
 	case grade == pin.Unsafe:
 		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, "move the image to ext4, xfs or f2fs")
 	case v.Facts.ReadOnly && !v.Facts.Immutable():

@@ -127,7 +127,7 @@ func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (rel
 		return release, err
 	}
 	v.add(v.unpinnable())
-	problems, err := s.locate(v, again, o)
+	problems, err := s.locate(v, img, again, o)
 	v.Problems = append(v.Problems, problems...)
 	return release, err
 }
@@ -151,7 +151,7 @@ func (v *Survey) surveyUsers(img *image.Image) (release func(), err error) {
 
 // locate judges a layout of the file and turns it into the table: the part of the
 // pipeline that a sealed image goes through again once the kernel holds it.
-func (s *System) locate(v *Survey, file extents.Layout, o SurveyOptions) ([]extents.Problem, error) {
+func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o SurveyOptions) ([]extents.Problem, error) {
 	limit := o.MaxExtents
 	if limit == 0 {
 		limit = DefaultMaxExtents
@@ -159,12 +159,16 @@ func (s *System) locate(v *Survey, file extents.Layout, o SurveyOptions) ([]exte
 	v.Layout = file.Clip().Merge()
 	problems := file.Problems(v.Facts.BlockSize, limit)
 	sound := len(problems) == 0
+	host, onHost, more, err := s.hostLayout(v, img, v.Layout)
+	if err != nil || len(more) > 0 {
+		return append(problems, more...), err
+	}
 	conn, connErr := s.mapper()
 	var source blockdev.TableSource
 	if connErr == nil {
 		source = conn
 	}
-	stack, problem, err := blockdev.ReadStack(s.sysfs, source, v.Facts.Device)
+	stack, problem, err := blockdev.ReadStack(s.sysfs, source, host)
 	if err != nil {
 		return problems, errors.Join(connErr, err)
 	}
@@ -175,7 +179,7 @@ func (s *System) locate(v *Survey, file extents.Layout, o SurveyOptions) ([]exte
 	if !sound {
 		return problems, nil
 	}
-	content, problem, err := contentLayout(v.Layout, v.Sealed, v.Record)
+	content, problem, err := contentLayout(onHost, v.Sealed, v.Record)
 	if err != nil {
 		return problems, err
 	}
@@ -204,7 +208,7 @@ func (s *System) overlaps(conn *dm.Conn, v *Survey, segments []dmtable.Segment) 
 	if err != nil || len(live) == 0 {
 		return nil, err
 	}
-	below, err := blockdev.Below(s.sysfs, conn, v.Facts.Device)
+	below, err := blockdev.Below(s.sysfs, conn, v.Stack.Host)
 	if err != nil {
 		return nil, err
 	}
