@@ -1,0 +1,273 @@
+package guard
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+)
+
+var errRead = errors.New("input/output error")
+
+func expected() Expected {
+	return Expected{
+		Name:     "vol",
+		Identity: Identity{Device: dmtable.Device{Major: 253}, Inode: 12, Generation: 7, Size: 8192},
+		Layout: extents.Layout{Size: 8192, Extents: []extents.Extent{
+			{Logical: 0, Physical: 40960, Length: 4096}, {Logical: 4096, Physical: 81920, Length: 4096},
+		}},
+		Pins:   Pins{InForce: []string{"nodefrag", "immutable"}, Grade: "guarded"},
+		Base:   Base{Device: dmtable.Device{Major: 253}, UUID: "LVM-x", Table: "0 100 linear 8:0 2048"},
+		Table:  dmtable.Table{{Start: 0, Length: 8, Target: "linear", Args: "8:0 80"}, {Start: 8, Length: 8, Target: "linear", Args: "8:0 160"}},
+		Policy: OnChangeError,
+	}
+}
+
+// same is what a full reading of an untouched mapping gives.
+func same(e Expected) Observed {
+	id := e.Identity
+	id.Links = 1
+	return Observed{
+		Identity: Read(id, nil),
+		Pins:     Read(Pins{InForce: append([]string(nil), e.Pins.InForce...), Grade: e.Pins.Grade}, nil),
+		Openers:  Read(Alone, nil),
+		Base:     Read(e.Base, nil),
+		Own:      Read(OwnState{}, nil),
+		OwnTable: Read(append(dmtable.Table(nil), e.Table...), nil),
+		Layout:   Read(extents.Layout{Size: e.Layout.Size, Extents: append([]extents.Extent(nil), e.Layout.Extents...)}, nil),
+	}
+}
+
+func TestCheck(t *testing.T) {
+	tests := map[string]struct {
+		want     func(*Expected)
+		got      func(*Observed)
+		kinds    string // "kind/severity ..." in order
+		state    State
+		act      Policy
+		restored string
+		message  string // must be contained in the first message
+	}{
+		"nothing changed": {state: Healthy},
+		"nothing was read": {
+			got: func(o *Observed) { *o = Observed{} }, state: Healthy},
+		"extents cut differently": {
+			got: func(o *Observed) {
+				o.Layout.Value.Extents = []extents.Extent{
+					{Logical: 0, Physical: 40960, Length: 1024, Flags: extents.FlagMerged}, {Logical: 1024, Physical: 41984, Length: 3072},
+					{Logical: 4096, Physical: 81920, Length: 4096, Flags: extents.FlagLast},
+				}
+			}, state: Healthy},
+		"other device": {
+			got:   func(o *Observed) { o.Identity.Value.Device.Minor = 9 },
+			kinds: "replaced/different", state: Failed, act: OnChangeError, message: "mapped was inode 12 generation 7 on 253:0"},
+		"other inode": {
+			got: func(o *Observed) { o.Identity.Value.Inode = 13 }, kinds: "replaced/different", state: Failed, act: OnChangeError},
+		"other generation": {
+			got: func(o *Observed) { o.Identity.Value.Generation = 8 }, kinds: "replaced/different", state: Failed, act: OnChangeError},
+		"longer": {
+			got:   func(o *Observed) { o.Identity.Value.Size = 8193 },
+			kinds: "resized/different", state: Failed, act: OnChangeError, message: "8193 bytes, mapped were 8192"},
+		"no name left": {
+			got: func(o *Observed) { o.Identity.Value.Links = 0 }, kinds: "unlinked/different", state: Failed, act: OnChangeError},
+		"second name": {
+			got: func(o *Observed) { o.Identity.Value.Links = 2 }, state: Healthy},
+		"moved": {
+			got:   func(o *Observed) { o.Layout.Value.Extents[1].Physical = 4096 },
+			kinds: "moved/different", state: Failed, act: OnChangeError, message: "byte 4096"},
+		"hole": {
+			got:   func(o *Observed) { o.Layout.Value.Extents = o.Layout.Value.Extents[:1] },
+			kinds: "moved/different", state: Failed, act: OnChangeError, message: "hole"},
+		"unwritten": {
+			got:   func(o *Observed) { o.Layout.Value.Extents[0].Flags = extents.FlagUnwritten },
+			kinds: "moved/different", state: Failed, act: OnChangeError},
+		"shared": {
+			got:   func(o *Observed) { o.Layout.Value.Extents[1].Flags = extents.FlagShared },
+			kinds: "shared/different", state: Failed, act: OnChangeError, message: "bytes 4096 to 8191"},
+		"shared behind the end": {
+			got: func(o *Observed) {
+				o.Layout.Value.Extents = append(o.Layout.Value.Extents, extents.Extent{Logical: 8192, Physical: 1, Length: 4096, Flags: extents.FlagShared})
+			}, state: Healthy},
+		"pin lost, grade holds": {
+			got:   func(o *Observed) { o.Pins.Value.InForce = []string{"immutable"} },
+			kinds: "pin-lost/weak", state: Weakened, restored: "nodefrag", message: "nodefrag is gone, the grade is still guarded"},
+		"pin lost, grade fell": {
+			got:   func(o *Observed) { o.Pins.Value = Pins{InForce: []string{"nodefrag"}, Grade: "unsafe"} },
+			kinds: "pin-lost/different", state: Failed, act: OnChangeError, message: "fell from guarded to unsafe"},
+		"all pins lost of an unsafe mapping": {
+			want:  func(e *Expected) { e.Pins.Grade = "unsafe" },
+			got:   func(o *Observed) { o.Pins.Value = Pins{Grade: "unsafe"} },
+			kinds: "pin-lost/weak", state: Weakened, restored: "nodefrag immutable"},
+		"grade fell with all pins there": {
+			got:   func(o *Observed) { o.Pins.Value.Grade = "unsafe" },
+			kinds: "pin-lost/different", state: Failed, act: OnChangeError},
+		"grade is better than recorded": {
+			got: func(o *Observed) { o.Pins.Value.Grade = "kernel" }, state: Healthy},
+		"a word that is no grade": {
+			got: func(o *Observed) { o.Pins.Value.Grade = "" }, kinds: "pin-lost/different", state: Failed, act: OnChangeError},
+		"more pins than recorded": {
+			got: func(o *Observed) { o.Pins.Value.InForce = append(o.Pins.Value.InForce, "swap") }, state: Healthy},
+		"open for writing, proof void": {
+			got:   func(o *Observed) { o.Openers.Value = Writers; o.Pins.Value.Grade = "unsafe" },
+			kinds: "opened/different", state: Failed, act: OnChangeError, message: "a pin was lifted in between"},
+		"open for writing, nothing to lose": {
+			want: func(e *Expected) { e.Pins.Grade = "unsafe" },
+			got:  func(o *Observed) { o.Openers.Value = Writers; o.Pins.Value.Grade = "unsafe" }, state: Healthy},
+		"open for reading, harmless": {
+			got: func(o *Observed) { o.Openers.Value = Readers }, state: Healthy},
+		"open for reading, blocks can be shared": {
+			want: func(e *Expected) { e.Exposed = true },
+			got:  func(o *Observed) { o.Openers.Value = Readers }, kinds: "opened/weak", state: Weakened},
+		"base table": {
+			got:   func(o *Observed) { o.Base.Value.Table = "0 100 linear 8:0 4096" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: `row 1 was "0 100 linear 8:0 2048" and is "0 100 linear 8:0 4096"`},
+		"base table longer": {
+			got:   func(o *Observed) { o.Base.Value.Table += "\n100 1 linear 8:0 9" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "row 2"},
+		"base table shorter": {
+			want:  func(e *Expected) { e.Base.Table += "\n100 1 linear 8:0 9" },
+			got:   func(o *Observed) { o.Base.Value.Table = "0 100 linear 8:0 2048" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "is gone"},
+		"base is another device": {
+			got: func(o *Observed) { o.Base.Value.UUID = "" }, kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "another one"},
+		"base suspended": {
+			got: func(o *Observed) { o.Base.Value.Suspended = true }, kinds: "base-waiting/note", state: Healthy},
+		"base has a table waiting": {
+			got: func(o *Observed) { o.Base.Value.Waiting = true }, kinds: "base-waiting/note", state: Healthy},
+		"base suspended and changed": {
+			got:   func(o *Observed) { o.Base.Value.Suspended = true; o.Base.Value.Table = "" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError},
+		"own device gone": {
+			got: func(o *Observed) { o.Own.Value.Gone = true }, kinds: "own-device-gone/different", state: Failed},
+		"own device suspended": {
+			got: func(o *Observed) { o.Own.Value.Suspended = true }, kinds: "own-table-waiting/note", state: Healthy},
+		"own device has a table waiting": {
+			got: func(o *Observed) { o.Own.Value.Waiting = true }, kinds: "own-table-waiting/note", state: Healthy},
+		"own table changed": {
+			got:   func(o *Observed) { o.OwnTable.Value[1].Args = "8:0 168" },
+			kinds: "own-table-changed/different", state: Failed, act: OnChangeError},
+		"own table empty": {
+			got: func(o *Observed) { o.OwnTable.Value = nil }, kinds: "own-table-changed/different", state: Failed, act: OnChangeError},
+		"torn down already": {
+			got:   func(o *Observed) { o.OwnTable.Value = dmtable.Table{{Length: 16, Target: "error"}} },
+			kinds: "torn-down/different", state: Failed},
+		"torn down already, and why": {
+			got: func(o *Observed) {
+				o.OwnTable.Value = dmtable.Table{{Length: 16, Target: "error"}}
+				o.Layout.Value.Extents[0].Physical = 0
+			}, kinds: "moved/different torn-down/different", state: Failed},
+		"every part unreadable": {
+			got: func(o *Observed) {
+				*o = Observed{
+					Identity: Read(Identity{}, errRead), Pins: Read(Pins{}, errRead), Openers: Read(Alone, errRead), Base: Read(Base{}, errRead),
+					Own: Read(OwnState{}, errRead), OwnTable: Read(dmtable.Table(nil), errRead), Layout: Read(extents.Layout{}, errRead),
+				}
+			},
+			kinds: strings.TrimSpace(strings.Repeat("unreadable/note ", 7)), state: Healthy, message: "identity could not be read: input/output error"},
+		"stuck": {
+			got: func(o *Observed) { *o = Observed{Stuck: errRead} }, kinds: "unreadable/different", state: Failed, act: OnChangeError},
+		"policy suspend": {
+			want:  func(e *Expected) { e.Policy = OnChangeSuspend },
+			got:   func(o *Observed) { o.Identity.Value.Size = 0 },
+			kinds: "resized/different", state: Suspended, act: OnChangeSuspend},
+		"policy report": {
+			want:  func(e *Expected) { e.Policy = OnChangeReport },
+			got:   func(o *Observed) { o.Identity.Value.Size = 0 },
+			kinds: "resized/different", state: Stale},
+		"unknown policy": {
+			want:  func(e *Expected) { e.Policy = "shrug" },
+			got:   func(o *Observed) { o.Identity.Value.Size = 0 },
+			kinds: "resized/different", state: Failed, act: OnChangeError},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			want := expected()
+			if test.want != nil {
+				test.want(&want)
+			}
+			got := same(want)
+			if test.got != nil {
+				test.got(&got)
+			}
+			findings := Check(want, got)
+			var kinds []string
+			for _, f := range findings {
+				kinds = append(kinds, string(f.Kind)+"/"+f.Severity.String())
+			}
+			if text := strings.Join(kinds, " "); text != test.kinds {
+				t.Errorf("findings %q, want %q: %v", text, test.kinds, findings)
+			}
+			if test.message != "" && (len(findings) == 0 || !strings.Contains(findings[0].Message, test.message)) {
+				t.Errorf("%v lacks %q", findings, test.message)
+			}
+			d := Decide(findings, want.Policy)
+			if d.State != test.state || d.Act != test.act {
+				t.Errorf("decided %s, act %q; want %s, act %q", d.State, d.Act, test.state, test.act)
+			}
+			if restored := strings.Join(d.Restore, " "); restored != test.restored {
+				t.Errorf("restores %q, want %q", restored, test.restored)
+			}
+			if d.State != Healthy && d.Reason == "" {
+				t.Error("no reason is given")
+			}
+		})
+	}
+}
+
+func TestTallyFailsClosedOnlyAfterPatience(t *testing.T) {
+	var tally Tally
+	failing := Observed{Layout: Read(extents.Layout{}, errRead)}
+	for i := 1; i < Patience; i++ {
+		if f := tally.Next(failing, Check(expected(), failing)); Worst(f) != Note || !tally.Waiting() {
+			t.Fatalf("failure %d gives %v", i, f)
+		}
+		if i == Patience-1 {
+			continue
+		}
+		// A check that leaves the part out neither counts nor forgives.
+		tally.Next(Observed{Base: Read(Base{}, nil)}, nil)
+	}
+	f := tally.Next(failing, Check(expected(), failing))
+	if Worst(f) != Different || f[0].Kind != Unreadable || !strings.Contains(f[0].Message, "5 times in a row") {
+		t.Fatalf("failure %d gives %v", Patience, f)
+	}
+	ok := same(expected())
+	if f := tally.Next(ok, Check(expected(), ok)); len(f) != 0 || tally.Waiting() {
+		t.Fatalf("a success gives %v", f)
+	}
+	if f := tally.Next(failing, Check(expected(), failing)); Worst(f) != Note {
+		t.Fatalf("the count was not reset: %v", f)
+	}
+}
+
+func TestTallyToleratesPassingReaders(t *testing.T) {
+	var tally Tally
+	want := expected()
+	want.Exposed = true
+	read := same(want)
+	read.Openers.Value = Readers
+	if f := tally.Next(read, Check(want, read)); len(f) != 0 {
+		t.Fatalf("one sight of a reader gives %v", f)
+	}
+	if f := tally.Next(read, Check(want, read)); Worst(f) != Weak {
+		t.Fatalf("a reader that stays gives %v", f)
+	}
+	alone := same(want)
+	tally.Next(alone, Check(want, alone))
+	if f := tally.Next(read, Check(want, read)); len(f) != 0 {
+		t.Fatalf("the count was not reset: %v", f)
+	}
+}
+
+func TestParsePolicy(t *testing.T) {
+	for text, want := range map[string]Policy{"": OnChangeError, "error": OnChangeError, "suspend": OnChangeSuspend, "report": OnChangeReport} {
+		if p, err := ParsePolicy(text); p != want || err != nil {
+			t.Errorf("ParsePolicy(%q) = %q, %v", text, p, err)
+		}
+	}
+	if _, err := ParsePolicy("panic"); err == nil || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("an unknown policy gives %v", err)
+	}
+}

@@ -1,0 +1,338 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dmloop/extents"
+)
+
+// fakeWorld is a mapping whose state tests change.
+type fakeWorld struct {
+	mu     sync.Mutex
+	state  Observed
+	quicks int
+	fulls  int
+	block  chan struct{} // readings wait for it when it is not nil
+}
+
+func newFakeWorld() *fakeWorld { return &fakeWorld{state: same(expected())} }
+
+func (w *fakeWorld) change(f func(*Observed)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f(&w.state)
+}
+
+func (w *fakeWorld) counts() (quicks, fulls int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.quicks, w.fulls
+}
+
+func (w *fakeWorld) Quick(context.Context) Observed {
+	w.mu.Lock()
+	block := w.block
+	w.mu.Unlock()
+	if block != nil {
+		<-block
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.quicks++
+	o := w.state
+	o.Layout = Reading[extents.Layout]{}
+	o.OwnTable.Done = false
+	return o
+}
+
+func (w *fakeWorld) Full(_ context.Context, o Observed) Observed {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fulls++
+	o.Layout, o.OwnTable = w.state.Layout, w.state.OwnTable
+	return o
+}
+
+// fakeActions records what a watch does.
+type fakeActions struct {
+	mu       sync.Mutex
+	log      []string
+	actErr   error
+	onAct    func()
+	restored func()
+	reports  chan Report
+}
+
+func newFakeActions() *fakeActions { return &fakeActions{reports: make(chan Report, 100)} }
+
+func (a *fakeActions) note(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.log = append(a.log, fmt.Sprintf(format, args...))
+}
+
+func (a *fakeActions) did() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return strings.Join(a.log, "; ")
+}
+
+func (a *fakeActions) Act(_ context.Context, how Policy, reason string) error {
+	a.note("%s", how)
+	if reason == "" {
+		a.note("no reason")
+	}
+	if a.onAct != nil {
+		a.onAct()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.actErr
+}
+
+func (a *fakeActions) Restore(_ context.Context, pins []string) error {
+	a.note("restore %v", pins)
+	if a.restored != nil {
+		a.restored()
+	}
+	return nil
+}
+
+func (a *fakeActions) Checked(bool, time.Duration) {}
+func (a *fakeActions) Report(r Report)             { a.reports <- r }
+
+// run starts a watch after its first check and ends it with the test.
+func run(t *testing.T, world World, act Actions, pace Pace) *Watch {
+	t.Helper()
+	w := NewWatch(expected(), world, act, NewBudget(pace))
+	w.First(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return w
+}
+
+// slow never checks by itself within a test.
+var slow = Pace{Tick: time.Hour, Bound: time.Hour, Share: 1}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("%s did not happen within 5 s", what)
+}
+
+func TestWatchTearsDownAtAHint(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	w := run(t, world, act, slow)
+	world.change(func(o *Observed) { o.Layout.Value.Extents = o.Layout.Value.Extents[:1] })
+	w.Hint("test")
+	await(t, "the tear-down", func() bool { return w.Last().Decision.State == Failed })
+	if did := act.did(); did != "error" {
+		t.Errorf("did %q", did)
+	}
+	before, _ := world.counts()
+	w.Hint("again")
+	time.Sleep(20 * time.Millisecond)
+	if after, _ := world.counts(); after != before {
+		t.Error("a mapping that was torn down is still read")
+	}
+	if r, err := w.Check(t.Context()); err != nil || r.Decision.State != Failed || r.Decision.Reason == "" {
+		t.Errorf("Check afterwards: %+v, %v", r, err)
+	}
+}
+
+func TestWatchFindsEverythingByTheTimerAlone(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	w := run(t, world, act, Pace{Tick: 5 * time.Millisecond, Bound: 10 * time.Millisecond, Share: 0.5})
+	world.change(func(o *Observed) { o.Layout.Value.Extents = o.Layout.Value.Extents[:1] }) // the stamp stays
+	await(t, "the tear-down", func() bool { return w.Last().Decision.State == Failed })
+}
+
+func TestWatchReadsTheLayoutOnlyWhenDue(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	run(t, world, act, Pace{Tick: 2 * time.Millisecond, Bound: time.Hour, Share: 1e-12})
+	await(t, "twenty checks", func() bool { q, _ := world.counts(); return q > 20 })
+	if _, fulls := world.counts(); fulls != 1 {
+		t.Fatalf("the layout was read %d times while nothing happened", fulls)
+	}
+	world.change(func(o *Observed) { o.Stamp.Changed++ })
+	await(t, "a reading after a new stamp", func() bool { _, f := world.counts(); return f == 2 })
+	world.change(func(o *Observed) { o.Openers.Value = Readers })
+	await(t, "a reading at every tick while somebody has it open", func() bool { _, f := world.counts(); return f > 10 })
+}
+
+func TestWatchActsBeforeItReadsTheLayout(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	w := run(t, world, act, slow)
+	world.change(func(o *Observed) { o.Base.Value.Table = "0 100 linear 8:0 9" })
+	w.Hint("uevent")
+	await(t, "the tear-down", func() bool { return w.Last().Decision.State == Failed })
+	if _, fulls := world.counts(); fulls != 1 {
+		t.Error("the layout was read although the cheap part said enough")
+	}
+}
+
+func TestWatchRestoresAndRecovers(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	act.restored = func() { world.change(func(o *Observed) { o.Pins.Value.InForce = expected().Pins.InForce }) }
+	w := run(t, world, act, slow)
+	world.change(func(o *Observed) { o.Pins.Value.InForce = []string{"immutable"} })
+	w.Hint("test")
+	await(t, "weakened", func() bool { return strings.Contains(act.did(), "restore [nodefrag]") })
+	await(t, "healthy again", func() bool { return w.Last().Decision.State == Healthy })
+	states := ""
+	for len(act.reports) > 0 {
+		states += string((<-act.reports).Decision.State) + " "
+	}
+	if states != "healthy weakened healthy " {
+		t.Errorf("reported %q", states)
+	}
+}
+
+func TestWatchRetriesATearDownThatFails(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	act.actErr = errors.New("busy")
+	w := run(t, world, act, slow)
+	world.change(func(o *Observed) { o.Identity.Value.Size++ })
+	w.Hint("test")
+	await(t, "a second try", func() bool { return strings.Count(act.did(), "error") >= 2 })
+	if r := w.Last(); r.Decision.State != Stale || r.ActError != "busy" {
+		t.Errorf("meanwhile: %+v", r)
+	}
+	act.mu.Lock()
+	act.actErr = nil
+	act.mu.Unlock()
+	await(t, "the tear-down", func() bool { return w.Last().Decision.State == Failed })
+}
+
+func TestWatchDoesNotTearDownForOneFailedReading(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	w := run(t, world, act, Pace{Tick: 2 * time.Millisecond, Bound: time.Hour, Share: 1})
+	world.change(func(o *Observed) { o.Pins.Err = errRead })
+	await(t, "a failed reading", func() bool { return len(w.Last().Findings) > 0 })
+	world.change(func(o *Observed) { o.Pins.Err = nil })
+	await(t, "the recovery", func() bool { return len(w.Last().Findings) == 0 })
+	if act.did() != "" {
+		t.Errorf("did %q", act.did())
+	}
+	world.change(func(o *Observed) { o.Pins.Err = errRead })
+	await(t, "failing closed", func() bool { return w.Last().Decision.State == Failed })
+}
+
+func TestWatchHurriesWhileTheHostWaits(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	w := run(t, world, act, slow)
+	world.change(func(o *Observed) { o.Base.Value.Suspended = true })
+	w.Hint("test")
+	await(t, "seen suspended", func() bool { return len(w.Last().Findings) == 1 })
+	world.change(func(o *Observed) { o.Base.Value.Suspended = false; o.Base.Value.Table = "" })
+	await(t, "seen changed without a hint", func() bool { return w.Last().Decision.State == Failed })
+}
+
+func TestWatchFailsClosedWhenAReadingNeverReturns(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	w := NewWatch(expected(), world, act, NewBudget(slow))
+	w.stuckAfter = 10 * time.Millisecond
+	w.First(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	block := make(chan struct{})
+	world.mu.Lock()
+	world.block = block
+	world.mu.Unlock()
+	w.Hint("test")
+	await(t, "failing closed", func() bool { return w.Last().Decision.State == Failed })
+	close(block)
+	cancel()
+	<-done
+}
+
+func TestWatchLimitsWhatAFloodOfHintsCosts(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	slowWorld := &costly{fakeWorld: world, cost: 5 * time.Millisecond}
+	w := run(t, slowWorld, act, slow)
+	end := time.Now().Add(200 * time.Millisecond)
+	for time.Now().Before(end) {
+		w.Hint("flood")
+		time.Sleep(100 * time.Microsecond)
+	}
+	if _, fulls := world.counts(); fulls > 15 { // 200 ms / (5 ms + 4 x 5 ms) and some slack
+		t.Errorf("%d full readings in 200 ms", fulls)
+	}
+}
+
+type costly struct {
+	*fakeWorld
+	cost time.Duration
+}
+
+func (c *costly) Full(ctx context.Context, o Observed) Observed {
+	time.Sleep(c.cost)
+	return c.fakeWorld.Full(ctx, o)
+}
+
+func TestStoppedWatchLeavesTheMappingAlone(t *testing.T) {
+	world, act := newFakeWorld(), newFakeActions()
+	ctx, cancel := context.WithCancel(t.Context())
+	w := NewWatch(expected(), world, act, NewBudget(slow))
+	w.First(ctx)
+	world.change(func(o *Observed) { o.Identity.Value.Size++ })
+	cancel()
+	w.Hint("test")
+	w.Run(ctx)
+	if act.did() != "" {
+		t.Errorf("did %q", act.did())
+	}
+}
+
+func TestBudget(t *testing.T) {
+	b := NewBudget(Pace{Tick: time.Second, Bound: 20 * time.Second, Share: 0.01})
+	if i := b.Interval(); i != time.Second {
+		t.Errorf("nothing spent: %s", i)
+	}
+	b.Spent("a", 50*time.Millisecond)
+	if i := b.Interval(); i != 5*time.Second {
+		t.Errorf("50 ms: %s", i)
+	}
+	b.Spent("b", 50*time.Millisecond)
+	b.Spent("a", 20*time.Millisecond)
+	if i := b.Interval(); i != 7*time.Second {
+		t.Errorf("70 ms: %s", i)
+	}
+	b.Spent("c", time.Second)
+	if i := b.Interval(); i != 20*time.Second {
+		t.Errorf("more than the bound: %s", i)
+	}
+	b.Forget("c")
+	b.Forget("a")
+	if i := b.Interval(); i != 5*time.Second {
+		t.Errorf("after forgetting: %s", i)
+	}
+}
+
+func TestMain(m *testing.M) {
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	for end := time.Now().Add(2 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := runtime.NumGoroutine(); code == 0 && n > before {
+		fmt.Fprintf(os.Stderr, "%d goroutines are left, %d were there before\n", n, before)
+		code = 1
+	}
+	os.Exit(code)
+}
