@@ -60,7 +60,8 @@ func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string
 	if has(flagDAX, unix.STATX_ATTR_DAX) || f.XFlags&xflagDAX != 0 {
 		add(extents.DAX, "run: chattr -x IMAGE, or mount the file system with dax=never", "the file is accessed as memory (DAX)")
 	}
-	if cause, ok := journalCauses[f.DataJournal]; ok {
+	if f.DataJournal != "" {
+		cause := journalCauses[f.DataJournal]
 		add(extents.DataJournal, cause.hint,
 			"ext4 writes the file's data through its journal (%s) and would overwrite the mapped blocks later", cause.what)
 	}

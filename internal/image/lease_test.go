@@ -1,0 +1,156 @@
+package image
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestProveSoleOpener(t *testing.T) {
+	path := newFile(t, 4096)
+	img := openImage(t, path)
+	release, err := ProveSoleOpener(img.File())
+	if errors.Is(err, unix.EINVAL) {
+		t.Skipf("no leases on the file system of %s", path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); !isRule(err, extents.OpenElsewhere) {
+		t.Errorf("a second Open of a leased file: %v", err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	for _, flag := range []int{os.O_RDONLY, os.O_WRONLY, os.O_RDWR} {
+		other, err := os.OpenFile(path, flag, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ProveSoleOpener(img.File()); !isRule(err, extents.OpenElsewhere) {
+			t.Errorf("with another descriptor, flags %d: %v", flag, err)
+		}
+		other.Close()
+	}
+	// A path descriptor can neither read nor write.
+	handle, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(handle)
+	release, err = ProveSoleOpener(img.File())
+	if err != nil {
+		t.Fatalf("with an O_PATH descriptor: %v", err)
+	}
+	if err := release(); err != nil {
+		t.Error(err)
+	}
+}
+
+func isRule(err error, rule extents.Rule) bool {
+	var p *ProblemError
+	return errors.As(err, &p) && p.Problem.Rule == rule
+}
+
+func TestMappingKeepsTheLease(t *testing.T) {
+	path := newFile(t, 4096)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(page)
+	release, err := ProveSoleOpener(openImage(t, path).File())
+	if err == nil {
+		release()
+	}
+	if !isRule(err, extents.OpenElsewhere) && !errors.Is(err, ErrCannotProve) {
+		t.Errorf("with a mapping: %v", err)
+	}
+}
+
+// A lease is broken by SIGIO, which must not end the program that holds it.
+func TestBreakingTheLeaseIsSurvived(t *testing.T) {
+	path := newFile(t, 4096)
+	img := openImage(t, path)
+	release, err := ProveSoleOpener(img.File())
+	if errors.Is(err, ErrCannotProve) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cat := exec.Command("cat", path)
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for kind := unix.F_WRLCK; kind == unix.F_WRLCK && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if kind, err = unix.FcntlInt(img.File().Fd(), unix.F_GETLEASE, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cat.Wait(); err != nil {
+		t.Errorf("cat: %v", err)
+	}
+}
+
+func TestOpeners(t *testing.T) {
+	path := newFile(t, 4096)
+	img := openImage(t, path)
+	none, err := Openers(img.File())
+	if err != nil || len(none) != 0 {
+		t.Errorf("nobody else has it open, but: %v, %v", none, err)
+	}
+	tail := exec.Command("tail", "-f", path)
+	out, err := tail.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tail.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { tail.Process.Kill(); tail.Wait() }()
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it has read, so it is open
+		t.Fatal(err)
+	}
+	openers, err := Openers(img.File())
+	want := Opener{PID: tail.Process.Pid, Comm: "tail", How: "open"}
+	if err != nil || !slices.Equal(openers, []Opener{want}) {
+		t.Errorf("Openers = %v, %v, want %v", openers, err, want)
+	}
+	if p := openElsewhere(img.File()); !strings.Contains(p.Message, want.String()) {
+		t.Errorf("the problem does not name %v: %s", want, p.Message)
+	}
+}
+
+func TestParseMaps(t *testing.T) {
+	const text = `55d0c0a00000-55d0c0a21000 rw-p 00000000 00:00 0                          [heap]
+7f1b2c000000-7f1b2c001000 rw-s 00000000 07:00 12                         /mnt/a b.img
+7f1b2c001000-7f1b2c002000 r--s 00001000 07:00 12                         /mnt/a b.img (deleted)
+7f1b2c003000-7f1b2c004000 r--p 00001000 fe:00 1234                       /usr/lib/x.so
+7ffc12345000-7ffc12366000 rw-p 00000000 00:00 0 
+`
+	got := parseMaps(strings.NewReader(text), 12)
+	if want := []string{"7f1b2c000000-7f1b2c001000", "7f1b2c001000-7f1b2c002000"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := parseMaps(strings.NewReader(text), 123); got != nil {
+		t.Errorf("inode 123 is not there, but %v", got)
+	}
+}
