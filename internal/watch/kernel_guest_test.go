@@ -1,0 +1,179 @@
+//go:build vmtest
+
+package watch
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/internal/vmtest"
+)
+
+func TestMain(m *testing.M) { vmtest.Main(m) }
+
+// hostFile makes a file on a file system of the guest's own: the root's overlay
+// shows inodes of its own.
+func hostFile(t *testing.T) *os.File {
+	vmtest.RequireGuest(t)
+	disk := vmtest.Disk(t, 0)
+	vmtest.Mkfs(t, "ext4", disk)
+	return image(t, filepath.Join(vmtest.Mount(t, disk), "image"))
+}
+
+func TestUMLHasNoGate(t *testing.T) {
+	vmtest.RequireGuest(t)
+	if g, err := NewGate(); !errors.Is(err, ErrNoGate) {
+		t.Errorf("NewGate: %v, %v", g, err)
+	}
+}
+
+func TestQemuGate(t *testing.T) {
+	f := hostFile(t)
+	g, err := NewGate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	cat := func() string {
+		out, _ := exec.Command("cat", f.Name()).CombinedOutput()
+		return string(out)
+	}
+	if err := g.Mark(f); err != nil {
+		t.Fatal(err)
+	}
+	if out := cat(); !strings.Contains(out, "not permitted") {
+		t.Errorf("cat of a marked file: %q", out)
+	}
+	d := <-g.Denials()
+	if id, _ := IDOf(f); d.File != id || d.Program != "cat" || d.PID == 0 {
+		t.Errorf("the denial is %+v", d)
+	}
+	own, err := os.Open(f.Name())
+	if err != nil {
+		t.Errorf("our own open: %v", err)
+	}
+	own.Close()
+	cmd := exec.Command("sh", "-c", "sleep 0.3; exec cat "+f.Name())
+	var out strings.Builder
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	revoke := g.Allow(cmd.Process.Pid)
+	if err := cmd.Wait(); err != nil || out.String() != "image" {
+		t.Errorf("an allowed open: %v, %q", err, out.String())
+	}
+	revoke()
+	if g.isAllowed(cmd.Process.Pid) {
+		t.Error("the leave was not taken back")
+	}
+	if err := g.Unmark(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Unmark(f); err != nil {
+		t.Errorf("a second Unmark: %v", err)
+	}
+	if out := cat(); out != "image" {
+		t.Errorf("cat after Unmark: %q", out)
+	}
+}
+
+// An opener must not make the gate wait for the lease of the command that the gate
+// protects, and must not be let in by it.
+func TestQemuGateWhileALeaseIsHeld(t *testing.T) {
+	f := hostFile(t)
+	g, err := NewGate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := g.Mark(f); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	out, _ := exec.Command("cat", f.Name()).CombinedOutput()
+	if took := time.Since(start); took > 5*time.Second || !strings.Contains(string(out), "not permitted") {
+		t.Errorf("cat took %s: %q", took, out)
+	}
+	// The refused open has asked for the lease back, down to a reader's, within
+	// lease-break-time; until then it is held.
+	if kind, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0); err != nil || kind == unix.F_UNLCK {
+		t.Errorf("the lease is %d, %v", kind, err)
+	}
+}
+
+func TestSwaps(t *testing.T) {
+	vmtest.RequireGuest(t)
+	changes := make(chan struct{}, 10)
+	s, err := NewSwaps(func() { changes <- struct{}{} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	disk := vmtest.Disk(t, 0)
+	vmtest.Must(t, "mkswap", disk)
+	for _, program := range []string{"swapon", "swapoff", "swapon", "swapoff"} {
+		vmtest.Must(t, program, disk)
+		select {
+		case <-changes:
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s was not heard", program)
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+	if len(changes) > 0 {
+		t.Errorf("%d changes too many were heard", len(changes))
+	}
+}
+
+// deviceHints passes what it hears on.
+type deviceHints chan string
+
+func (h deviceHints) Device(dev dmtable.Device, action string) { h <- action + " " + dev.String() }
+func (h deviceHints) LostDevices(why string)                   { h <- "lost: " + why }
+
+func TestUevents(t *testing.T) {
+	vmtest.RequireGuest(t)
+	hints := make(deviceHints, 1000)
+	u, err := NewUevents(hints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	path := vmtest.DmsetupCreate(t, "uevents", "0 8 zero")
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	want := "change " + dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}.String()
+	for drained := false; !drained; { // creation sends its own
+		select {
+		case <-hints:
+		case <-time.After(200 * time.Millisecond):
+			drained = true
+		}
+	}
+	vmtest.Must(t, "dmsetup", "load", "uevents", "--table", "0 8 error")
+	vmtest.Must(t, "dmsetup", "resume", "--noudevsync", "uevents")
+	for {
+		select {
+		case got := <-hints:
+			if got == want {
+				return
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%q was not heard", want)
+		}
+	}
+}

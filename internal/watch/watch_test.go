@@ -1,0 +1,192 @@
+package watch
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dmloop/dmtable"
+)
+
+// heard collects hints.
+type heard struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (h *heard) add(line string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lines = append(h.lines, line)
+}
+
+func (h *heard) Touched(key, event string) { h.add(key + ": " + event) }
+func (h *heard) Lost(key, why string)      { h.add("lost " + key + ": " + why) }
+
+// await waits until a line contains want, and forgets all lines.
+func (h *heard) await(t *testing.T, want string) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		h.mu.Lock()
+		text := strings.Join(h.lines, "\n")
+		if strings.Contains(text, want) {
+			h.lines = nil
+			h.mu.Unlock()
+			return
+		}
+		h.mu.Unlock()
+		if time.Now().After(end) {
+			t.Fatalf("%q was not heard in 5 s, but:\n%s", want, text)
+		}
+	}
+}
+
+func (h *heard) silent(t *testing.T) {
+	t.Helper()
+	time.Sleep(20 * time.Millisecond)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.lines) > 0 {
+		t.Fatalf("heard %q", h.lines)
+	}
+}
+
+func image(t *testing.T, path string) *os.File {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("image"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestFiles(t *testing.T) {
+	var h heard
+	w, err := NewFiles(&h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	fa, fb := image(t, a), image(t, b)
+	for key, f := range map[string]*os.File{"A": fa, "B": fb} {
+		if err := w.Watch(key, f, f.Name()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.silent(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.WriteFile(filepath.Join(dir, "other"), nil, 0o600))
+	h.silent(t)
+	must(os.Truncate(a, 3))
+	h.await(t, "A: modify")
+	must(os.Chmod(b, 0o400))
+	h.await(t, "B: attrib")
+	f, err := os.Open(a)
+	must(err)
+	f.Close()
+	h.await(t, "A: open")
+	must(os.Rename(a, a+".old"))
+	h.await(t, "A: directory: moved-from")
+	must(os.Rename(filepath.Join(dir, "other"), b))
+	h.await(t, "B: directory: moved-to")
+	must(os.Rename(dir, dir+".moved"))
+	h.await(t, "A: directory: move-self")
+	w.Forget("A")
+	w.Forget("A")
+	must(os.Truncate(filepath.Join(dir+".moved", "a.old"), 1))
+	h.silent(t)
+	if len(w.dirs) != 1 {
+		t.Errorf("%d directories watched, B's is one", len(w.dirs))
+	}
+	w.Forget("B")
+	if len(w.dirs)+len(w.images)+len(w.keys) != 0 {
+		t.Errorf("left behind: %v %v %v", w.dirs, w.images, w.keys)
+	}
+}
+
+func TestFilesTellsOfLostWatches(t *testing.T) {
+	var h heard
+	w, err := NewFiles(&h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	dir := t.TempDir()
+	f := image(t, filepath.Join(dir, "a"))
+	if err := w.Watch("A", f, f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	f.Close() // an open file keeps its directory's inode
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	h.await(t, "lost A: the inotify watch of the directory is gone")
+	w.event(-1, 0x4000, "")
+	h.await(t, "lost : the inotify queue overflowed")
+}
+
+func TestFilesNamesTheMissingDirectory(t *testing.T) {
+	var h heard
+	w, err := NewFiles(&h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	f := image(t, filepath.Join(t.TempDir(), "a"))
+	err = w.Watch("A", f, "/nonexistent/a")
+	if err == nil || !strings.Contains(err.Error(), "/nonexistent/") {
+		t.Fatalf("got %v", err)
+	}
+	if err := os.Truncate(f.Name(), 1); err != nil {
+		t.Fatal(err)
+	}
+	h.silent(t)
+}
+
+func TestParseUevent(t *testing.T) {
+	join := func(fields ...string) string { return strings.Join(fields, "\x00") + "\x00" }
+	tests := map[string]struct {
+		message string
+		dev     dmtable.Device
+		action  string
+		ok      bool
+	}{
+		"change": {join("change@/devices/virtual/block/dm-3", "ACTION=change", "DEVPATH=/devices/virtual/block/dm-3", "SUBSYSTEM=block",
+			"DM_COOKIE=4194304", "MAJOR=253", "MINOR=3", "DEVNAME=dm-3"), dmtable.Device{Major: 253, Minor: 3}, "change", true},
+		"remove":      {join("remove@/x", "ACTION=remove", "MAJOR=8", "MINOR=0", "SUBSYSTEM=block"), dmtable.Device{Major: 8}, "remove", true},
+		"not a block": {join("add@/x", "ACTION=add", "SUBSYSTEM=net", "MAJOR=8", "MINOR=0"), dmtable.Device{Major: 8}, "add", false},
+		"no minor":    {join("add@/x", "ACTION=add", "SUBSYSTEM=block", "MAJOR=8"), dmtable.Device{Major: 8}, "add", false},
+		"bad number":  {join("add@/x", "ACTION=add", "SUBSYSTEM=block", "MAJOR=8", "MINOR=x"), dmtable.Device{Major: 8}, "add", false},
+		"empty":       {},
+		"udev's own":  {"libudev\x00\xfe\xed\xca\xfe", dmtable.Device{}, "", false},
+	}
+	for name, test := range tests {
+		dev, action, ok := parseUevent([]byte(test.message))
+		if dev != test.dev || action != test.action || ok != test.ok {
+			t.Errorf("%s: %v %q %v", name, dev, action, ok)
+		}
+	}
+}
+
+func FuzzParseUevent(f *testing.F) {
+	f.Add([]byte("change@/x\x00ACTION=change\x00SUBSYSTEM=block\x00MAJOR=253\x00MINOR=3\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, action, ok := parseUevent(b); ok && action == "" {
+			t.Error("an event without an action")
+		}
+	})
+}
