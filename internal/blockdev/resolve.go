@@ -16,7 +16,8 @@ type hostRow struct {
 	chunk         dmtable.Sectors // 0 for linear
 }
 
-// compile takes a table of sound linear and striped rows apart.
+// compile takes a table of linear and striped rows apart. It returns nil for a row
+// of another kind, or one that is not understood.
 func compile(table dmtable.Table) []hostRow {
 	rows := make([]hostRow, 0, len(table))
 	for _, r := range table {
@@ -69,9 +70,13 @@ func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Pro
 	if p := covers(layout); p != nil {
 		return nil, []extents.Problem{*p}
 	}
+	rows := compile(s.HostTable)
+	if err := s.HostTable.Validate(dmtable.Limits{}); err != nil || rows == nil {
+		return nil, []extents.Problem{*unresolvable(fmt.Sprintf("the table of the host device %s is not understood", s.HostName), "")}
+	}
 	r := resolver{
 		stack:    s,
-		rows:     compile(s.HostTable),
+		rows:     rows,
 		size:     s.HostTable.Size(),
 		block:    s.LogicalBlock(),
 		bases:    map[dmtable.Device]dmtable.Sectors{},
