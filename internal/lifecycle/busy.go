@@ -16,50 +16,37 @@ import (
 	"dmloop/internal/manifest"
 )
 
-// removable makes the device ready to be removed as the options say, or refuses
-// before anything is changed when it is in use.
-func (s *System) removable(conn *dm.Conn, m *manifest.Manifest, o UnmapOptions) error {
+// openNow reports whether the device is open, and refuses when it is in use and the
+// options say nothing of that. Something that has it open for a moment, as a udev
+// worker does, is no reason to refuse: removing tries again.
+func (s *System) openNow(conn *dm.Conn, m manifest.Manifest, o UnmapOptions) (bool, error) {
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	if errors.Is(err, dm.ErrNotFound) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	users := s.users(info.Device)
-	switch {
-	case info.OpenCount == 0, o.Deferred && !o.Force:
-		return nil
-	case o.Force:
-		return s.cutOff(conn, m)
-	case len(users) > 0 && len(m.Parts) == 0:
-		return s.busy(*m, nil)
+	if info.OpenCount > 0 && !o.Force && !o.Deferred && len(m.Parts) == 0 && s.heldFirmly(info.Device) {
+		return true, s.busy(m, nil)
 	}
-	return nil // open for a moment perhaps, as by a udev worker: removing retries
+	return info.OpenCount > 0, nil
 }
 
 // cutOff lets every further access fail. What users have not written yet is written
-// first, unless the blocks are not ours any more.
-func (s *System) cutOff(conn *dm.Conn, m *manifest.Manifest) error {
-	if m.State == manifest.Failed {
-		return nil
-	}
+// first, unless the blocks may not be ours any more.
+func (s *System) cutOff(conn *dm.Conn, m manifest.Manifest, before manifest.State) error {
 	table := dmtable.ErrorTable(m.Table.Size())
 	ref := dm.ByUUID(m.UUID)
-	if m.State == manifest.Stale || m.State == manifest.Suspended {
-		if _, err := conn.ReplaceNow(ref, table, 0); err != nil {
-			return err
-		}
-	} else {
-		if _, err := conn.Load(ref, table, m.ReadOnly); err != nil {
-			return err
-		}
-		if _, err := conn.Resume(ref, dm.ResumeOptions{}); err != nil {
-			return err
-		}
+	if before != manifest.Healthy && before != manifest.Weakened {
+		_, err := conn.ReplaceNow(ref, table, 0)
+		return err
 	}
-	m.State = manifest.Failed
-	return nil
+	if _, err := conn.Load(ref, table, m.ReadOnly); err != nil {
+		return err
+	}
+	_, err := conn.Resume(ref, dm.ResumeOptions{})
+	return err
 }
 
 // busy says who uses the device.

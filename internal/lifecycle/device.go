@@ -41,9 +41,9 @@ type busyError struct{ err error }
 func (e *busyError) Error() string { return "the device is in use" }
 func (e *busyError) Unwrap() error { return e.err }
 
-// removeDevice removes the device with this uuid, and reports whether it is gone;
-// a device that is not there is gone. A torn-down device has an error table: its
-// users do not keep blocks busy, so a deferred removal is asked for when it is open.
+// removeDevice removes the device with this uuid, and reports whether it is gone; a
+// device that is not there is gone, and one whose removal is pending is not. It
+// tries for a while and fails with *busyError.
 func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err error) {
 	deadline := time.Now().Add(removePatience)
 	for {
@@ -64,21 +64,11 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 		if !errors.Is(err, dm.ErrBusy) {
 			return false, err
 		}
-		if tornDown(conn, uuid) {
-			return false, s.removeOnce(conn, uuid, true)
-		}
 		if time.Now().After(deadline) || s.heldFirmly(info.Device) {
 			return false, &busyError{err}
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-}
-
-// tornDown reports whether the device has an error table, as the guard and --force
-// leave it.
-func tornDown(conn *dm.Conn, uuid string) bool {
-	table, err := conn.Table(dm.ByUUID(uuid))
-	return err == nil && len(table) == 1 && table[0].Target == dmtable.ErrorTable(1)[0].Target
 }
 
 func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {

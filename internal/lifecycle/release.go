@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
+	"dmloop/dmtable"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -76,35 +79,14 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 	return nil
 }
 
-// errImageGone says that the recorded inode does not exist any more.
-var errImageGone = errors.New("the image does not exist any more")
-
-// openRecorded opens the image of a record and makes sure it is still the same inode.
-func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.Image, error) {
-	img, err := s.openWatched(ctx, want.Path)
-	if err != nil {
-		return nil, err
-	}
-	id, err := img.Identity()
-	if err != nil {
-		img.Close()
-		return nil, err
-	}
-	if !sameInode(want, id) {
-		img.Close()
-		return nil, fmt.Errorf("%s is another file now than the one that was mapped: put it back, or mount its file system there", want.Path)
-	}
-	return img, nil
-}
-
 // sameInode compares what a rename or remount does not change.
 func sameInode(m manifest.Image, id image.Identity) bool {
 	return m.Major == id.Major && m.Minor == id.Minor && m.Inode == id.Inode &&
 		m.Generation == id.Generation && m.Birth == id.Birth
 }
 
-// recover finishes what killed commands left: the caller holds the lock, so a
-// record in a half-way state belongs to nobody. What cannot be finished yet stays
+// recover finishes or undoes what killed commands left: the caller holds the lock, so
+// a record in a half-way state belongs to nobody. What cannot be finished yet stays
 // listed, and only a log line says so: it must not stop other work.
 func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 	names, err := store.Names()
@@ -120,17 +102,39 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 		if m.State != manifest.Mapping && m.State != manifest.Releasing {
 			continue
 		}
-		if err := s.finish(ctx, store, &m, nil); err != nil {
+		err = s.finish(ctx, store, &m, nil)
+		var busy *busyError
+		switch {
+		case errors.As(err, &busy):
+			err = s.keep(ctx, store, m)
+		case err == nil:
+			s.released = append(s.released, m)
+		}
+		if err != nil {
 			s.log.Warn("an earlier mapping is not released yet", "mapping", name, "error", err)
 		}
 	}
 	return nil
 }
 
+// keep undoes an unmap that was killed before it removed the device, now that the
+// device is in use: it is the mapping that it was.
+func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Manifest) error {
+	m.State, m.Reason = manifest.Healthy, ""
+	if err := store.Save(m); err != nil {
+		return err
+	}
+	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name)
+	if s.guard == nil || !m.Guard {
+		return nil
+	}
+	return s.guard.Add(ctx, m.Name)
+}
+
 // UnmapOptions are the choices of `dmloop unmap`.
 type UnmapOptions struct {
-	Deferred bool // remove the device when its last user closes it
-	Force    bool // let the users' I/O fail and remove it
+	Deferred bool // when in use, remove the device when its last user closes it
+	Force    bool // when in use, let the users' I/O fail and remove it
 }
 
 // Unmap removes the mapping called by name or image path. When it returns nil the
@@ -141,52 +145,93 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	defer unlock()
-	m, err := s.find(store, target)
-	if err != nil {
-		return err
-	}
-	if m.State == manifest.Releasing {
-		return s.stillReleasing(m, o)
-	}
 	conn, err := s.mapper()
 	if err != nil {
 		return err
 	}
-	if err := s.removable(conn, &m, o); err != nil {
+	m, err := s.find(store, target)
+	if err != nil {
+		if s.justReleased(target) {
+			return nil
+		}
+		if gone, oerr := s.unmapOrphan(conn, target); gone || oerr != nil {
+			return oerr
+		}
 		return err
 	}
 	before := m.State
+	if before == manifest.Releasing && !s.removalPending(conn, m) {
+		return s.notReleased(m, errors.New(m.Reason)) // recover has just tried
+	}
+	open, err := s.openNow(conn, m, o)
+	if err != nil {
+		return err
+	}
 	m.State, m.Reason = manifest.Releasing, ""
 	if err := store.Save(m); err != nil {
 		return err
 	}
-	err = s.finish(ctx, store, &m, nil)
+	if open && o.Force {
+		err = s.cutOff(conn, m, before)
+	}
+	if err == nil && open && (o.Force || o.Deferred) && !s.removalPending(conn, m) {
+		err = s.removeOnce(conn, m.UUID, true)
+	}
+	if err == nil {
+		err = s.finish(ctx, store, &m, nil)
+	}
 	var busy *busyError
 	switch {
 	case errors.As(err, &busy):
 		m.State, m.Reason = before, ""
 		return errors.Join(s.busy(m, busy), store.Save(m))
-	case err != nil && o.Deferred && s.removalPending(conn, m):
-		return nil
+	case (o.Deferred || o.Force) && s.removalPending(conn, m):
+		m.Reason = "the device goes when its last user closes it"
+		return store.Save(m)
 	case err != nil:
-		return &Error{Class: ClassOf(err), Subject: m.Name, Message: err.Error(),
-			Hint: "the record stays; the next dmloop command tries again"}
+		return s.notReleased(m, err)
 	}
 	return nil
 }
 
-// stillReleasing answers an unmap of a mapping that an earlier one could not
-// finish; recover has just tried again.
-func (s *System) stillReleasing(m manifest.Manifest, o UnmapOptions) error {
-	if o.Deferred {
-		return nil
+// justReleased reports whether this command found target half released and finished
+// that before it looked.
+func (s *System) justReleased(target string) bool {
+	id, err := image.Stat(target)
+	for _, m := range s.released {
+		if slices.Contains(namesOf(target), m.Name) ||
+			err == nil && m.Image.Inode == id.Inode && m.Image.Major == id.Major && m.Image.Minor == id.Minor {
+			return true
+		}
 	}
-	return &Error{Class: Failure, Subject: m.Name, Message: m.Reason, Hint: "the record stays; the next dmloop command tries again"}
+	return false
+}
+
+// notReleased is the answer when the device is gone, or going, and something else
+// of the mapping is not.
+func (s *System) notReleased(m manifest.Manifest, err error) error {
+	return &Error{Class: ClassOf(err), Subject: m.Name, Message: err.Error(),
+		Hint: "it stays listed; the next dmloop command tries again"}
+}
+
+// unmapOrphan removes a live device of dmloop that no record names, and reports
+// whether there was one. What pinned its image is not known then; unpin clears it.
+func (s *System) unmapOrphan(conn *dm.Conn, target string) (gone bool, err error) {
+	info, err := conn.Info(dm.ByName(target))
+	if err != nil || !strings.HasPrefix(info.UUID, manifest.UUIDPrefix) {
+		return false, nil // not a name of ours: the caller knows what to say
+	}
+	_, err = s.removeDevice(conn, info.Name, info.UUID)
+	var busy *busyError
+	if errors.As(err, &busy) {
+		return false, s.busy(manifest.Manifest{Name: info.Name, Device: info.Device}, busy)
+	}
+	return err == nil, err
 }
 
 // find returns the record of a mapping by its name or by its image's path.
 func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, error) {
-	if name, err := mangled("", target); err == nil {
+	for _, name := range namesOf(target) {
 		m, err := store.Load(name)
 		if err == nil || !errors.Is(err, manifest.ErrNotFound) {
 			return m, err
@@ -199,6 +244,19 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 		}
 	}
 	return manifest.Manifest{}, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
+}
+
+// namesOf lists the device names that a user may mean: the word as it is, as `list`
+// prints it, and mangled, as it was given to map.
+func namesOf(target string) []string {
+	var names []string
+	if dmtable.CheckName(target) == nil {
+		names = append(names, target)
+	}
+	if m, err := dmtable.Mangle(target); err == nil && m != target {
+		names = append(names, m)
+	}
+	return names
 }
 
 // findByImage returns the record of the mapping of an inode.

@@ -25,6 +25,7 @@ type System struct {
 	sysfs    string
 	conn     *dm.Conn
 	guard    Guard
+	released []manifest.Manifest // finished for an earlier command, by recover
 }
 
 // NewSystem returns the system of this machine with its state in stateDir.

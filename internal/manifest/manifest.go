@@ -52,6 +52,14 @@ type Image struct {
 	Size       extents.Bytes `json:"size"`
 	Filesystem string        `json:"filesystem"`
 	Reflink    bool          `json:"reflink"` // the file system can share extents
+	Handle     Handle        `json:"handle"`
+}
+
+// Handle is the file system's own name of an inode (name_to_handle_at(2)); empty
+// where it gives none.
+type Handle struct {
+	Type int32  `json:"type"`
+	Hex  string `json:"hex"`
 }
 
 // Device returns the number of the file system that the file is on (st_dev).

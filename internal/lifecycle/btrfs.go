@@ -1,0 +1,66 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/btrfs"
+	"dmloop/internal/image"
+)
+
+// hostLayout returns the device that the file's layout speaks of, and the layout
+// in offsets on it. Only on btrfs they are not what the file itself says: its
+// files have an anonymous device number, and FIEMAP gives addresses in a space of
+// the file system's own.
+func (s *System) hostLayout(v *Survey, img *image.Image, file extents.Layout) (dmtable.Device, extents.Layout, []extents.Problem, error) {
+	if v.Facts.Filesystem != "btrfs" {
+		return v.Facts.Device, file, nil, nil
+	}
+	fs, err := btrfs.ReadFilesystem(img.File())
+	if err != nil {
+		return dmtable.Device{}, extents.Layout{}, nil, err
+	}
+	chunks, err := btrfs.ReadChunks(img.File())
+	if errors.Is(err, unix.EPERM) {
+		err = &Error{Class: NotPermitted, Subject: v.Path, Message: "reading where btrfs keeps the file needs root", Hint: "run the command with sudo", Err: err}
+	}
+	if err != nil {
+		return dmtable.Device{}, extents.Layout{}, nil, err
+	}
+	problems := btrfs.Problems(file, btrfs.Facts{NoCOW: v.Facts.NoCOW(), Sealed: v.Sealed, Filesystem: fs, Chunks: chunks})
+	if len(problems) > 0 {
+		return dmtable.Device{}, extents.Layout{}, problems, nil
+	}
+	dev, err := btrfsDevice(s.sysfs, fs)
+	if err != nil {
+		return dmtable.Device{}, extents.Layout{}, nil, err
+	}
+	translated, err := btrfs.Translate(file, chunks, fs.Device)
+	return dev, translated, nil, err
+}
+
+// btrfsDevice finds the block device of a btrfs file system on one device in
+// sysfs: the path that btrfs remembers may be an old name of another device.
+func btrfsDevice(sysfs string, fs btrfs.Filesystem) (dmtable.Device, error) {
+	u := fs.UUID
+	dir := filepath.Join(sysfs, "fs/btrfs", fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]), "devices")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return dmtable.Device{}, fmt.Errorf("the device of the btrfs file system: %w", err)
+	}
+	if len(entries) != 1 {
+		return dmtable.Device{}, fmt.Errorf("%s names %d devices instead of one", dir, len(entries))
+	}
+	text, err := os.ReadFile(filepath.Join(dir, entries[0].Name(), "dev"))
+	if err != nil {
+		return dmtable.Device{}, fmt.Errorf("the device of the btrfs file system: %w", err)
+	}
+	return dmtable.ParseDevice(strings.TrimSpace(string(text)))
+}
