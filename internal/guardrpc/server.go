@@ -52,11 +52,20 @@ func Listen(dir string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Serve answers clients until ctx ends, then waits for the requests under way.
+// Serve answers clients until ctx ends, then closes l and waits for the requests
+// under way.
 func Serve(ctx context.Context, l *net.UnixListener, h Handler, log *slog.Logger) error {
 	var clients sync.WaitGroup
 	defer clients.Wait()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
+	defer func() {
+		if stop() {
+			l.Close()
+		} else {
+			<-closed
+		}
+	}()
 	for {
 		nc, err := l.AcceptUnix()
 		if ctx.Err() != nil {

@@ -1,0 +1,275 @@
+package guardrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/guard"
+)
+
+// fakeHandler answers like a guard that watches one mapping, "vol".
+type fakeHandler struct {
+	mu       sync.Mutex
+	image    *os.File // what Open gives
+	prepared []*os.File
+	closed   []int
+	wait     chan struct{} // Check waits for it
+}
+
+func (h *fakeHandler) Prepare(_ context.Context, _ *Session, f *os.File) (Prepared, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.prepared = append(h.prepared, f)
+	return Prepared{Denies: No, Why: "fake"}, nil
+}
+
+func (h *fakeHandler) Add(_ context.Context, _ *Session, name string) (MappingState, error) {
+	if name != "vol" {
+		return MappingState{}, Errorf(KindNotFound, "%s: no such mapping", name)
+	}
+	return MappingState{Name: name, State: guard.Healthy, FullInterval: time.Second}, nil
+}
+
+func (h *fakeHandler) Drop(context.Context, string) error { return nil }
+
+func (h *fakeHandler) Open(context.Context, string) (*os.File, error) { return h.image, nil }
+
+func (h *fakeHandler) Status(context.Context) (Status, error) {
+	return Status{PID: 1, Denies: Yes, Mappings: make([]MappingState, 3000)}, nil // more than one read takes
+}
+
+func (h *fakeHandler) Check(ctx context.Context, _ string) (MappingState, error) {
+	select {
+	case <-h.wait:
+	case <-ctx.Done():
+	}
+	return MappingState{}, errors.New("plain error")
+}
+
+func (h *fakeHandler) Metrics(context.Context) (string, error) { return "# HELP x\n", nil }
+
+func (h *fakeHandler) Closed(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = append(h.closed, s.PID)
+}
+
+// serve runs a server until the test ends and fails it when descriptors are left.
+func serve(t *testing.T) (dir string, h *fakeHandler) {
+	t.Helper()
+	before := openDescriptors(t)
+	dir = t.TempDir()
+	h = &fakeHandler{wait: make(chan struct{})}
+	l, err := Listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- Serve(ctx, l, h, slog.New(slog.NewTextHandler(io.Discard, nil))) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		for _, f := range h.prepared {
+			f.Close()
+		}
+		if h.image != nil {
+			h.image.Close()
+		}
+		if after := openDescriptors(t); len(after) > len(before) {
+			t.Errorf("descriptors %q, %q before", after, before)
+		}
+	})
+	return dir, h
+}
+
+// openDescriptors lists what this process has open, but for what Go's poller opens
+// with the first socket and for the list itself.
+func openDescriptors(t *testing.T) (targets []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && !strings.HasPrefix(target, "anon_inode") {
+			targets = append(targets, target)
+		}
+	}
+	return targets
+}
+
+func dial(t *testing.T, dir string) *Client {
+	t.Helper()
+	c, err := Dial(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestCalls(t *testing.T) {
+	dir, h := serve(t)
+	c := dial(t, dir)
+	ctx := t.Context()
+	path := filepath.Join(dir, "image")
+	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.image = f
+	p, err := c.Prepare(ctx, f)
+	if err != nil || p != (Prepared{Denies: No, Why: "fake"}) {
+		t.Errorf("Prepare: %+v, %v", p, err)
+	}
+	h.mu.Lock()
+	if h.prepared[0].Name() != path {
+		t.Errorf("the guard calls the descriptor %q", h.prepared[0].Name())
+	}
+	h.mu.Unlock()
+	if m, err := c.Add(ctx, "vol"); err != nil || m.State != guard.Healthy || m.FullInterval != time.Second {
+		t.Errorf("Add: %+v, %v", m, err)
+	}
+	var refused *Error
+	if _, err := c.Add(ctx, "other"); !errors.As(err, &refused) || refused.Kind != KindNotFound {
+		t.Errorf("Add of an unknown name: %v", err)
+	}
+	if err := c.Drop(ctx, "vol"); err != nil {
+		t.Errorf("Drop: %v", err)
+	}
+	got, err := c.OpenImage(ctx, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Close()
+	if b, err := io.ReadAll(io.NewSectionReader(got, 0, 100)); err != nil || string(b) != "content" || got.Name() != path {
+		t.Errorf("OpenImage: %q, %v, %s", b, err, got.Name())
+	}
+	if flags, err := unix.FcntlInt(got.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("the descriptor would be inherited: %#x, %v", flags, err)
+	}
+	if st, err := c.Status(ctx); err != nil || st.PID != 1 || len(st.Mappings) != 3000 {
+		t.Errorf("Status: %d mappings, %v", len(st.Mappings), err)
+	}
+	if text, err := c.Metrics(ctx); err != nil || text != "# HELP x\n" {
+		t.Errorf("Metrics: %q, %v", text, err)
+	}
+	close(h.wait)
+	if _, err := c.Check(ctx, "vol"); !errors.As(err, &refused) || refused.Kind != KindFailed || refused.Message != "plain error" {
+		t.Errorf("Check: %v", err)
+	}
+}
+
+func TestDialWithoutGuard(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Dial(t.Context(), dir); !errors.Is(err, ErrNoGuard) {
+		t.Errorf("no socket: %v", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, SocketName), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if _, err := Dial(t.Context(), dir); !errors.Is(err, ErrNoGuard) {
+		t.Errorf("a dead guard's socket: %v", err)
+	}
+	if l, err := Listen(dir); err != nil {
+		t.Errorf("Listen over a dead guard's socket: %v", err)
+	} else {
+		l.Close()
+	}
+}
+
+func TestCallTimesOut(t *testing.T) {
+	dir, _ := serve(t)
+	c := dial(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if _, err := c.Check(ctx, "vol"); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) > time.Second {
+		t.Errorf("a wedged guard: %v after %s", err, time.Since(start))
+	}
+	if err := c.Drop(t.Context(), "vol"); err == nil {
+		t.Error("the connection is used again after a time-out")
+	}
+}
+
+func TestSessionEndsWithItsConnection(t *testing.T) {
+	dir, h := serve(t)
+	c := dial(t, dir)
+	if err := c.Drop(t.Context(), "vol"); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		h.mu.Lock()
+		closed := len(h.closed) == 1 && h.closed[0] == os.Getpid()
+		h.mu.Unlock()
+		if closed {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the session was not closed")
+		}
+	}
+}
+
+func TestServerCutsOffNonsense(t *testing.T) {
+	dir, _ := serve(t)
+	for name, text := range map[string]string{
+		"not JSON": "hello\n",
+		"too long": strings.Repeat("x", requestLimit+8192),
+	} {
+		c := dial(t, dir)
+		c.c.SetDeadline(time.Now().Add(5 * time.Second))
+		c.c.Write([]byte(text))
+		if n, err := c.c.Read(make([]byte, 10)); err == nil {
+			t.Errorf("%s: an answer of %d bytes", name, n)
+		}
+	}
+	c := dial(t, dir)
+	var refused *Error
+	if _, _, err := c.call(t.Context(), request{Op: "dance"}, nil); !errors.As(err, &refused) || !strings.Contains(refused.Message, "dance") {
+		t.Errorf("an unknown request: %v", err)
+	}
+	if _, _, err := c.call(t.Context(), request{Op: opPrepare}, nil); !errors.As(err, &refused) {
+		t.Errorf("prepare without a descriptor: %v", err)
+	}
+	// A descriptor where none belongs is closed, and one beside nonsense too: serve
+	// counts them.
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, _, err := c.call(t.Context(), request{Op: opDrop, Name: "vol"}, f); err != nil {
+		t.Errorf("drop with a descriptor: %v", err)
+	}
+	for range 2 {
+		rights := unix.UnixRights(int(f.Fd()), int(f.Fd()), int(f.Fd()), int(f.Fd()), int(f.Fd()))
+		c.c.WriteMsgUnix([]byte("{"), rights, nil)
+	}
+	c.c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := c.c.Read(make([]byte, 10)); err == nil {
+		t.Error("five descriptors at once are accepted")
+	}
+}
