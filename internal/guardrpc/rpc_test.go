@@ -43,7 +43,11 @@ func (h *fakeHandler) Add(_ context.Context, _ *Session, name string) (MappingSt
 
 func (h *fakeHandler) Drop(context.Context, string) error { return nil }
 
-func (h *fakeHandler) Open(context.Context, string) (*os.File, error) { return h.image, nil }
+func (h *fakeHandler) Open(context.Context, string) (*os.File, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.image, nil
+}
 
 func (h *fakeHandler) Status(context.Context) (Status, error) {
 	return Status{PID: 1, Denies: Yes, Mappings: make([]MappingState, 3000)}, nil // more than one read takes
@@ -135,7 +139,9 @@ func TestCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.mu.Lock()
 	h.image = f
+	h.mu.Unlock()
 	p, err := c.Prepare(ctx, f)
 	if err != nil || p != (Prepared{Denies: No, Why: "fake"}) {
 		t.Errorf("Prepare: %+v, %v", p, err)
