@@ -66,7 +66,7 @@ type Record struct {
 	PageSize extents.Bytes // page size of the kernel that sealed it
 	Prologue extents.Bytes // bytes [0,Prologue) belong to the kernel while the image is sealed; whole pages, 2 at least
 	Payload  extents.Bytes // size of the plain image
-	Moved    extents.Bytes // where the content of [0,Prologue) stands; page-aligned, at or behind Payload and Prologue
+	Moved    extents.Bytes // where the content of [0,Prologue) stands: the first page behind Payload, Prologue and leastMoved
 	UUID     [16]byte      // made anew at each sealing
 	Sum      uint32        // CRC-32C of the content of [0,Kept()); 0 in PhaseSealed, where the content changes without us
 }
@@ -92,8 +92,16 @@ func (r Record) place(o Record) bool {
 func newRecord(payload, prologue, page extents.Bytes, uuid [16]byte) Record {
 	return Record{
 		Phase: PhaseSealing, PageSize: page, Prologue: prologue, Payload: payload,
-		Moved: alignUp(max(payload, prologue), page), UUID: uuid,
+		Moved: movedAt(payload, prologue, page), UUID: uuid,
 	}
+}
+
+// leastMoved keeps the file of a tiny image at 40 KiB or more: blkid(8) takes
+// nothing smaller for a swap area.
+const leastMoved = 28 << 10
+
+func movedAt(payload, prologue, page extents.Bytes) extents.Bytes {
+	return alignUp(max(payload, prologue, leastMoved), page)
 }
 
 var (
@@ -176,8 +184,8 @@ func (r Record) validate() error {
 		return fmt.Errorf("prologue of %d bytes in the record, want %d to %d", r.Prologue, 2*r.PageSize, MaxPrologue)
 	case r.Payload < sectorSize || r.Payload%sectorSize != 0:
 		return fmt.Errorf("payload of %d bytes in the record", r.Payload)
-	case r.Moved != alignUp(max(r.Payload, r.Prologue), r.PageSize):
-		return fmt.Errorf("moved pages at byte %d in the record, want %d", r.Moved, alignUp(max(r.Payload, r.Prologue), r.PageSize))
+	case r.Moved != movedAt(r.Payload, r.Prologue, r.PageSize):
+		return fmt.Errorf("moved pages at byte %d in the record, want %d", r.Moved, movedAt(r.Payload, r.Prologue, r.PageSize))
 	case r.Phase == PhaseSealed && r.Sum != 0:
 		return errors.New("content checksum in the record of a sealed image")
 	}

@@ -11,16 +11,16 @@ import (
 )
 
 var sample = Record{
-	Phase: PhaseSealed, PageSize: 4096, Prologue: 12288, Payload: 9216, Moved: 12288,
+	Phase: PhaseSealed, PageSize: 4096, Prologue: 12288, Payload: 9216, Moved: 28672,
 	UUID: [16]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
 }
 
 // The bytes of docs/sealed-format.md: a change here is a new format version.
 const sampleHex = "444d4c505345414c" + "01000000" + "01000000" + "00100000" + "03000000" +
-	"0024000000000000" + "0030000000000000" + "0070000000000000" +
+	"0024000000000000" + "0070000000000000" + "00b0000000000000" +
 	"000102030405060708090a0b0c0d0e0f" + "00000000" +
 	"0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000" +
-	"c6681724"
+	"4f29f1ab"
 
 func TestRecordBytes(t *testing.T) {
 	if got := hex.EncodeToString(sample.Encode()); got != sampleHex {
@@ -51,11 +51,11 @@ func TestDecodeRefuses(t *testing.T) {
 		{"payload 0", func(b []byte) { le.PutUint64(b[24:], 0) }},
 		{"payload off the sector", func(b []byte) { le.PutUint64(b[24:], 9217) }},
 		{"payload negative", func(b []byte) { le.PutUint64(b[24:], 1<<63) }},
-		{"payload beyond the moved pages", func(b []byte) { le.PutUint64(b[24:], 12800) }},
+		{"payload beyond the moved pages", func(b []byte) { le.PutUint64(b[24:], 29184) }},
 		{"moved pages inside the prologue", func(b []byte) { le.PutUint64(b[32:], 8192) }},
-		{"moved pages further out", func(b []byte) { le.PutUint64(b[32:], 16384) }},
+		{"moved pages further out", func(b []byte) { le.PutUint64(b[32:], 32768) }},
 		{"moved pages at 2^63", func(b []byte) { le.PutUint64(b[32:], 1<<63) }},
-		{"another size", func(b []byte) { le.PutUint64(b[40:], 28671) }},
+		{"another size", func(b []byte) { le.PutUint64(b[40:], 45055) }},
 		{"content checksum of a sealed image", func(b []byte) { le.PutUint32(b[64:], 1) }},
 		{"reserved byte", func(b []byte) { b[123] = 1 }},
 	} {

@@ -41,7 +41,7 @@ func TestInspect(t *testing.T) {
 		{"swap area of others", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], signature) }), ForeignSwap, extents.ForeignSwap, "dmloop did not make"},
 		{"swap area with 64 KiB pages", with(zeros(1<<20), func(s *cutStore) { copy(s.now[65526:], signature) }), ForeignSwap, extents.ForeignSwap, ""},
 		{"hibernated", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], "S1SUSPEND\x00") }), ForeignSwap, extents.ForeignSwap, ""},
-		{"record damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1 }), Corrupt, extents.SealCorrupt, "the trailer says that bytes 0 to 8191 were moved to 12288"},
+		{"record damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1 }), Corrupt, extents.SealCorrupt, "the trailer says that bytes 0 to 8191 were moved to 28672"},
 		{"record and trailer damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1; clear(s.now[len(s.now)-512:]) }), Corrupt, extents.SealCorrupt, "checksum"},
 		{"swap header damaged", with(good.clone(), func(s *cutStore) { s.now[4090] ^= 1; clear(s.now[len(s.now)-512:]) }), Corrupt, extents.SealCorrupt, "signature"},
 		{"trailer damaged, which nobody reads", with(good.clone(), func(s *cutStore) { clear(s.now[len(s.now)-512:]) }), Sealed, "", ""},
@@ -54,7 +54,7 @@ func TestInspect(t *testing.T) {
 		{"attribute of another image", with(good.clone(), func(s *cutStore) { r := intent; r.UUID[0]++; s.nowAt = r.Encode() }), Corrupt, extents.SealCorrupt, "two different"},
 		{"attribute on a smaller file", with(zeros(8*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
 		{"attribute on a larger file", with(zeros(1<<20), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
-		{"attribute on other content", with(zeros(12*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "changed since"},
+		{"attribute on other content", with(zeros(36*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "changed since"},
 		{"intent to unseal, content written since through a mapping", with(good.clone(), func(s *cutStore) { s.nowAt = intent.Encode(); s.now[rec.Moved] ^= 1 }), HalfSealed, extents.SealCorrupt, "cut"},
 	} {
 		st, err := inspect(c.s, testPage)

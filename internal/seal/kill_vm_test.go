@@ -1,0 +1,151 @@
+//go:build vmtest
+
+package seal
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"dmloop/internal/vmtest"
+)
+
+// childEnv names the step that a child process of this test does: "seal" or
+// "unseal", on the file named in imageEnv, on the file system in fstypeEnv.
+const (
+	childEnv  = "DMLOOP_TEST_SEAL"
+	imageEnv  = "DMLOOP_TEST_IMAGE"
+	fstypeEnv = "DMLOOP_TEST_FSTYPE"
+)
+
+// child does one step and returns the exit code. It stays on one thread, since
+// strace counts system calls by thread.
+func child() int {
+	runtime.LockOSThread()
+	f, err := os.OpenFile(os.Getenv(imageEnv), os.O_RDWR, 0)
+	if err == nil {
+		h := host{fstype: os.Getenv(fstypeEnv)}
+		if os.Getenv(childEnv) == "seal" {
+			_, err = Seal(f, h.layout(f))
+		} else {
+			err = Unseal(f)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// calls are the system calls of sealing that matter, those that change the file
+// or make changes durable, and two that read.
+var calls = []string{"fsetxattr", "fremovexattr", "fallocate", "pwrite64", "ftruncate", "fsync", "pread64", "fadvise64", "ioctl", "fcntl"}
+
+// Seal and unseal are killed at every system call; what is left is finished both
+// ways, also in a copy that lost its attributes.
+func TestKillAtEverySystemCall(t *testing.T) {
+	eachHost(t, func(t *testing.T, h host) {
+		size := 9 * 4096
+		if h.block < 4096 {
+			size = 9*4096 + 1024*int(h.block/1024)
+		}
+		for _, step := range []string{"seal", "unseal"} {
+			points := 0
+			for _, call := range calls {
+				for n := 1; ; n++ {
+					path := h.create("image", int64(size), 3)
+					want := image(size, 3)
+					if step == "unseal" {
+						f := h.open(path)
+						r := h.seal(f)
+						want = image(size, 4)
+						h.writeRaw(h.shown(f, r), want)
+						f.Close()
+					}
+					killed := h.runKilled(step, path, fmt.Sprintf("%s:signal=KILL:when=%d", call, n))
+					if killed {
+						points++
+						h.finish(path, want, fmt.Sprintf("%s killed at %s %d", step, call, n))
+					}
+					if err := os.Remove(path); err != nil {
+						t.Fatal(err)
+					}
+					if !killed {
+						break
+					}
+				}
+			}
+			t.Logf("%s: %d points", step, points)
+			if points < 15 {
+				t.Errorf("%s: only %d points: is strace killing?", step, points)
+			}
+		}
+	})
+}
+
+// runKilled runs a step in a child under strace and tells whether it was killed.
+func (h host) runKilled(step, path, inject string) bool {
+	h.t.Helper()
+	cmd := exec.Command("strace", "-f", "-o", "/dev/null", "-e", "inject="+inject, os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+step, imageEnv+"="+path, fstypeEnv+"="+h.fstype)
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return false
+	}
+	if s := err.Error(); !strings.Contains(s, "killed") && !strings.Contains(s, "137") {
+		h.t.Fatalf("%s with %s: %v\n%s", step, inject, err, out)
+	}
+	return true
+}
+
+// finish recovers a half-way image by sealing and by unsealing it, and the same
+// with copies that have no attributes.
+func (h host) finish(path string, want []byte, what string) {
+	h.t.Helper()
+	for _, how := range []string{"seal", "unseal"} {
+		for _, attributes := range []bool{true, false} {
+			copied := filepath.Join(h.dir, "copy")
+			if err := os.WriteFile(copied, nil, 0o600); err != nil {
+				h.t.Fatal(err)
+			}
+			if h.fstype == "btrfs" {
+				vmtest.Must(h.t, "chattr", "+C", copied)
+			}
+			args := []string{"cp", "--sparse=never", "--reflink=never", path, copied}
+			if attributes {
+				args = append(args, "--preserve=xattr")
+			}
+			vmtest.Must(h.t, args...)
+			f, err := os.OpenFile(copied, os.O_RDWR, 0)
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			if how == "seal" {
+				r, err := Seal(f, h.layout(f))
+				if err != nil {
+					h.t.Fatalf("%s, then %s of a copy (attributes %v): %v", what, how, attributes, err)
+				}
+				if !bytes.Equal(h.raw(h.shown(f, r)), want) {
+					h.t.Fatalf("%s, then %s (attributes %v): other content", what, how, attributes)
+				}
+			}
+			if err := Unseal(f); err != nil {
+				h.t.Fatalf("%s, then %s and unseal (attributes %v): %v", what, how, attributes, err)
+			}
+			sameFile(h.t, copied, want)
+			noAttribute(h.t, copied)
+			if err := f.Close(); err != nil {
+				h.t.Fatal(err)
+			}
+			if err := os.Remove(copied); err != nil {
+				h.t.Fatal(err)
+			}
+		}
+	}
+}

@@ -1,0 +1,184 @@
+//go:build vmtest
+
+package seal
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/swap"
+	"dmloop/internal/vmtest"
+)
+
+// Images of many sizes are sealed, held, changed behind the file system's back,
+// and made plain again; blkid, getfattr and the file itself say whether it holds.
+func TestSealHoldUnseal(t *testing.T) {
+	eachHost(t, func(t *testing.T, h host) {
+		neighbour := h.create("neighbour", 3<<20, 99)
+		for i, size := range []int64{2*4096 + h.block, h.block, 4096, 4 << 20, 4<<20 + h.block, 1<<20 + 3*h.block} {
+			path := h.create(fmt.Sprintf("image%d", i), size, uint64(i))
+			was := image(int(size), uint64(i))
+			f := h.open(path)
+			r := h.seal(f)
+			if out := vmtest.Must(t, "blkid", "-p", path); !strings.Contains(out, `TYPE="swap"`) || !strings.Contains(out, `LABEL="dmloop"`) {
+				t.Errorf("blkid: %s", out)
+			}
+			noAttribute(t, path)
+			if st, err := os.Stat(path); err != nil || st.Size() != int64(r.Size()) || st.Size()%4096 != 0 {
+				t.Errorf("size %d, %v, want %d", st.Size(), err, r.Size())
+			}
+			h.claim(f)
+			if e, found, err := swap.Lookup(f); err != nil || !found || e.Path != path || e.Size != 4096 {
+				t.Errorf("/proc/swaps: %+v, %v, %v", e, found, err)
+			}
+			// f2fs may have moved blocks: the layout of now.
+			content := h.shown(f, r)
+			if !bytes.Equal(h.raw(content), was) {
+				t.Fatalf("%d bytes: the device shows something else", size)
+			}
+			if err := Unseal(f); err == nil || !strings.Contains(err.Error(), "active") {
+				t.Errorf("unseal while held: %v", err)
+			}
+			now := image(int(size), uint64(i)+50)
+			h.writeRaw(content, now)
+			if err := swap.Release(f); err != nil {
+				t.Fatal(err)
+			}
+			if err := Scrub(f, r); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(h.raw(h.shown(f, r)), now) {
+				t.Fatalf("%d bytes: scrubbing changed the content", size)
+			}
+			if err := Unseal(f); err != nil {
+				t.Fatal(err)
+			}
+			sameFile(t, path, now)
+			noAttribute(t, path)
+			if l, err := h.layout(f)(); err != nil || len(l.Problems(512, 0)) > 0 {
+				t.Errorf("unsealed: %v, %v", err, l.Problems(512, 0))
+			}
+		}
+		sameFile(t, neighbour, image(3<<20, 99))
+	})
+}
+
+// The kernel refuses to change a held image, older descriptors and mappings too.
+func TestHeldIsHeld(t *testing.T) {
+	eachHost(t, func(t *testing.T, h host) {
+		path := h.create("image", 1<<20, 1)
+		f, old := h.open(path), h.open(path)
+		r := h.seal(f)
+		h.claim(f)
+		before := h.shown(f, r)
+		if _, err := old.WriteAt([]byte("x"), 70000); err == nil {
+			t.Error("an older descriptor writes")
+		}
+		if err := old.Truncate(8192); err == nil {
+			t.Error("an older descriptor cuts")
+		}
+		for mode := range uint32(7) {
+			if err := unix.Fallocate(int(old.Fd()), mode, 65536, 65536); err == nil {
+				t.Errorf("fallocate mode %d works", mode)
+			}
+		}
+		if err := os.Remove(path); err == nil {
+			t.Error("it can be removed")
+		}
+		if err := os.Rename(path, path+"2"); err == nil {
+			t.Error("it can be renamed")
+		}
+		if h.fstype == "xfs" || h.fstype == "btrfs" {
+			if r := vmtest.Run(t, "cp", "--reflink=always", path, path+".clone"); r.Code == 0 {
+				t.Error("it can be cloned")
+			}
+			os.Remove(path + ".clone")
+		}
+		if after := h.shown(f, r); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("moved: %v, was %v", after, before)
+		}
+		if !bytes.Equal(h.raw(before), image(1<<20, 1)) {
+			t.Error("the content has changed")
+		}
+	})
+}
+
+// An image in thousands of pieces of a block each costs no more than another.
+func TestManyExtents(t *testing.T) {
+	eachHost(t, func(t *testing.T, h host) {
+		if h.fstype != "ext4" && h.fstype != "xfs" || h.block == 2048 {
+			return // the helper makes pieces on these; f2fs sorts blocks, btrfs needs NOCOW
+		}
+		const n = 5000
+		path := vmtest.FragmentedFile(t, h.dir, "image", n, h.block)
+		was := fileContent(t, path)
+		f := h.open(path)
+		r, err := Seal(f, h.layout(f))
+		if h.block < 4096 {
+			// No page of it is whole on the disk: there is no slot for the kernel.
+			var refused *RefusedError
+			if err == nil || !strings.Contains(err.Error(), "unpinnable") {
+				t.Fatalf("sealed: %+v, %v, %v", r, err, refused)
+			}
+			sameFile(t, path, was)
+			noAttribute(t, path)
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.claim(f)
+		if !bytes.Equal(h.raw(h.shown(f, r)), was) {
+			t.Fatal("the device shows something else")
+		}
+		if err := swap.Release(f); err != nil {
+			t.Fatal(err)
+		}
+		if err := Unseal(f); err != nil {
+			t.Fatal(err)
+		}
+		sameFile(t, path, was)
+	})
+}
+
+// What cannot be sealed is refused, and is then what it was.
+func TestNoSpace(t *testing.T) {
+	eachHost(t, func(t *testing.T, h host) {
+		path := h.create("image", 1<<20, 1)
+		f := h.open(path)
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		fill := h.open(h.create("fill", 4096, 2))
+		for step := int64(st.Bfree) * st.Bsize; step >= 1024; step /= 2 {
+			for {
+				end, err := fill.Seek(0, io.SeekEnd)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if unix.Fallocate(int(fill.Fd()), 0, end, step) != nil {
+					break
+				}
+			}
+		}
+		r, err := Seal(f, h.layout(f))
+		if err == nil { // kept in reserve for root, or in a hole of our own
+			t.Logf("there was still room: %+v", r)
+			err = Unseal(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+		} else if !strings.Contains(err.Error(), "no space") {
+			t.Errorf("%v", err)
+		}
+		sameFile(t, path, image(1<<20, 1))
+		noAttribute(t, path)
+	})
+}
