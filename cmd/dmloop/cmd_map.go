@@ -12,7 +12,7 @@ import (
 
 func newMapCommand(env *cliEnv) *cobra.Command {
 	o := &lifecycle.MapOptions{}
-	dryRun := false
+	dryRun, seal := false, false
 	cmd := &cobra.Command{
 		Use:   "map IMAGE [NAME]",
 		Short: "Make a block device of an image and print its path",
@@ -30,6 +30,11 @@ unless given.`,
 			if dryRun {
 				return runPlan(cmd.Context(), env, *o, args[0])
 			}
+			if seal {
+				if err := runSeal(cmd.Context(), env, 0, args[0]); err != nil {
+					return err
+				}
+			}
 			return runMap(cmd.Context(), env, *o, args[0])
 		},
 	}
@@ -42,6 +47,7 @@ unless given.`,
 	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")
 	f.BoolVar(&o.Unsafe, "unsafe", false, "accept a pin that is weaker than guarded")
 	f.StringVar(&o.UUID, "uuid", "", "use this UUID (32 hex digits) instead of a random one")
+	f.BoolVar(&seal, "seal", false, "seal the image first, unless it is sealed")
 	f.BoolVar(&dryRun, "dry-run", false, "verify, print what would be loaded, and change nothing")
 	jsonFlag(env, cmd)
 	return cmd

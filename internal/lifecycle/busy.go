@@ -16,21 +16,33 @@ import (
 	"dmloop/internal/manifest"
 )
 
-// openNow reports whether the device is open, and refuses when it is in use and the
-// options say nothing of that. Something that has it open for a moment, as a udev
-// worker does, is no reason to refuse: removing tries again.
-func (s *System) openNow(conn *dm.Conn, m manifest.Manifest, o UnmapOptions) (bool, error) {
-	info, err := conn.Info(dm.ByUUID(m.UUID))
-	if errors.Is(err, dm.ErrNotFound) {
-		return false, nil
+// openNow lists the mapping's devices that somebody has open, its own partitions
+// apart, and refuses when one is in use and the options say nothing of that.
+// Something that has it open for a moment, as a udev worker does, is no reason to
+// refuse: removing tries again.
+func (s *System) openNow(conn *dm.Conn, m manifest.Manifest, o UnmapOptions) ([]dm.Ref, error) {
+	var open []dm.Ref
+	for _, ref := range layers(m) {
+		info, err := conn.Info(ref)
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		own := 0 // partitions of ours on top
+		if info.UUID == m.UUID {
+			own = len(m.Parts)
+		}
+		if info.OpenCount <= own {
+			continue
+		}
+		if !o.Force && !o.Deferred && s.heldFirmly(info.Device) {
+			return nil, s.busy(info, nil)
+		}
+		open = append(open, ref)
 	}
-	if err != nil {
-		return false, err
-	}
-	if info.OpenCount > 0 && !o.Force && !o.Deferred && len(m.Parts) == 0 && s.heldFirmly(info.Device) {
-		return true, s.busy(m, nil)
-	}
-	return info.OpenCount > 0, nil
+	return open, nil
 }
 
 // cutOff lets every further access fail. What users have not written yet is written
@@ -50,12 +62,12 @@ func (s *System) cutOff(conn *dm.Conn, m manifest.Manifest, before manifest.Stat
 }
 
 // busy says who uses the device.
-func (s *System) busy(m manifest.Manifest, cause error) error {
+func (s *System) busy(info dm.Info, cause error) error {
 	message := "in use"
-	if users := s.users(m.Device); len(users) > 0 {
+	if users := s.users(info.Device); len(users) > 0 {
 		message += " by " + strings.Join(users, ", ")
 	}
-	return &Error{Class: Busy, Subject: m.Name, Message: message, Err: cause,
+	return &Error{Class: Busy, Subject: info.Name, Message: message, Err: cause,
 		Hint: "stop the users, or use --deferred (remove at last close) or --force (let their I/O fail)"}
 }
 

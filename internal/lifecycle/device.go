@@ -36,7 +36,10 @@ func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device) er
 }
 
 // busyError says that a device is open, and so cannot be removed.
-type busyError struct{ err error }
+type busyError struct {
+	info dm.Info
+	err  error
+}
 
 func (e *busyError) Error() string { return "the device is in use" }
 func (e *busyError) Unwrap() error { return e.err }
@@ -65,7 +68,7 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 			return false, err
 		}
 		if time.Now().After(deadline) || s.heldFirmly(info.Device) {
-			return false, &busyError{err}
+			return false, &busyError{info, err}
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

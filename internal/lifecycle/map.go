@@ -123,8 +123,8 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err != nil {
 		return Status{}, fail(path, "", err)
 	}
-	if len(v.Problems) > 0 {
-		return Status{}, refuse(path, v.Problems)
+	if problems := o.judge(v); len(problems) > 0 {
+		return Status{}, refuse(path, problems)
 	}
 	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, releaseLease: release}
 	host, err := conn.Info(dm.ByDevice(v.Stack.Host))
@@ -212,7 +212,7 @@ func (j *mapJob) run(ctx context.Context) error {
 	}
 	steps := []func() error{
 		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.goLive,
-		func() error { return j.watch(ctx) },
+		func() error { return j.watch(ctx) }, j.addPartitions,
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {

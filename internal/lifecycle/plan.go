@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 
+	"dmloop/extents"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
 )
@@ -42,8 +43,8 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	if err != nil {
 		return nil, err
 	}
-	if len(v.Problems) > 0 {
-		return nil, refuse(path, v.Problems)
+	if problems := o.judge(v); len(problems) > 0 {
+		return nil, refuse(path, problems)
 	}
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
 	p.Grade = pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
@@ -56,6 +57,16 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		p.Status.Pins = append(p.Status.Pins, string(k))
 	}
 	return p, nil
+}
+
+// judge returns the rules that the image breaks, those among them that only the
+// options make.
+func (o *MapOptions) judge(v *Survey) []extents.Problem {
+	if o.Pin == PinSwap && !v.Sealed {
+		return append(v.Problems, extents.Problem{Rule: extents.Unsealed,
+			Message: "--pin=swap needs a sealed image", Hint: "dmloop seal " + shellWord(v.Path)})
+	}
+	return v.Problems
 }
 
 // wantedPins lists the pins that a choice of --pin asks for.

@@ -171,11 +171,8 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	if err := store.Save(m); err != nil {
 		return err
 	}
-	if open && o.Force {
-		err = s.cutOff(conn, m, before)
-	}
-	if err == nil && open && (o.Force || o.Deferred) && !s.removalPending(conn, m) {
-		err = s.removeOnce(conn, m.UUID, true)
+	if len(open) > 0 && (o.Force || o.Deferred) {
+		err = s.removeWhenClosed(conn, m, before, o)
 	}
 	if err == nil {
 		err = s.finish(ctx, store, &m, nil)
@@ -184,7 +181,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	switch {
 	case errors.As(err, &busy):
 		m.State, m.Reason = before, ""
-		return errors.Join(s.busy(m, busy), store.Save(m))
+		return errors.Join(s.busy(busy.info, busy.err), store.Save(m))
 	case (o.Deferred || o.Force) && s.removalPending(conn, m):
 		m.Reason = "the device goes when its last user closes it"
 		return store.Save(m)
@@ -207,6 +204,27 @@ func (s *System) justReleased(target string) bool {
 	return false
 }
 
+// removeWhenClosed has the kernel remove the mapping's devices as soon as nobody has
+// them open, now perhaps; with Force nothing that is done to them has an effect
+// until then.
+func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before manifest.State, o UnmapOptions) error {
+	if o.Force {
+		if err := s.cutOff(conn, m, before); err != nil {
+			return err
+		}
+	}
+	for _, ref := range layers(m) {
+		info, err := conn.Info(ref)
+		if err == nil && !info.DeferredRemove {
+			err = s.removeOnce(conn, info.UUID, true)
+		}
+		if err != nil && !errors.Is(err, dm.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
 // notReleased is the answer when the device is gone, or going, and something else
 // of the mapping is not.
 func (s *System) notReleased(m manifest.Manifest, err error) error {
@@ -224,7 +242,7 @@ func (s *System) unmapOrphan(conn *dm.Conn, target string) (gone bool, err error
 	_, err = s.removeDevice(conn, info.Name, info.UUID)
 	var busy *busyError
 	if errors.As(err, &busy) {
-		return false, s.busy(manifest.Manifest{Name: info.Name, Device: info.Device}, busy)
+		return false, s.busy(info, busy.err)
 	}
 	return err == nil, err
 }
@@ -282,6 +300,10 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 
 // removalPending reports whether the kernel removes the device at its last close.
 func (s *System) removalPending(conn *dm.Conn, m manifest.Manifest) bool {
-	info, err := conn.Info(dm.ByUUID(m.UUID))
-	return err == nil && info.DeferredRemove
+	for _, ref := range layers(m) {
+		if info, err := conn.Info(ref); err == nil && info.DeferredRemove {
+			return true
+		}
+	}
+	return false
 }

@@ -47,7 +47,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if err != nil {
 		return "", fail(path, "", err)
 	}
-	if err := s.makeDevice(conn, name, uuid, table); err != nil {
+	if err := s.makeDevice(conn, name, uuid, table, false); err != nil {
 		return "", shimError(path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
@@ -67,12 +67,12 @@ func blockDevice(path string) (dmtable.Device, error) {
 }
 
 // makeDevice creates, loads and resumes a device, and removes it when a step fails.
-func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Table) error {
+func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Table, readOnly bool) error {
 	info, err := conn.Create(name, uuid)
 	if err != nil {
 		return err
 	}
-	_, err = conn.Load(dm.ByUUID(uuid), table, false)
+	_, err = conn.Load(dm.ByUUID(uuid), table, readOnly)
 	if err == nil {
 		err = s.resume(conn, name, uuid, info.Device)
 	}
