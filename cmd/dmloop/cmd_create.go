@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/backing"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
+	"dmloop/internal/size"
 )
 
 func newCreateCommand(env *cliEnv) *cobra.Command {
@@ -27,14 +28,14 @@ SIZE may have a suffix: K, KiB, M, MiB and so on are powers of 1024, KB, MB and
 so on powers of 1000.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			size, err := parseSize(args[1])
+			bytes, err := size.Parse(args[1])
 			if err != nil {
 				return usageError("%v", err)
 			}
-			if size == 0 {
+			if bytes == 0 {
 				return usageError("an image of 0 bytes cannot be mapped")
 			}
-			return runCreate(cmd.Context(), env, args[0], size)
+			return runCreate(cmd.Context(), env, args[0], bytes)
 		},
 	}
 	jsonFlag(env, cmd)
