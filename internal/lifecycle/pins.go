@@ -23,6 +23,8 @@ func (v *Survey) unpinnable() *extents.Problem {
 	switch {
 	case v.Facts.Filesystem == "btrfs" && !v.Sealed:
 		return nil // the rule unsealed says it better
+	case v.Foreign && pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink, InForce: v.InForce, Proof: true}) == pin.Unsafe:
+		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", "run: chattr -i IMAGE")
 	case grade == pin.Unsafe:
 		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, "move the image to ext4, xfs or f2fs")
 	case v.Facts.ReadOnly && !v.Facts.Immutable():

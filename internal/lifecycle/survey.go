@@ -60,6 +60,7 @@ type Survey struct {
 	Stack    blockdev.Stack
 	Table    dmtable.Table // empty when there are problems
 	InForce  []pin.Kind
+	Foreign  bool // somebody else made the file immutable
 	Problems []extents.Problem
 }
 
@@ -68,6 +69,9 @@ type Survey struct {
 // never nil. The error is for what could not be read; broken rules are Problems.
 func (s *System) survey(img *image.Image, path string, o SurveyOptions) (v *Survey, release func(), err error) {
 	v, release = &Survey{Path: path}, func() {}
+	if o.MaxExtents < 0 || o.MaxExtents > dmtable.MaxRows {
+		return v, release, &Error{Class: Usage, Message: fmt.Sprintf("the limit of extents must lie between 1 and %d", dmtable.MaxRows)}
+	}
 	if v.Identity, err = img.Identity(); err != nil {
 		return v, release, err
 	}
@@ -124,6 +128,9 @@ func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (rel
 		v.Problems = append(v.Problems, unstable(diff))
 	}
 	if v.InForce, err = pin.InForce(img.File(), v.Facts.Filesystem); err != nil {
+		return release, err
+	}
+	if v.Foreign, err = pin.Foreign(img.File(), v.InForce); err != nil {
 		return release, err
 	}
 	v.add(v.unpinnable())

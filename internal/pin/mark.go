@@ -83,10 +83,21 @@ func Wanted(filesystem string, sealed bool) []Kind {
 // provides it. It must do nothing when there is nothing to do.
 type Claim func(on bool) error
 
+// Foreign reports whether somebody else made f immutable. Then neither flags nor
+// attributes can be set on it, and what is in force has to do.
+func Foreign(f *os.File, inForce []Kind) (bool, error) {
+	if !slices.Contains(inForce, Immutable) {
+		return false, nil
+	}
+	m, marked, err := ReadMark(f)
+	return !marked || !slices.Contains(m.Kinds, Immutable), err
+}
+
 // Set records in the mark and then sets each of kinds that is not in force yet,
 // and returns all kinds that the mark names as ours afterwards. A mark with an
-// empty name (`dmloop pin`) keeps it, so that UndoFor leaves those pins. On failure
-// Set undoes what the mark names.
+// empty name (`dmloop pin`) keeps it, so that UndoFor leaves those pins. Nothing is
+// set on a file that somebody else made immutable. On failure Set undoes what the
+// mark names.
 func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours []Kind, err error) {
 	inForce, err := InForce(f, filesystem)
 	if err != nil {
@@ -94,6 +105,9 @@ func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours [
 	}
 	old, marked, err := ReadMark(f)
 	if err != nil {
+		return nil, err
+	}
+	if foreign, err := Foreign(f, inForce); err != nil || foreign {
 		return nil, err
 	}
 	if marked && old.Name == "" {
