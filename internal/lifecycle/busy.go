@@ -109,7 +109,11 @@ func processes(dev dmtable.Device) []string {
 	var found []string
 	pids, _ := filepath.Glob("/proc/[0-9]*")
 	rdev := unix.Mkdev(dev.Major, dev.Minor)
+	own := fmt.Sprintf("/proc/%d", os.Getpid()) // what a shell has open, it passes on
 	for _, dir := range pids {
+		if dir == own {
+			continue
+		}
 		fds, err := os.ReadDir(dir + "/fd")
 		if err != nil {
 			continue // gone, or not ours to see

@@ -98,21 +98,25 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err != nil {
 		return Status{}, err
 	}
-	img, err := s.openImage(ctx, path)
-	if err != nil {
-		return Status{}, err
+	// Opened only with the lock held, so that the lease of another run does not see it.
+	if _, err := image.Stat(path); err != nil {
+		return Status{}, openError(path, err)
 	}
-	defer img.Close()
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return Status{}, err
 	}
 	defer unlock()
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return Status{}, err
+	}
+	defer img.Close()
 	conn, err := s.mapper()
 	if err != nil {
 		return Status{}, err
 	}
-	if err := s.nameFree(store, conn, name); err != nil {
+	if err := s.nameFree(store, conn, name, uuid); err != nil {
 		return Status{}, err
 	}
 	if err := s.imageFree(store, path); err != nil {
@@ -139,21 +143,24 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	return s.status(ctx, conn, job.m), nil
 }
 
-// nameFree refuses a name that a mapping or another device has.
-func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name string) error {
+// nameFree refuses a name or uuid that a mapping or another device has.
+func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name, uuid string) error {
 	if _, err := store.Load(name); err == nil {
 		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + name}
 	} else if !errors.Is(err, manifest.ErrNotFound) {
 		return err
 	}
-	_, err := conn.Info(dm.ByName(name))
-	switch {
-	case err == nil:
-		return &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists", Hint: "give another name: dmloop map IMAGE NAME"}
-	case errors.Is(err, dm.ErrNotFound):
-		return nil
+	for _, ref := range []dm.Ref{dm.ByName(name), dm.ByUUID(uuid)} {
+		info, err := conn.Info(ref)
+		if err == nil {
+			return &Error{Class: Busy, Subject: name, Message: fmt.Sprintf("the device-mapper device %s has this name or uuid", info.Name),
+				Hint: "give another name: dmloop map IMAGE NAME"}
+		}
+		if !errors.Is(err, dm.ErrNotFound) {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // imageFree refuses an image that has a record already. It looks at the inode

@@ -140,14 +140,19 @@ func (s *System) openImage(ctx context.Context, path string) (*image.Image, erro
 			return image.Adopt(f)
 		}
 	}
+	return nil, openError(path, err)
+}
+
+// openError says why a file cannot be opened.
+func openError(path string, err error) error {
 	var p *image.ProblemError
 	switch {
 	case errors.As(err, &p):
-		return nil, refuse(path, withHints(path, []extents.Problem{p.Problem}))
+		return refuse(path, []extents.Problem{p.Problem})
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, &Error{Class: NotFound, Subject: path, Message: "no such file"}
+		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: "run the command with sudo"}
+		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: "run the command with sudo"}
 	}
-	return nil, fail(path, "", err)
+	return fail(path, "", err)
 }
