@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strconv"
@@ -140,7 +141,13 @@ func appendRight(row []byte, v int64, width int) []byte {
 	return append(row, text...)
 }
 
-func jsonString(s string) string { return strconv.Quote(strings.ToValidUTF8(s, "\uFFFD")) }
+func jsonString(s string) string {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return `""` // no string does this
+	}
+	return string(b)
+}
 
 // resumeOffset is the address of the file's first page in pages of the kernel, what
 // a swap file's header page must be found by when the kernel resumes from disk.

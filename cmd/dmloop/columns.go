@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 )
 
 // column is one column of `list` and `status`, as in losetup.
@@ -81,13 +82,17 @@ func printColumns(w io.Writer, columns []column, rows []mappingJSON, headings, r
 	return flush()
 }
 
-// printable escapes control characters, so that a file name cannot forge a row.
+// printable escapes control characters, so that a file name can neither forge a row
+// nor command the terminal.
 func printable(s string) string {
 	var b strings.Builder
 	for _, r := range s {
-		if r < 0x20 || r == 0x7f {
+		switch {
+		case r < 0x80 && unicode.IsControl(r):
 			fmt.Fprintf(&b, `\x%02x`, r)
-		} else {
+		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r), r == '\u2028', r == '\u2029':
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
 			b.WriteRune(r)
 		}
 	}

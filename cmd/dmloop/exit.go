@@ -92,27 +92,30 @@ func flatten(err error) []error {
 func printError(env *cliEnv, err error) {
 	var e *lifecycle.Error
 	if !errors.As(err, &e) {
-		fmt.Fprintf(env.stderr, "dmloop: %v\n", err)
+		fmt.Fprintf(env.stderr, "dmloop: %s\n", oneLine(err))
 		if isParserError(err) {
 			fmt.Fprintln(env.stderr, "hint: see dmloop --help")
 		}
 		return
 	}
 	if len(e.Problems) == 0 {
-		fmt.Fprintf(env.stderr, "dmloop: %v\n", err)
+		fmt.Fprintf(env.stderr, "dmloop: %s\n", oneLine(err))
 		printHint(env, e.Hint)
 		return
 	}
 	for _, p := range e.Problems {
-		fmt.Fprintf(env.stderr, "dmloop: %s: %s\n", e.Subject, p)
+		fmt.Fprintf(env.stderr, "dmloop: %s: %s\n", printable(e.Subject), printable(p.String()))
 		printHint(env, p.Hint)
 	}
 	printHint(env, e.Hint)
 }
 
+// oneLine is the text of an error; joined ones have line breaks.
+func oneLine(err error) string { return printable(strings.ReplaceAll(err.Error(), "\n", "; ")) }
+
 func printHint(env *cliEnv, hint string) {
 	if hint != "" {
-		fmt.Fprintf(env.stderr, "hint: %s\n", hint)
+		fmt.Fprintf(env.stderr, "hint: %s\n", printable(hint))
 	}
 }
 
