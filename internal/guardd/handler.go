@@ -145,13 +145,13 @@ func (d *Daemon) Open(_ context.Context, path string) (*os.File, error) {
 	defer d.mu.Unlock()
 	for _, m := range d.mappings {
 		if m.image != nil && m.id == id {
-			return m.image.File(), nil
+			return again(m.image.File(), path)
 		}
 	}
 	for _, s := range d.sessions {
 		for _, p := range s.images {
 			if p.id == id {
-				return p.file, nil
+				return again(p.file, path)
 			}
 		}
 	}

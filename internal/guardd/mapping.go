@@ -238,14 +238,22 @@ func duplicate(f *os.File, m manifest.Manifest) (*image.Image, error) {
 	if flags&unix.O_ACCMODE != unix.O_RDONLY || id.Inode != m.Image.Inode || id.Device != m.Image.Device() {
 		return nil, fs.ErrInvalid
 	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	named, err := again(f, m.Image.Path)
 	if err != nil {
-		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+		return nil, err
 	}
-	named := os.NewFile(uintptr(fd), m.Image.Path)
 	img, err := image.Adopt(named)
 	if err != nil {
 		named.Close()
 	}
 	return img, err
+}
+
+// again returns one more descriptor of f's open description, called name.
+func again(f *os.File, name string) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }

@@ -46,7 +46,8 @@ func (h *fakeHandler) Drop(context.Context, string) error { return nil }
 func (h *fakeHandler) Open(context.Context, string) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.image, nil
+	fd, err := unix.FcntlInt(h.image.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	return os.NewFile(uintptr(fd), h.image.Name()), err
 }
 
 func (h *fakeHandler) Status(context.Context) (Status, error) {

@@ -22,7 +22,7 @@ type Handler interface {
 	Prepare(ctx context.Context, s *Session, image *os.File) (Prepared, error)
 	Add(ctx context.Context, s *Session, name string) (MappingState, error)
 	Drop(ctx context.Context, name string) error
-	// Open returns a descriptor that stays the handler's.
+	// Open returns a descriptor of the caller's own.
 	Open(ctx context.Context, path string) (*os.File, error)
 	Status(ctx context.Context) (Status, error)
 	Check(ctx context.Context, name string) (MappingState, error)
@@ -110,7 +110,11 @@ func serveClient(ctx context.Context, c *conn, h Handler) error {
 			return fmt.Errorf("process %d: %w", pid, err)
 		}
 		a, out := handle(ctx, h, s, r, f)
-		if err := c.send(a, out); err != nil {
+		err = c.send(a, out)
+		if out != nil {
+			out.Close()
+		}
+		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 				return nil // the client gave up
 			}

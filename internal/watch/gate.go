@@ -165,8 +165,8 @@ const eventSize = 24
 
 // read answers the events that are there. It opens nothing: an open of a marked
 // file would wait for this very goroutine.
-func (g *Gate) read(fd int) bool {
-	n, err := unix.Read(fd, g.buf)
+func (g *Gate) read(group int) bool {
+	n, err := unix.Read(group, g.buf)
 	if err != nil {
 		// EAGAIN is also what comes when the kernel could not open the file for us
 		// without waiting; it refused the open itself then.
@@ -182,7 +182,7 @@ func (g *Gate) read(fd int) bool {
 		fd := int(int32(binary.NativeEndian.Uint32(buf[16:])))
 		pid := int(int32(binary.NativeEndian.Uint32(buf[20:])))
 		if fd >= 0 {
-			g.answer(fd, pid, mask)
+			g.answer(group, fd, pid, mask)
 			unix.Close(fd)
 		}
 		buf = buf[length:]
@@ -190,7 +190,7 @@ func (g *Gate) read(fd int) bool {
 	return true
 }
 
-func (g *Gate) answer(fd, pid int, mask uint64) {
+func (g *Gate) answer(group, fd, pid int, mask uint64) {
 	if mask&unix.FAN_OPEN_PERM == 0 {
 		return
 	}
@@ -207,7 +207,7 @@ func (g *Gate) answer(fd, pid int, mask uint64) {
 	var response [8]byte
 	binary.NativeEndian.PutUint32(response[0:], uint32(fd))
 	binary.NativeEndian.PutUint32(response[4:], verdict)
-	unix.Write(g.poller.fd, response[:])
+	unix.Write(group, response[:])
 	if verdict == unix.FAN_ALLOW {
 		return
 	}
