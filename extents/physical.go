@@ -7,7 +7,8 @@ import (
 
 // doublyUsed returns the rows whose blocks another, earlier row of the same layout
 // has too, in order of Logical. A table made of both would give one block two
-// addresses. Rows without a location are left out.
+// addresses. Rows without a location are left out, and those that say themselves
+// that they are shared.
 func (l Layout) doublyUsed() []Extent {
 	located := func(e Extent) bool {
 		return e.Flags&(FlagUnknown|FlagDelalloc|FlagInline|FlagTail) == 0 && e.Physical != 0 && e.Length > 0
@@ -38,8 +39,8 @@ func (l Layout) doublyUsed() []Extent {
 	reaches := int32(0) // the row whose blocks end at end
 	for _, i := range order {
 		e := l.Extents[i]
-		if e.Physical < end {
-			clashes = append(clashes, l.Extents[max(i, reaches)])
+		if later := l.Extents[max(i, reaches)]; e.Physical < end && later.Flags&FlagShared == 0 {
+			clashes = append(clashes, later)
 		}
 		if e.Physical+e.Length > end {
 			end, reaches = e.Physical+e.Length, i
