@@ -80,10 +80,7 @@ func (j *mapJob) watch(ctx context.Context) error {
 	if j.options.NoGuard {
 		return nil
 	}
-	// The guard reads the record; its state stays Mapping until the guard has
+	// The guard reads the record, whose state stays Mapping until the guard has
 	// confirmed, so that a killed run is undone.
-	if err := j.store.Save(j.m); err != nil {
-		return err
-	}
 	return j.guard.Add(ctx, j.m.Name)
 }

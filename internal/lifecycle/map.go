@@ -213,12 +213,15 @@ func (j *mapJob) run(ctx context.Context) error {
 	if err := j.prepareGuard(ctx); err != nil {
 		return err
 	}
-	// From here on a killed run leaves a record that names what it made.
-	if err := j.store.Save(j.m); err != nil {
+	// From here on a killed run leaves a record that names what it made. Undoing
+	// needs neither layout nor table, which may be large.
+	intent := j.m
+	intent.Layout, intent.Table = extents.Layout{}, nil
+	if err := j.store.Save(intent); err != nil {
 		return err
 	}
 	steps := []func() error{
-		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.goLive,
+		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.record, j.goLive,
 		func() error { return j.watch(ctx) }, j.addPartitions,
 	}
 	for _, step := range steps {
@@ -297,8 +300,11 @@ func (j *mapJob) locateAgain() error {
 		return refuse(j.survey.Path, withHints(j.survey.Path, problems))
 	}
 	j.m.Layout, j.m.Table, j.m.Extents = j.survey.Layout, j.survey.Table, len(j.survey.Layout.Extents)
-	return j.store.Save(j.m)
+	return nil
 }
+
+// record saves all that is known before the device goes live.
+func (j *mapJob) record() error { return j.store.Save(j.m) }
 
 // loadTable creates the device and gives it the table; no I/O can reach it yet.
 func (j *mapJob) loadTable() error {

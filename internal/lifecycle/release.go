@@ -105,7 +105,7 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 		err = s.finish(ctx, store, &m, nil)
 		var busy *busyError
 		switch {
-		case errors.As(err, &busy):
+		case errors.As(err, &busy) && len(m.Table) > 0: // it was live
 			err = s.keep(ctx, store, m)
 		case err == nil:
 			s.released = append(s.released, m)

@@ -1,7 +1,9 @@
 package manifest
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -10,63 +12,29 @@ import (
 	"dmloop/extents"
 )
 
-// stored is the JSON form. Layout and table are text blobs: as JSON objects a
-// hundred thousand extents would cost more time than the mapping itself.
+// stored is the first line of a record, in JSON. The layout follows, a line
+// "logical physical length" in bytes for each extent, an empty line, and the table
+// in dmsetup's format: inside the JSON a hundred thousand of each would take longer
+// to write than the mapping takes to make.
 type stored struct {
 	Manifest
-	FileSize   extents.Bytes `json:"layout_size"`
-	LayoutText string        `json:"layout"` // "logical physical length" in bytes, a line each
-	TableText  string        `json:"table"`  // dmsetup's text format
+	FileSize extents.Bytes `json:"layout_size"`
+	Rows     int           `json:"layout_rows"`
+	Targets  int           `json:"table_rows"`
 }
 
 // Encode returns the stored form of m.
 func Encode(m Manifest) ([]byte, error) {
 	m.Version = Version
-	s := stored{
-		Manifest:   m,
-		FileSize:   m.Layout.Size,
-		LayoutText: layoutText(m.Layout),
-		TableText:  m.Table.String(),
-	}
-	b, err := json.Marshal(s)
+	head, err := json.Marshal(stored{
+		Manifest: m, FileSize: m.Layout.Size, Rows: len(m.Layout.Extents), Targets: len(m.Table),
+	})
 	if err != nil {
-		return nil, fmt.Errorf("encoding the manifest of %s: %w", m.Name, err)
+		return nil, fmt.Errorf("encoding the record of %s: %w", m.Name, err)
 	}
-	return append(b, '\n'), nil
-}
-
-// Decode reads a stored manifest. Another version, a bad name or uuid, or text
-// that does not parse is an error: a record that cannot be trusted is not used.
-func Decode(b []byte) (Manifest, error) {
-	var s stored
-	if err := json.Unmarshal(b, &s); err != nil {
-		return Manifest{}, fmt.Errorf("not a manifest: %w", err)
-	}
-	m := s.Manifest
-	if m.Version != Version {
-		return Manifest{}, fmt.Errorf("manifest version %d, this dmloop knows version %d", m.Version, Version)
-	}
-	if err := dmtable.CheckName(m.Name); err != nil {
-		return Manifest{}, err
-	}
-	if !strings.HasPrefix(m.UUID, UUIDPrefix) {
-		return Manifest{}, fmt.Errorf("uuid %q does not begin with %s", m.UUID, UUIDPrefix)
-	}
-	layout, err := parseLayout(s.LayoutText)
-	if err != nil {
-		return Manifest{}, err
-	}
-	layout.Size = s.FileSize
-	m.Layout = layout
-	if m.Table, err = dmtable.ParseText(s.TableText); err != nil {
-		return Manifest{}, fmt.Errorf("stored table: %w", err)
-	}
-	return m, nil
-}
-
-func layoutText(l extents.Layout) string {
-	b := make([]byte, 0, 40*len(l.Extents))
-	for _, e := range l.Extents {
+	b := make([]byte, 0, len(head)+2+36*(len(m.Layout.Extents)+len(m.Table)))
+	b = append(append(b, head...), '\n')
+	for _, e := range m.Layout.Extents {
 		b = strconv.AppendInt(b, int64(e.Logical), 10)
 		b = append(b, ' ')
 		b = strconv.AppendInt(b, int64(e.Physical), 10)
@@ -74,28 +42,84 @@ func layoutText(l extents.Layout) string {
 		b = strconv.AppendInt(b, int64(e.Length), 10)
 		b = append(b, '\n')
 	}
-	return string(b)
+	b = append(b, '\n')
+	if b, err = m.Table.AppendText(b); err != nil {
+		return nil, fmt.Errorf("encoding the record of %s: %w", m.Name, err)
+	}
+	return b, nil
 }
 
-func parseLayout(text string) (extents.Layout, error) {
-	l := extents.Layout{Extents: make([]extents.Extent, 0, strings.Count(text, "\n"))}
-	for line := 1; text != ""; line++ {
-		row, rest, _ := strings.Cut(text, "\n")
-		text = rest
+// Decode reads a stored record. Another version, a bad name or uuid, a part that is
+// missing or text that does not parse is an error: a record that cannot be trusted
+// is not used.
+func Decode(b []byte) (Manifest, error) {
+	head, rest, found := bytes.Cut(b, []byte("\n"))
+	if !found {
+		return Manifest{}, errors.New("not a record: it has no second line")
+	}
+	var s stored
+	if err := json.Unmarshal(head, &s); err != nil {
+		return Manifest{}, fmt.Errorf("not a record: %w", err)
+	}
+	m := s.Manifest
+	if m.Version != Version {
+		return Manifest{}, fmt.Errorf("record of version %d, this dmloop knows version %d", m.Version, Version)
+	}
+	if err := dmtable.CheckName(m.Name); err != nil {
+		return Manifest{}, err
+	}
+	if err := dmtable.CheckUUID(m.UUID); err != nil {
+		return Manifest{}, err
+	}
+	if !strings.HasPrefix(m.UUID, UUIDPrefix) {
+		return Manifest{}, fmt.Errorf("uuid %q does not begin with %s", m.UUID, UUIDPrefix)
+	}
+	var err error
+	if m.Layout.Extents, rest, err = parseRows(rest, s.Rows); err != nil {
+		return Manifest{}, err
+	}
+	m.Layout.Size = s.FileSize
+	if m.Table, err = dmtable.ParseText(string(rest)); err != nil {
+		return Manifest{}, fmt.Errorf("stored table: %w", err)
+	}
+	if len(m.Table) != s.Targets {
+		return Manifest{}, fmt.Errorf("stored table has %d rows instead of %d", len(m.Table), s.Targets)
+	}
+	return m, nil
+}
+
+// parseRows reads the rows of a layout up to the empty line behind them.
+func parseRows(b []byte, want int) (rows []extents.Extent, rest []byte, err error) {
+	if want < 0 || want > len(b)/len("0 0 1\n") {
+		return nil, nil, fmt.Errorf("stored layout cannot have %d rows", want)
+	}
+	rows = make([]extents.Extent, 0, want)
+	for line := 1; ; line++ {
+		row, tail, found := bytes.Cut(b, []byte("\n"))
+		if !found {
+			return nil, nil, fmt.Errorf("stored layout ends at line %d", line)
+		}
+		b = tail
+		if len(row) == 0 {
+			break
+		}
 		var v [3]extents.Bytes
 		for i := range v {
-			field, tail, _ := strings.Cut(row, " ")
-			row = tail
-			n, err := strconv.ParseInt(field, 10, 64)
+			field, after, _ := bytes.Cut(row, []byte(" "))
+			row = after
+			n, err := strconv.ParseInt(string(field), 10, 64)
 			if err != nil || n < 0 {
-				return extents.Layout{}, fmt.Errorf("stored layout, line %d: %q is no byte count", line, field)
+				return nil, nil, fmt.Errorf("stored layout, line %d: %q is no byte count", line, field)
 			}
 			v[i] = extents.Bytes(n)
 		}
-		if row != "" {
-			return extents.Layout{}, fmt.Errorf("stored layout, line %d: more than three fields", line)
+		if len(row) > 0 {
+			return nil, nil, fmt.Errorf("stored layout, line %d: more than three fields", line)
 		}
-		l.Extents = append(l.Extents, extents.Extent{Logical: v[0], Physical: v[1], Length: v[2]})
+		rows = append(rows, extents.Extent{Logical: v[0], Physical: v[1], Length: v[2]})
 	}
-	return l, nil
+	if len(rows) != want {
+		return nil, nil, fmt.Errorf("stored layout has %d rows instead of %d", len(rows), want)
+	}
+	return rows, b, nil
 }

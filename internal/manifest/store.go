@@ -21,7 +21,7 @@ const DefaultDir = "/run/dmloop"
 const sizeCap = 512 << 20
 
 const (
-	suffix   = ".json"
+	suffix   = ".mapping"
 	lockName = ".lock"
 )
 
