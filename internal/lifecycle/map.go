@@ -249,7 +249,7 @@ func (j *mapJob) setPins() error {
 		return j.pinError(err)
 	}
 	j.releaseLease()
-	j.m.Proof = true
+	j.m.Proof = j.survey.Proved
 	inForce, err := j.pinsInForce(j.img, j.m)
 	if err != nil {
 		return err
@@ -308,6 +308,10 @@ func (j *mapJob) record() error { return j.store.Save(j.m) }
 
 // loadTable creates the device and gives it the table; no I/O can reach it yet.
 func (j *mapJob) loadTable() error {
+	if n := len(j.m.Table); n >= manyRows && flushesEveryRow(kernelVersion()) {
+		j.log.Warn("before Linux 6.11 every flush of the device is sent once for each row of its table; an image in fewer pieces is faster",
+			"image", j.survey.Path, "rows", n)
+	}
 	info, err := j.conn.Create(j.m.Name, j.m.UUID)
 	if err != nil {
 		return err

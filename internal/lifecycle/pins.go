@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"dmloop/extents"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
@@ -29,7 +27,7 @@ func (v *Survey) unpinnable() *extents.Problem {
 		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, "move the image to ext4, xfs or f2fs")
 	case v.Facts.ReadOnly && !v.Facts.Immutable():
 		return problem("the file system is mounted read-only, so the image cannot be pinned", "mount it read-write: mount -o remount,rw "+v.Facts.Mount.Point)
-	case v.Facts.Filesystem == "f2fs" && !v.Sealed && !v.Facts.Pin.Pinned && !kernelPinsWrittenFiles():
+	case v.Facts.Filesystem == "f2fs" && !v.Sealed && !v.Facts.Pin.Pinned && !pinsWrittenFiles(kernelVersion()):
 		return problem("this kernel's f2fs pins only files without blocks (EFBIG)",
 			"make the image with dmloop create, which pins it first, or seal it: dmloop seal IMAGE")
 	}
@@ -119,19 +117,4 @@ func (j *mapJob) pinError(err error) error {
 		return err
 	}
 	return fmt.Errorf("the image cannot be pinned: %w", err)
-}
-
-// kernelPinsWrittenFiles reports whether this kernel's f2fs pins a file that has
-// blocks already: Linux 6.1 does, 6.12 does not, and in between it is not known
-// since when, so only what is known to work is promised.
-func kernelPinsWrittenFiles() bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		return false
-	}
-	return major < 6 || major == 6 && minor <= 1
 }

@@ -60,6 +60,7 @@ type Survey struct {
 	Stack    blockdev.Stack
 	Table    dmtable.Table // empty when there are problems
 	InForce  []pin.Kind
+	Proved   bool // the write lease showed that nobody else has the file open
 	Foreign  bool // somebody else made the file immutable
 	Problems []extents.Problem
 }
@@ -153,6 +154,7 @@ func (v *Survey) surveyUsers(img *image.Image) (release func(), err error) {
 	}
 	release, problem, err := soleOpener(img)
 	v.add(problem)
+	v.Proved = err == nil && problem == nil
 	return release, err
 }
 
