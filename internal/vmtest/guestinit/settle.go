@@ -21,7 +21,7 @@ func settle(job vm.Job, release string) error {
 	if err := os.RemoveAll(link); err != nil {
 		return err
 	}
-	if err := os.Symlink(job.Modules, link); err != nil {
+	if err := os.Symlink(visible(job.Modules), link); err != nil {
 		return err
 	}
 	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
@@ -67,7 +67,7 @@ func loopbackUp() error {
 // that of a shell, 128+n for a death by signal n.
 func runCommand(c vm.Command, env []string, stdout, stderr *os.File) (int, error) {
 	cmd := exec.Command(visible(c.Args[0]), c.Args[1:]...)
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.Dir, env, stdout, stderr
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = visible(c.Dir), env, stdout, stderr
 	if err := cmd.Start(); err != nil {
 		return 127, err
 	}
@@ -101,7 +101,7 @@ func reapUntil(pid int) (int, error) {
 	}
 }
 
-// visible returns the path under which a program of the host can be run: the
+// visible returns the path under which a file of the host can be reached: the
 // guest's own /tmp and /run hide the host's, which stay below /host.
 func visible(path string) string {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {

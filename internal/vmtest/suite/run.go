@@ -113,13 +113,17 @@ func guests(ctx context.Context, o Options, packages []guestPackage, bins string
 		err    error
 	}
 	outcomes := make(chan outcome)
-	slots := make(chan struct{}, max(1, o.Jobs))
+	queue := make(chan string, len(o.Kernels))
 	for _, kernel := range o.Kernels {
+		queue <- kernel
+	}
+	close(queue)
+	for range max(1, o.Jobs) {
 		go func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			c, err := oneGuest(ctx, o, kernel, packages, bins)
-			outcomes <- outcome{c, err}
+			for kernel := range queue {
+				c, err := oneGuest(ctx, o, kernel, packages, bins)
+				outcomes <- outcome{c, err}
+			}
 		}()
 	}
 	var total Counts

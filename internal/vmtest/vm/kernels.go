@@ -103,13 +103,10 @@ func fetch(name string) (kernelFiles, error) {
 
 // findKernel looks up the files of an unpacked kernel in dir.
 func findKernel(dir string) (kernelFiles, error) {
-	files := kernelFiles{archive: filepath.Join(dir, "modules.cpio")}
-	if _, err := os.Stat(files.archive); err != nil { // written last
-		return files, err
-	}
-	for _, glob := range []string{"boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz"} {
-		if found, _ := filepath.Glob(filepath.Join(dir, glob)); len(found) == 1 {
-			files.image = found[0]
+	files := kernelFiles{image: filepath.Join(dir, "vmlinux"), archive: filepath.Join(dir, "modules.cpio")}
+	for _, file := range []string{files.image, files.archive} { // the archive is written last
+		if _, err := os.Stat(file); err != nil {
+			return files, err
 		}
 	}
 	for _, glob := range []string{"lib/modules/*/modules.dep", "usr/lib/modules/*/modules.dep"} {
@@ -117,8 +114,8 @@ func findKernel(dir string) (kernelFiles, error) {
 			files.modules = filepath.Dir(found[0])
 		}
 	}
-	if files.image == "" || files.modules == "" {
-		return files, errors.New("no kernel image or no modules in " + dir)
+	if files.modules == "" {
+		return files, errors.New("no modules in " + dir)
 	}
 	return files, nil
 }
@@ -156,6 +153,9 @@ func download(dir string, src kernelSource) (err error) {
 		}
 	}
 	if err := apt.remove(); err != nil {
+		return err
+	}
+	if err := unpackImage(dir); err != nil {
 		return err
 	}
 	return prepareModules(dir, version)

@@ -8,12 +8,15 @@ import (
 // HostTag is the 9p mount tag of the host's root.
 const HostTag = "host"
 
+// processor is a plain one: each feature costs an emulated kernel time at boot.
+const processor = "Nehalem,+rdrand,+aes"
+
 // qemuCommand returns the argument vector that boots a Debian kernel. The
 // kernel log goes to logFile, the channels to the inherited descriptors.
 func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile string) []string {
 	argv := []string{
 		"qemu-system-x86_64",
-		"-accel", c.Accel, "-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
+		"-accel", c.Accel, "-cpu", processor, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image, "-initrd", initrd,
 		"-append", strings.Join(qemuKernelArgs(jobFile), " "),

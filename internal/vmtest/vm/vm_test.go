@@ -149,3 +149,29 @@ func TestTailKeepsTheEnd(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestFindPackedWantsAWholeKernel(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	elf, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tool := range []string{"xz", "zstd"} {
+		cmd := exec.Command(tool, "-1", "-c")
+		cmd.Stdin = bytes.NewReader(elf)
+		packed, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := slices.Concat([]byte("boot code \x28\xb5\x2f\xfd not packed"), packed, []byte("trailer"))
+		if got, err := findPacked(image); err != nil || !bytes.Equal(got, elf) {
+			t.Errorf("%s: %d bytes, %v", tool, len(got), err)
+		}
+		if _, err := findPacked(image[:len(image)/2]); err == nil {
+			t.Errorf("%s: half an image was accepted", tool)
+		}
+	}
+}
