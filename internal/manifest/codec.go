@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
-	"strings"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -71,8 +71,11 @@ func Decode(b []byte) (Manifest, error) {
 	if err := dmtable.CheckUUID(m.UUID); err != nil {
 		return Manifest{}, err
 	}
-	if !strings.HasPrefix(m.UUID, UUIDPrefix) {
-		return Manifest{}, fmt.Errorf("uuid %q does not begin with %s", m.UUID, UUIDPrefix)
+	if !isUUID(m.UUID, m.Name) {
+		return Manifest{}, fmt.Errorf("%q is no uuid of the mapping %s", m.UUID, m.Name)
+	}
+	if !slices.Contains(states, m.State) {
+		return Manifest{}, fmt.Errorf("unknown state %q", m.State)
 	}
 	var err error
 	if m.Layout.Extents, rest, err = parseRows(rest, s.Rows); err != nil {

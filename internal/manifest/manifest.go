@@ -32,6 +32,8 @@ const (
 	Releasing State = "releasing"
 )
 
+var states = []State{Mapping, Healthy, Weakened, Stale, Failed, Suspended, Releasing}
+
 // Broken reports whether the mapping was found different from what was mapped.
 func (s State) Broken() bool { return s == Stale || s == Failed }
 

@@ -24,6 +24,19 @@ func NewUUID(name, id string) (string, error) {
 	return UUIDPrefix + hexID + "-" + name, nil
 }
 
+// isUUID reports whether uuid is one that NewUUID makes for name.
+func isUUID(uuid, name string) bool {
+	id, ok := strings.CutPrefix(uuid, UUIDPrefix)
+	if !ok {
+		return false
+	}
+	if id, ok = strings.CutSuffix(id, "-"+name); !ok || len(id) != 32 {
+		return false
+	}
+	h, err := hexPart(id)
+	return err == nil && h == id
+}
+
 // NewShimUUID returns the device-mapper uuid of a shim called name.
 func NewShimUUID(name string) (string, error) {
 	hexID, err := hexPart("")
