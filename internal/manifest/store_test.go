@@ -27,7 +27,7 @@ func TestSaveLoadDelete(t *testing.T) {
 	if got, err := s.Load("image"); err != nil || got.State != Failed {
 		t.Errorf("%s, %v", got.State, err)
 	}
-	info, err := os.Stat(filepath.Join(dir, "image.json"))
+	info, err := os.Stat(filepath.Join(dir, "image"+suffix))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
@@ -46,7 +46,7 @@ func TestSaveLoadDelete(t *testing.T) {
 
 func TestNamesWithOddCharacters(t *testing.T) {
 	s, _ := openStore(t)
-	names := []string{`.hidden`, `a.json`, `a.new`, `a\x20b`, `..x`, strings.Repeat("n", 88), "#+-.:=@_"}
+	names := []string{`.hidden`, "a" + suffix, `a.new`, `a\x20b`, `..x`, strings.Repeat("n", 88), "#+-.:=@_"}
 	for _, n := range names {
 		save(t, s, sample(n))
 	}
@@ -77,7 +77,7 @@ func TestLeftoverOfAKilledSave(t *testing.T) {
 	if got, err := s.Load("image"); err != nil || got.Reason != "new" {
 		t.Errorf("%q, %v", got.Reason, err)
 	}
-	if left := files(t, dir); !slices.Equal(left, []string{"image.json"}) {
+	if left := files(t, dir); !slices.Equal(left, []string{"image" + suffix}) {
 		t.Errorf("left: %q", left)
 	}
 }
@@ -91,11 +91,11 @@ func plant(t *testing.T, err error) {
 
 // Whatever is planted under a record's name is refused, and not followed.
 func TestPlantedRecords(t *testing.T) {
-	outside := filepath.Join(t.TempDir(), "outside.json")
+	outside := filepath.Join(t.TempDir(), "outside")
 	plant(t, os.WriteFile(outside, encode(t, sample("image")), 0o600))
 	for name, put := range map[string]func(path string) error{
 		"a symlink outside": func(p string) error { return os.Symlink(outside, p) },
-		"a symlink inside":  func(p string) error { return os.Symlink("other.json", p) },
+		"a symlink inside":  func(p string) error { return os.Symlink("other"+suffix, p) },
 		"a FIFO":            func(p string) error { return unix.Mkfifo(p, 0o600) },
 		"a folder":          func(p string) error { return os.Mkdir(p, 0o700) },
 		"too large": func(p string) error {
@@ -107,7 +107,7 @@ func TestPlantedRecords(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, dir := openStore(t)
 			save(t, s, sample("other"))
-			path := filepath.Join(dir, "image.json")
+			path := filepath.Join(dir, "image"+suffix)
 			plant(t, put(path))
 			done := make(chan error, 1)
 			go func() { _, err := s.Load("image"); done <- err }()
