@@ -207,6 +207,10 @@ func (h host) writeRaw(l extents.Layout, content []byte) {
 		vmtest.Must(h.t, "dd", "if="+tmp, "of="+h.dev, "bs=512", fmt.Sprintf("seek=%d", e.Physical/512),
 			"oflag=direct", "conv=notrunc,fsync", "status=none")
 	}
+	// What the page cache has of the file is old now; cp(1) would read it.
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // fileContent returns what a file holds.
