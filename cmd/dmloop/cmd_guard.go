@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -206,10 +207,17 @@ func (g *guardClient) Watched(ctx context.Context) (map[string]bool, error) {
 // OpenImage implements lifecycle.Guard.
 func (g *guardClient) OpenImage(ctx context.Context, path string) (*os.File, error) {
 	client, err := g.dial(ctx)
+	if errors.Is(err, guardrpc.ErrNoGuard) || errors.Is(err, fs.ErrPermission) {
+		return nil, lifecycle.ErrNotWatched
+	}
 	if err != nil {
 		return nil, err
 	}
 	f, err := client.OpenImage(ctx, path)
+	var refused *guardrpc.Error
+	if errors.As(err, &refused) && refused.Kind == guardrpc.KindNotFound {
+		return nil, lifecycle.ErrNotWatched
+	}
 	return f, g.classed(err)
 }
 

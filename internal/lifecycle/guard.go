@@ -2,9 +2,9 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"os"
-
-	"dmloop/internal/image"
+	"time"
 )
 
 // Guard is the running watchdog as the use cases see it; cmd wires the client of
@@ -21,10 +21,16 @@ type Guard interface {
 	Drop(ctx context.Context, name string) error
 	// Watched lists the mappings that a running guard watches.
 	Watched(ctx context.Context) (map[string]bool, error)
-	// OpenImage returns a descriptor, open for reading, of an image whose opens the
-	// guard denies.
+	// OpenImage returns a descriptor, open for reading, of an image that the guard
+	// watches. For any other, and without a running guard, it returns ErrNotWatched.
 	OpenImage(ctx context.Context, path string) (*os.File, error)
 }
+
+// ErrNotWatched says that no guard watches the image.
+var ErrNotWatched = errors.New("no guard watches the image")
+
+// guardPatience bounds how long a command waits for a guard that does not answer.
+const guardPatience = 5 * time.Second
 
 // WithGuard makes the system use g.
 func (s *System) WithGuard(g Guard) *System {
@@ -43,18 +49,6 @@ func (s *System) watched(ctx context.Context) map[string]bool {
 		return nil
 	}
 	return names
-}
-
-// openWatched opens an image by the guard's own descriptor where the guard has one:
-// an open of our own would look like a stranger's, and might have to wait for the
-// lease with which the guard looks for strangers.
-func (s *System) openWatched(ctx context.Context, path string) (*image.Image, error) {
-	if s.guard != nil {
-		if f, err := s.guard.OpenImage(ctx, path); err == nil {
-			return image.Adopt(f)
-		}
-	}
-	return s.openImage(ctx, path)
 }
 
 // prepareGuard starts the guard, and has the image marked before it is pinned: the

@@ -107,6 +107,9 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 		return Status{}, err
 	}
 	defer unlock()
+	if err := s.imageFree(store, path); err != nil {
+		return Status{}, err
+	}
 	img, err := s.openImage(ctx, path)
 	if err != nil {
 		return Status{}, err
@@ -117,9 +120,6 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 		return Status{}, err
 	}
 	if err := s.nameFree(store, conn, name, uuid); err != nil {
-		return Status{}, err
-	}
-	if err := s.imageFree(store, path); err != nil {
 		return Status{}, err
 	}
 	v, release, err := s.survey(img, path, o.SurveyOptions)

@@ -32,7 +32,7 @@ func fileHandle(img *image.Image) manifest.Handle {
 // another file or to none, by its handle. It returns errImageGone when the file
 // system says that the inode is no more.
 func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.Image, error) {
-	img, err := s.openWatched(ctx, want.Path)
+	img, err := s.openImage(ctx, want.Path)
 	if err == nil {
 		var id image.Identity
 		if id, err = img.Identity(); err == nil && sameInode(want, id) {

@@ -128,17 +128,16 @@ func (s *System) Names() ([]string, error) {
 	return store.Names()
 }
 
-// openImage opens the image at path. Where the guard denies the open, as it does
-// for everybody else, the guard itself passes a descriptor.
+// openImage opens the image at path. Of an image that the guard watches it is the
+// guard's own descriptor: the guard denies opens to everybody, and where it cannot,
+// an open of ours would look like a stranger's.
 func (s *System) openImage(ctx context.Context, path string) (*image.Image, error) {
+	if f, err := s.openWatched(ctx, path); err != nil || f != nil {
+		return f, err
+	}
 	img, err := image.Open(path)
 	if err == nil {
 		return img, nil
-	}
-	if errors.Is(err, fs.ErrPermission) && s.guard != nil {
-		if f, gerr := s.guard.OpenImage(ctx, path); gerr == nil {
-			return image.Adopt(f)
-		}
 	}
 	return nil, openError(path, err)
 }
@@ -155,4 +154,23 @@ func openError(path string, err error) error {
 		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: "run the command with sudo"}
 	}
 	return fail(path, "", err)
+}
+
+// openWatched returns nil when no guard watches the image. A guard that is there and
+// does not answer may hold up every open of the image, so that is an error.
+func (s *System) openWatched(ctx context.Context, path string) (*image.Image, error) {
+	if s.guard == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	f, err := s.guard.OpenImage(ctx, path)
+	switch {
+	case errors.Is(err, ErrNotWatched):
+		return nil, nil
+	case err != nil:
+		return nil, &Error{Class: Failure, Subject: path, Message: "the guard does not hand out the image", Err: err,
+			Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
+	}
+	return image.Adopt(f)
 }
