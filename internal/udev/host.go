@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// DisableVariable is the environment variable that makes libdevmapper and dmloop
-// leave udev alone.
+// DisableVariable is the environment variable that, set to anything, makes
+// libdevmapper and dmloop leave udev alone.
 const DisableVariable = "DM_DISABLE_UDEV"
 
 // Host is where this machine's udev, processes and nodes are. Fields are folders,
@@ -34,7 +34,7 @@ func Local() Host {
 // Running reports whether udevd will answer cookies, and if not, why: nobody would
 // ever count down a cookie that we wait for.
 func (h Host) Running() (bool, string) {
-	if os.Getenv(DisableVariable) != "" {
+	if _, set := os.LookupEnv(DisableVariable); set {
 		return false, DisableVariable + " is set"
 	}
 	if _, err := os.Stat(filepath.Join(h.Run, "udev", "control")); err != nil {
