@@ -43,28 +43,38 @@ func Read(f *os.File) (Layout, error) {
 // rows before it end, so the number of calls is finite whatever the kernel says.
 func readRows(size Bytes, call func(buf []byte) error) ([]Extent, error) {
 	buf := make([]byte, headerSize+batchRows*rowSize)
-	var batches [][]Extent
+	var rows []Extent
 	for start := Bytes(0); ; {
 		encodeRequest(buf, start)
 		if err := call(buf); err != nil {
 			return nil, err
 		}
-		rows, err := decodeReply(buf)
-		if err != nil {
+		before := len(rows)
+		var err error
+		if rows, err = decodeReply(rows, buf); err != nil {
 			return nil, err
 		}
-		if len(rows) == 0 {
-			break
+		if len(rows) == before {
+			return rows, nil
 		}
-		batches = append(batches, rows)
 		last := rows[len(rows)-1]
-		if last.Flags&FlagLast != 0 || rows[0].Logical > size {
-			break
+		if last.Flags&FlagLast != 0 || rows[before].Logical > size {
+			return rows, nil
 		}
 		if last.end() <= start {
 			return nil, fmt.Errorf("FIEMAP from byte %d returned rows that end at byte %d", start, last.end())
 		}
 		start = last.end()
+		if cap(rows)-len(rows) < batchRows {
+			rows = slices.Grow(rows, expected(len(rows), start, size))
+		}
 	}
-	return slices.Concat(batches...), nil
+}
+
+// expected guesses how many rows are still to come when n rows cover the file up to
+// done of size, so that a list of a million is not copied over and over as it grows.
+// It never says more than seven times what is there, so a bad guess costs little.
+func expected(n int, done, size Bytes) int {
+	guess := float64(n) * float64(max(size-done, 0)) / float64(done) * 1.1
+	return max(batchRows, int(min(guess, float64(7*n))))
 }

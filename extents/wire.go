@@ -44,10 +44,10 @@ func encodeRequest(buf []byte, start Bytes) {
 	ne.PutUint32(buf[24:], uint32((len(buf)-headerSize)/rowSize))
 }
 
-// decodeReply returns the rows of a reply, in the kernel's order. It fails when
-// the reply claims more rows than buf holds, and when an address or its end is
+// decodeReply appends the rows of a reply to rows, in the kernel's order. It fails
+// when the reply claims more rows than buf holds, and when an address or its end is
 // no non-negative int64: no Linux file or device is that large.
-func decodeReply(buf []byte) ([]Extent, error) {
+func decodeReply(rows []Extent, buf []byte) ([]Extent, error) {
 	if len(buf) < headerSize {
 		return nil, fmt.Errorf("FIEMAP reply of %d bytes is shorter than its header", len(buf))
 	}
@@ -56,19 +56,18 @@ func decodeReply(buf []byte) ([]Extent, error) {
 	if count > uint64((len(buf)-headerSize)/rowSize) {
 		return nil, fmt.Errorf("FIEMAP reply of %d bytes claims %d rows", len(buf), count)
 	}
-	rows := make([]Extent, count)
-	for i := range rows {
+	for i := range int(count) {
 		row := buf[headerSize+i*rowSize:][:rowSize]
 		logical, physical, length := ne.Uint64(row[0:]), ne.Uint64(row[8:]), ne.Uint64(row[16:])
 		if tooFar(logical, length) || tooFar(physical, length) {
 			return nil, fmt.Errorf("FIEMAP row %d is out of range: logical %d, physical %d, length %d", i, logical, physical, length)
 		}
-		rows[i] = Extent{
+		rows = append(rows, Extent{
 			Logical:  Bytes(logical),
 			Physical: Bytes(physical),
 			Length:   Bytes(length),
 			Flags:    Flags(ne.Uint32(row[40:])),
-		}
+		})
 	}
 	return rows, nil
 }

@@ -32,7 +32,7 @@ func TestDecodeReply(t *testing.T) {
 	buf := make([]byte, headerSize+len(rows)*rowSize)
 	encodeRequest(buf, 0)
 	encodeReply(buf, rows)
-	got, err := decodeReply(buf)
+	got, err := decodeReply(nil, buf)
 	if err != nil || !slices.Equal(got, rows) {
 		t.Errorf("decodeReply = %v, %v, want %v", got, err, rows)
 	}
@@ -75,7 +75,7 @@ func TestDecodeReplyRefuses(t *testing.T) {
 		"length too far":    reply(func(b []byte) { binary.NativeEndian.PutUint64(b[row2+16:], 1<<63) }),
 	}
 	for name, buf := range tests {
-		if rows, err := decodeReply(buf); err == nil {
+		if rows, err := decodeReply(nil, buf); err == nil {
 			t.Errorf("%s: decodeReply = %v, want an error", name, rows)
 		}
 	}
@@ -88,7 +88,7 @@ func FuzzDecodeReply(f *testing.F) {
 	f.Add(buf)
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, buf []byte) {
-		rows, err := decodeReply(buf)
+		rows, err := decodeReply(nil, buf)
 		if err != nil {
 			return
 		}
@@ -100,7 +100,7 @@ func FuzzDecodeReply(f *testing.F) {
 		again := make([]byte, headerSize+len(rows)*rowSize)
 		encodeRequest(again, 0)
 		encodeReply(again, rows)
-		if back, err := decodeReply(again); err != nil || !slices.Equal(back, rows) {
+		if back, err := decodeReply(nil, again); err != nil || !slices.Equal(back, rows) {
 			t.Errorf("decoded %v, encoded and decoded again %v (%v)", rows, back, err)
 		}
 		// Whatever the kernel says, judging it ends and does not panic.
