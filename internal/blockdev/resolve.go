@@ -71,7 +71,7 @@ func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Pro
 		return nil, []extents.Problem{*p}
 	}
 	rows := compile(s.HostTable)
-	if err := s.HostTable.Validate(dmtable.Limits{}); err != nil || rows == nil {
+	if rows == nil || s.HostTable.Validate(dmtable.Limits{}) != nil {
 		return nil, []extents.Problem{*unresolvable(fmt.Sprintf("the table of the host device %s is not understood", s.HostName), "")}
 	}
 	r := resolver{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm/wire"
@@ -19,6 +20,7 @@ type Conn struct {
 	exchange Exchange
 	file     *os.File
 	log      *slog.Logger
+	buffers  sync.Pool // of *[]byte: large buffers to be used again
 }
 
 // Exchange makes one ioctl: the request in buf goes to the kernel, and the reply
@@ -57,15 +59,41 @@ func ByUUID(uuid string) Ref { return Ref{uuid: uuid} }
 // ByDevice names the device by its major and minor number.
 func ByDevice(device dmtable.Device) Ref { return Ref{device: device} }
 
-// String returns the name, the uuid or major:minor, for messages.
+// String returns the name, the uuid or major:minor, for messages, and "none" for
+// the zero value.
 func (r Ref) String() string {
 	switch {
+	case r == (Ref{}):
+		return "none"
 	case r.name != "":
 		return r.name
 	case r.uuid != "":
 		return r.uuid
 	}
 	return r.device.String()
+}
+
+// pooledFrom is the size in bytes from which buffers are kept: the table of a
+// fragmented image takes megabytes, whose first use costs more than clearing them.
+const pooledFrom = 64 << 10
+
+// buffer returns a buffer of size bytes, all zero. Give it back with release.
+func (c *Conn) buffer(size int) []byte {
+	if size >= pooledFrom {
+		if kept, ok := c.buffers.Get().(*[]byte); ok && cap(*kept) >= size {
+			buf := (*kept)[:size]
+			clear(buf)
+			return buf
+		}
+	}
+	return make([]byte, size)
+}
+
+// release takes a buffer back that nothing refers to any more.
+func (c *Conn) release(buf []byte) {
+	if cap(buf) >= pooledFrom {
+		c.buffers.Put(&buf)
+	}
 }
 
 // call is one request, before it is encoded.

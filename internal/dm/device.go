@@ -31,7 +31,8 @@ func (c *Conn) Load(ref Ref, table dmtable.Table, readOnly bool) (Info, error) {
 	if err := table.Validate(dmtable.Limits{}); err != nil {
 		return Info{}, &Error{Op: reqLoad.Name, Name: ref.String(), Err: err}
 	}
-	buf := make([]byte, wire.HeaderSize+wire.TableSize(table))
+	buf := c.buffer(wire.HeaderSize + wire.TableSize(table))
+	defer c.release(buf)
 	if err := wire.PutTable(buf[wire.HeaderSize:], table); err != nil {
 		return Info{}, &Error{Op: reqLoad.Name, Name: ref.String(), Err: err}
 	}

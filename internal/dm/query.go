@@ -42,31 +42,29 @@ func (c *Conn) Status(ref Ref) (dmtable.Table, error) {
 }
 
 func (c *Conn) rows(call call) (Info, dmtable.Table, error) {
-	h, data, err := c.read(call)
+	var table dmtable.Table
+	h, err := c.read(call, func(h wire.Header, data []byte) (err error) {
+		if h.TargetCount > 0 {
+			table, err = wire.ParseTable(data, h.TargetCount)
+		}
+		return err
+	})
 	if err != nil {
 		return Info{}, nil, err
-	}
-	if h.TargetCount == 0 {
-		return newInfo(h), nil, nil
-	}
-	table, err := wire.ParseTable(data, h.TargetCount)
-	if err != nil {
-		return Info{}, nil, &Error{Op: call.req.Name, Name: call.ref.String(), Err: err}
 	}
 	return newInfo(h), table, nil
 }
 
 // Deps returns the devices that the active table names, each once.
 func (c *Conn) Deps(ref Ref) ([]dmtable.Device, error) {
-	h, data, err := c.read(call{req: reqDeps, ref: ref})
-	if err != nil || len(data) == 0 || h.Flags&unix.DM_ACTIVE_PRESENT_FLAG == 0 {
-		return nil, err
-	}
-	deps, err := wire.ParseDeps(data)
-	if err != nil {
-		return nil, &Error{Op: reqDeps.Name, Name: ref.String(), Err: err}
-	}
-	return deps, nil
+	var deps []dmtable.Device
+	_, err := c.read(call{req: reqDeps, ref: ref}, func(h wire.Header, data []byte) (err error) {
+		if len(data) > 0 && h.Flags&unix.DM_ACTIVE_PRESENT_FLAG != 0 {
+			deps, err = wire.ParseDeps(data)
+		}
+		return err
+	})
+	return deps, err
 }
 
 // Entry is one device of List.
@@ -82,13 +80,15 @@ type Entry struct {
 // uuids; there they are asked for one by one, and a device that goes away
 // meanwhile is left out.
 func (c *Conn) List() ([]Entry, error) {
-	h, data, err := c.read(call{req: reqList, flags: unix.DM_UUID_FLAG})
-	if err != nil || len(data) == 0 {
-		return nil, err
-	}
-	devices, err := wire.ParseList(data, h.Version[1])
+	var devices []wire.Device
+	_, err := c.read(call{req: reqList, flags: unix.DM_UUID_FLAG}, func(h wire.Header, data []byte) (err error) {
+		if len(data) > 0 {
+			devices, err = wire.ParseList(data, h.Version[1])
+		}
+		return err
+	})
 	if err != nil {
-		return nil, &Error{Op: reqList.Name, Name: "all", Err: err}
+		return nil, err
 	}
 	entries := make([]Entry, 0, len(devices))
 	for _, d := range devices {
@@ -107,25 +107,33 @@ func (c *Conn) List() ([]Entry, error) {
 	return entries, nil
 }
 
-// read makes a request that returns data, with a larger buffer as long as the
-// kernel says that it is full. A table's rows are counted in the first reply, so
-// linear tables of any size take two calls at most.
-func (c *Conn) read(call call) (wire.Header, []byte, error) {
+// read makes a request that returns data and gives it to parse, which must not
+// keep it. It takes a larger buffer as long as the kernel says that it is full. A
+// table's rows are counted in the first reply, so linear tables of any size take
+// two calls at most.
+func (c *Conn) read(call call, parse func(h wire.Header, data []byte) error) (wire.Header, error) {
+	fail := func(err error) (wire.Header, error) {
+		return wire.Header{}, &Error{Op: call.req.Name, Name: call.ref.String(), Err: err}
+	}
 	for size := firstBuffer; ; {
-		buf := make([]byte, size)
+		buf := c.buffer(size)
+		defer c.release(buf)
 		h, err := c.do(call, buf)
 		if err != nil {
-			return h, nil, err
+			return h, err
 		}
 		if h.Flags&unix.DM_BUFFER_FULL_FLAG == 0 {
 			data, err := h.Data(buf)
-			if err != nil {
-				return h, nil, &Error{Op: call.req.Name, Name: call.ref.String(), Err: err}
+			if err == nil {
+				err = parse(h, data)
 			}
-			return h, data, nil
+			if err != nil {
+				return fail(err)
+			}
+			return h, nil
 		}
 		if size == wire.MaxBuffer {
-			return h, nil, &Error{Op: call.req.Name, Name: call.ref.String(), Err: fmt.Errorf("reply needs more than %d bytes", size)}
+			return fail(fmt.Errorf("reply needs more than %d bytes", size))
 		}
 		size = min(max(2*size, wire.HeaderSize+(int(h.TargetCount)+1)*linearRow), wire.MaxBuffer)
 	}
