@@ -1,0 +1,11 @@
+//go:build vmtest
+
+package image
+
+import (
+	"testing"
+
+	"dmloop/internal/vmtest"
+)
+
+func TestMain(m *testing.M) { vmtest.Main(m) }
