@@ -95,9 +95,11 @@ func TestPlantedRecords(t *testing.T) {
 	plant(t, os.WriteFile(outside, encode(t, sample("image")), 0o600))
 	for name, put := range map[string]func(path string) error{
 		"a symlink outside": func(p string) error { return os.Symlink(outside, p) },
-		"a symlink inside":  func(p string) error { return os.Symlink("other"+suffix, p) },
-		"a FIFO":            func(p string) error { return unix.Mkfifo(p, 0o600) },
-		"a folder":          func(p string) error { return os.Mkdir(p, 0o700) },
+		"a symlink inside": func(p string) error {
+			return errors.Join(os.WriteFile(p+".to", encode(t, sample("image")), 0o600), os.Symlink(filepath.Base(p)+".to", p))
+		},
+		"a FIFO":   func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"a folder": func(p string) error { return os.Mkdir(p, 0o700) },
 		"too large": func(p string) error {
 			return errors.Join(os.WriteFile(p, nil, 0o600), os.Truncate(p, sizeCap+1))
 		},
