@@ -174,23 +174,36 @@ func (s *Store) Load(name string) (Manifest, error) {
 }
 
 func (s *Store) read(name string) ([]byte, error) {
-	f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
+	for {
+		// os.Root follows a link within the folder, whatever flags it is given.
+		entry, err := s.root.Lstat(name)
+		if err != nil {
+			return nil, err
+		}
+		if !entry.Mode().IsRegular() || entry.Size() > sizeCap {
+			return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", name, sizeCap)
+		}
+		f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, err
+		}
+		b, same, err := readSame(f, entry)
+		f.Close()
+		if same || err != nil { // else it was saved anew in between
+			return b, err
+		}
 	}
-	defer f.Close()
+}
+
+// readSame reads all of f if it is the file of entry.
+func readSame(f *os.File, entry fs.FileInfo) (b []byte, same bool, err error) {
 	info, err := f.Stat()
-	if err != nil {
-		return nil, err
+	if err != nil || !os.SameFile(entry, info) {
+		return nil, false, err
 	}
-	if !info.Mode().IsRegular() || info.Size() > sizeCap {
-		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", name, sizeCap)
-	}
-	b := make([]byte, info.Size())
-	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, err
-	}
-	return b, nil
+	b = make([]byte, info.Size())
+	_, err = io.ReadFull(f, b)
+	return b, true, err
 }
 
 // Names lists the names that have a manifest, sorted.
