@@ -42,6 +42,11 @@ func ReadMark(f *os.File) (m Mark, ok bool, err error) {
 	if m.Version != markVersion {
 		return Mark{}, false, fmt.Errorf("attribute %s has version %d, this dmloop knows version %d", Attribute, m.Version, markVersion)
 	}
+	for _, k := range m.Kinds {
+		if !slices.Contains(order, k) {
+			return Mark{}, false, fmt.Errorf("attribute %s names the unknown pin %q", Attribute, k)
+		}
+	}
 	return m, true, nil
 }
 
