@@ -5,10 +5,16 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
+
+	"dmloop/internal/hostfiles"
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == hostfiles.GeneratorName {
+		os.Exit(runGenerator(os.Args[1:], os.Stderr))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

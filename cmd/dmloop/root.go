@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"dmloop/internal/ioctl"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/manifest"
 )
@@ -29,14 +30,31 @@ func terminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// system opens what the use cases work on.
-func (e *cliEnv) system() *lifecycle.System {
+// logger writes to standard error: warnings, and with --verbose everything.
+func (e *cliEnv) logger() *slog.Logger {
 	level := slog.LevelWarn
 	if e.verbose {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
-	return lifecycle.NewSystem(e.stateDir, log).WithGuard(newGuardClient(e.stateDir))
+	return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// logKernelCalls tells with --verbose where the time in the kernel went.
+func (e *cliEnv) logKernelCalls() {
+	if !e.verbose {
+		return
+	}
+	for _, t := range ioctl.Totals() {
+		e.logger().Debug("kernel calls", "ioctl", t.Request, "calls", t.Calls, "took", t.Took)
+	}
+}
+
+// system opens what the use cases work on.
+func (e *cliEnv) system() *lifecycle.System {
+	if e.verbose {
+		ioctl.Count()
+	}
+	return lifecycle.NewSystem(e.stateDir, e.logger()).WithGuard(newGuardClient(e.stateDir))
 }
 
 // run executes one command line and returns its exit code.
@@ -44,6 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	env := &cliEnv{stdout: stdout, stderr: stderr, stateDir: manifest.DefaultDir}
 	root := newRootCommand(env)
 	root.SetArgs(args)
+	defer env.logKernelCalls()
 	if err := root.ExecuteContext(ctx); err != nil {
 		return report(env, err)
 	}
@@ -85,6 +104,8 @@ linear table. I/O then goes straight to the disk.`,
 		newUnsealCommand(env),
 		newUnpinCommand(env),
 		newShimCommand(env),
+		newActivateCommand(env),
+		newDeactivateCommand(env),
 		newGuardCommand(env),
 		newCompletionCommand(env),
 		newVersionCommand(env),

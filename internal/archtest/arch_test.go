@@ -21,11 +21,13 @@ var level = map[string]int{
 	"dmtable":            0, // tables as plain values
 	"extents":            1, // layouts as plain values
 	"internal/dm/wire":   1,
+	"internal/blockid":   2,
 	"internal/btrfs":     2,
 	"internal/dm":        2,
 	"internal/image":     2,
 	"internal/manifest":  2,
 	"internal/pin":       2,
+	"internal/size":      2,
 	"internal/swap":      2,
 	"internal/udev":      2,
 	"internal/watch":     2,
@@ -34,8 +36,11 @@ var level = map[string]int{
 	"internal/blockdev":  3,
 	"internal/guardrpc":  3,
 	"internal/seal":      3,
+	"internal/tab":       3,
 	"internal/lifecycle": 4, // the only one that sees the whole pipeline
-	"cmd/dmloop":         5,
+	"internal/hostfiles": 4,
+	"internal/activate":  5, // the use cases, one after the other
+	"cmd/dmloop":         6,
 }
 
 // testOnly packages never get into the program.
@@ -59,6 +64,8 @@ var bans = []ban{
 
 // pure packages compute values: nothing of the running system gets in.
 var pure = map[string][]string{
+	"internal/size":    {"os", "syscall", "golang.org/x/sys/unix"},
+	"internal/tab":     {"os", "syscall", "golang.org/x/sys/unix"},
 	"dmtable":          {"os", "syscall", "golang.org/x/sys/unix", "dmloop/extents"},
 	"internal/dm/wire": {"os", "syscall", "golang.org/x/sys/unix"},
 }

@@ -14,7 +14,7 @@ import (
 	"dmloop/internal/manifest"
 )
 
-// lockPatience bounds how long a command waits for another one's lock.
+// lockPatience is how long a command waits for another one's lock.
 const lockPatience = 60 * time.Second
 
 // System is what the use cases work on: the kernel's device-mapper and the state
@@ -25,12 +25,13 @@ type System struct {
 	sysfs    string
 	conn     *dm.Conn
 	guard    Guard
+	patience time.Duration       // how long to wait for another command's lock
 	released []manifest.Manifest // finished for an earlier command, by recover
 }
 
 // NewSystem returns the system of this machine with its state in stateDir.
 func NewSystem(stateDir string, log *slog.Logger) *System {
-	return &System{log: log, stateDir: stateDir, sysfs: "/sys"}
+	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: lockPatience}
 }
 
 // WithConn makes the system use conn for device-mapper. Tests give it a fake kernel.
@@ -100,7 +101,7 @@ func (s *System) lockStore(ctx context.Context) (*manifest.Store, func(), error)
 	if err != nil {
 		return nil, nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, lockPatience)
+	wait, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
 	unlock, err := store.Lock(wait)
 	if err != nil {

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"dmloop/internal/hostfiles"
+)
+
+// runGenerator is the program as systemd's generator: with the folders for units of
+// normal, early and late priority it writes to the first. It is run before any file
+// system but the root is mounted and before there is a log, so it says what is wrong
+// in the kernel's. A wrong line of the table keeps the others from nothing.
+func runGenerator(args []string, stderr io.Writer) int {
+	if len(args) != 1 && len(args) != 3 {
+		fmt.Fprintf(stderr, "%s: takes one or three folders, as systemd.generator(7) has it\n", hostfiles.GeneratorName)
+		return 2
+	}
+	in := hostfiles.Input{TabPath: tabPath(), Initrd: inInitrd()}
+	var wrong error
+	in.Table, wrong = readTab(in.TabPath)
+	if text, err := os.ReadFile("/etc/fstab"); err == nil {
+		in.Mounts = hostfiles.ParseFstab(string(text))
+	}
+	failed := false
+	for _, err := range []error{wrong, hostfiles.Generate(in).WriteTo(args[0])} {
+		for _, one := range flatten(err) {
+			if one != nil {
+				failed = true
+				generatorLog(stderr, one)
+			}
+		}
+	}
+	if failed {
+		return 1
+	}
+	return 0
+}
+
+// inInitrd reports whether systemd runs in an initramfs.
+func inInitrd() bool {
+	if v, set := os.LookupEnv("SYSTEMD_IN_INITRD"); set {
+		return v == "1" || v == "true" || v == "yes"
+	}
+	_, err := os.Stat("/etc/initrd-release")
+	return err == nil
+}
+
+// generatorLog writes a line to the kernel's log, or where there is none to stderr.
+func generatorLog(stderr io.Writer, err error) {
+	text := fmt.Sprintf("%s: %v\n", hostfiles.GeneratorName, err)
+	if f, openErr := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); openErr == nil {
+		defer f.Close()
+		if _, writeErr := f.WriteString("<3>" + text); writeErr == nil {
+			return
+		}
+	}
+	fmt.Fprint(stderr, text)
+}

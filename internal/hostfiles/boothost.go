@@ -1,0 +1,45 @@
+package hostfiles
+
+import "fmt"
+
+// BootHost is the host file system of an image that the initramfs mapped.
+type BootHost struct {
+	Name   string // of the mapping
+	Device string // that holds the file system, such as /dev/mapper/host
+	Type   string // of the file system
+	Point  string // where it is, or is to be, mounted
+	// Mounted says that the initramfs left it mounted there. Otherwise the image was
+	// mapped from its manifest alone and is verified once it is mounted.
+	Mounted bool
+}
+
+// host renders what the real root does about such a host: it mounts what the
+// initramfs did not, has the image verified, and starts the guard, which needs the
+// image's path.
+func (o Output) host(h BootHost) {
+	mount := mountUnit(h.Point)
+	if !h.Mounted {
+		o.Files[mount] = header + fmt.Sprintf(`[Unit]
+Description=Host file system of the image %s
+Documentation=man:dmloop-boot(8)
+DefaultDependencies=no
+Conflicts=umount.target
+Before=umount.target
+Requires=%[3]s
+After=%[3]s
+
+[Mount]
+What=%[2]s
+Where=%[4]s
+Type=%[5]s
+Options=rw,noatime
+`, percent(h.Name), percent(h.Device), deviceUnit(h.Device), percent(h.Point), h.Type)
+		o.Links["local-fs.target.wants/"+mount] = "../" + mount
+	}
+	verify := "dmloop-boot@" + instance(h.Name) + ".service"
+	o.Files[verify+".d/50-host.conf"] = header + fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n", mount, mount)
+	o.Links["sysinit.target.wants/"+verify] = unitDir + "/dmloop-boot@.service"
+	// The guard looks at images by their path, and must let go before the mount ends.
+	o.Files[GuardUnit+".d/50-boot-"+instance(h.Name)+".conf"] = header + fmt.Sprintf("[Unit]\nAfter=%s %s\n", mount, verify)
+	o.Links["sysinit.target.wants/"+GuardUnit] = unitDir + "/" + GuardUnit
+}

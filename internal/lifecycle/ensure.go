@@ -1,0 +1,165 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
+	"dmloop/internal/dm"
+	"dmloop/internal/manifest"
+)
+
+// WithPatience bounds how long a use case waits for the lock of another command.
+// Without it that is a minute.
+func (s *System) WithPatience(d time.Duration) *System {
+	s.patience = d
+	return s
+}
+
+// EnsureShim is Shim where the device may be there already: the shim that an earlier
+// run made of the same block device will do. It says whether it was there.
+func (s *System) EnsureShim(ctx context.Context, path, name string) (device string, there bool, err error) {
+	mangledName, err := mangled(path, name)
+	if err != nil {
+		return "", false, err
+	}
+	conn, err := s.mapper()
+	if err != nil {
+		return "", false, err
+	}
+	if there, err = s.shimIs(conn, path, mangledName); there || err != nil {
+		return "/dev/mapper/" + mangledName, there, err
+	}
+	device, err = s.Shim(ctx, path, name)
+	if ClassOf(err) == Busy {
+		// Somebody may have made it since we looked.
+		if there, _ = s.shimIs(conn, path, mangledName); there {
+			return "/dev/mapper/" + mangledName, true, nil
+		}
+	}
+	return device, false, err
+}
+
+// shimIs reports whether the device of this name is a live shim of the block device
+// at path; any other device of this name is an error.
+func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
+	info, table, err := conn.State(dm.ByName(name))
+	if errors.Is(err, dm.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fail(name, "", err)
+	}
+	dev, err := blockDevice(path)
+	if err != nil {
+		return false, err
+	}
+	size, err := blockdev.DeviceSize(s.sysfs, dev)
+	if err != nil {
+		return false, fail(path, "", err)
+	}
+	want, err := dmtable.Build([]dmtable.Segment{{Device: dev, Length: size}})
+	if err != nil {
+		return false, fail(path, "", err)
+	}
+	if !strings.HasPrefix(info.UUID, manifest.ShimPrefix) || !table.Equal(want) || info.Suspended {
+		return false, &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
+			Hint: "see: dmsetup table " + name}
+	}
+	return true, nil
+}
+
+// RemoveShim removes the shim of this name; one that is not there is no error.
+func (s *System) RemoveShim(ctx context.Context, name string) error {
+	name, err := mangled("", name)
+	if err != nil {
+		return err
+	}
+	_, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	conn, err := s.mapper()
+	if err != nil {
+		return err
+	}
+	info, err := conn.Info(dm.ByName(name))
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fail(name, "", err)
+	}
+	if !strings.HasPrefix(info.UUID, manifest.ShimPrefix) {
+		return &Error{Class: Usage, Subject: name, Message: "not a shim of dmloop"}
+	}
+	_, err = s.removeDevice(conn, name, info.UUID)
+	var busy *busyError
+	if errors.As(err, &busy) {
+		return &Error{Class: Busy, Subject: name, Message: "the shim is in use, most likely mounted, or an image on it is mapped", Err: err}
+	}
+	return fail(name, "", err)
+}
+
+// EnsureMapped is Map where the mapping may be there already: one of this name made
+// of the same file will do while it is sound. It says whether it was there.
+func (s *System) EnsureMapped(ctx context.Context, path string, o MapOptions) (st Status, there bool, err error) {
+	if st, there, err = s.mappedAs(ctx, path, o.Name); there || err != nil {
+		return st, there, err
+	}
+	st, err = s.Map(ctx, path, o)
+	if ClassOf(err) == Busy {
+		// Another run may have been quicker.
+		if have, there, _ := s.mappedAs(ctx, path, o.Name); there {
+			return have, true, nil
+		}
+	}
+	return st, false, err
+}
+
+// mappedAs reports whether a sound mapping of this name is made of the file at path;
+// a broken one, or one of another file, is an error.
+func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool, error) {
+	mangledName, err := mangled(path, name)
+	if err != nil {
+		return Status{}, false, err
+	}
+	found, err := s.List(ctx, name)
+	if ClassOf(err) == NotFound {
+		return Status{}, false, nil
+	}
+	if err != nil || len(found) == 0 {
+		return Status{}, false, err
+	}
+	st := found[0]
+	switch {
+	case st.Name != mangledName:
+		return Status{}, false, nil // found by a file of this name
+	case st.State == manifest.Mapping, st.State == manifest.Releasing:
+		return st, false, nil // Map finishes that first
+	case st.State.Broken():
+		return st, false, &Error{Class: StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),
+			Hint: "unmap it and look at the image: dmloop check " + shellWord(path)}
+	case !sameFile(st.Image, path):
+		return st, false, &Error{Class: Busy, Subject: name, Message: "the mapping of this name is made of " + st.Image,
+			Hint: "see: dmloop status " + name}
+	}
+	return st, true, nil
+}
+
+// sameFile reports whether two paths lead to one inode. They are compared without
+// opening the file, which a guard would deny.
+func sameFile(a, b string) bool {
+	x, err := os.Stat(a)
+	if err != nil {
+		return a == b
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
+}
