@@ -77,6 +77,7 @@ func (s *System) Check(ctx context.Context, path string, o SurveyOptions) (*Surv
 		return nil, err
 	}
 	defer img.Close()
+	o.look = true
 	v, release, err := s.survey(img, path, o)
 	release()
 	if err != nil {
