@@ -32,11 +32,10 @@ func terminal(w io.Writer) bool {
 
 // logger writes to standard error: warnings, and with --verbose everything.
 func (e *cliEnv) logger() *slog.Logger {
-	level := slog.LevelWarn
 	if e.verbose {
-		level = slog.LevelDebug
+		return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	return slog.New(&warnings{out: e.stderr, json: e.json})
 }
 
 // logKernelCalls tells with --verbose where the time in the kernel went.
