@@ -18,9 +18,6 @@ const (
 	// file gives EAGAIN while garbage is collected for it (fs/f2fs/file.c, 5.x to 7.3).
 	stalledTries = 20
 	stalledPause = 100 * time.Millisecond
-	// zeroStep is how much the disk is told to zero in one call, so that progress
-	// shows and Ctrl-C works; a multiple of every block size.
-	zeroStep = 1 << 30
 )
 
 // allocate gives s blocks, as unwritten extents where the file system has those. It
@@ -56,30 +53,6 @@ func allocate(ctx context.Context, f *os.File, s stretch) error {
 
 func fallocateError(f *os.File, s stretch, err error) error {
 	return &fs.PathError{Op: fmt.Sprintf("fallocate %d bytes at %d", s.length, s.offset), Path: f.Name(), Err: err}
-}
-
-// zeroByDisk makes the disk itself write zeros (FALLOC_FL_WRITE_ZEROES: ext4 since
-// 6.17, xfs since 7.x, and only on disks that have a command for it), which leaves
-// written extents. It returns what it could not do here, empty when all is done.
-func zeroByDisk(ctx context.Context, f *os.File, s stretch, guard func() error, tick func(extents.Bytes)) (stretch, error) {
-	for s.length > 0 {
-		if err := errors.Join(context.Cause(ctx), guard()); err != nil {
-			return s, err
-		}
-		step := min(s.length, zeroStep)
-		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_WRITE_ZEROES, int64(s.offset), int64(step))
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
-			return s, nil
-		case err != nil:
-			return s, fallocateError(f, s, err)
-		}
-		tick(step)
-		s = stretch{s.offset + step, s.length - step}
-	}
-	return s, nil
 }
 
 // available returns how many bytes the file system of f has left for the caller.

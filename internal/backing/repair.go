@@ -2,6 +2,7 @@ package backing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -19,19 +20,20 @@ type plan struct {
 	report  Report
 }
 
-// planRepair decides what to do about each stretch of a clipped layout whose size is
-// a multiple of the block. Rows that nothing here repairs are left alone.
+// planRepair decides what to do about each stretch of a file whose size is a multiple
+// of the block. Rows that nothing here repairs are left alone, and so is a whole file whose rows
+// overlap or run backwards: what looks like a hole there need not be one.
 func planRepair(l extents.Layout) plan {
 	var p plan
 	l = l.Clip()
 	pos := extents.Bytes(0)
 	for _, e := range l.Extents {
+		if e.Length <= 0 || e.Logical < pos {
+			return plan{}
+		}
 		if e.Logical > pos {
 			p.zero = join(p.zero, stretch{pos, e.Logical - pos})
 			p.report.Holes += e.Logical - pos
-		}
-		if e.Length <= 0 || e.Logical < pos {
-			continue // the kernel's list is not in order: Problems refuses it
 		}
 		s := stretch{e.Logical, e.Length}
 		pos = e.Logical + e.Length
@@ -79,6 +81,7 @@ type repairer struct {
 	path  string // for errors
 	guard func() error
 	meter *meter
+	blank bool // a new file, whose content is still nothing
 }
 
 // run repairs in rounds until nothing is left to do, or a round does not help. What
@@ -122,35 +125,17 @@ func (r *repairer) round(ctx context.Context, todo plan) (err error) {
 			return err
 		}
 	}
-	left, err := r.zeroByDisk(ctx, todo.zero)
-	if err != nil {
-		return err
-	}
-	w, err := newWriter(r.file, r.guard, r.meter.tick)
+	w, err := newWriter(r.file, r.guard, r.meter.tick, r.blank)
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.path, err)
 	}
-	defer func() {
-		if closeErr := w.close(); err == nil {
-			err = closeErr
-		}
-	}()
+	defer func() { err = errors.Join(err, w.close()) }()
+	left, err := w.zeroByDisk(ctx, todo.zero)
+	if err != nil {
+		return err
+	}
 	if err := w.zero(ctx, left); err != nil {
 		return err
 	}
 	return w.rewrite(ctx, todo.rewrite)
-}
-
-// zeroByDisk lets the disk zero what it can and returns the rest.
-func (r *repairer) zeroByDisk(ctx context.Context, stretches []stretch) ([]stretch, error) {
-	for i, s := range stretches {
-		rest, err := zeroByDisk(ctx, r.file, s, r.guard, r.meter.tick)
-		if err != nil {
-			return nil, err
-		}
-		if rest.length > 0 {
-			return append([]stretch{rest}, stretches[i+1:]...), nil
-		}
-	}
-	return nil, nil
 }

@@ -1,8 +1,10 @@
 package backing
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"iter"
@@ -28,23 +30,39 @@ type stretch struct {
 	offset, length extents.Bytes
 }
 
-// writer writes to one file with O_DIRECT where it can, several writes at a time.
+// ErrNotZero says that a part of the file that the kernel calls a hole or unwritten
+// does not read as zeros. Nothing was written there.
+var ErrNotZero = errors.New("what should be a hole or unwritten holds data")
+
+// writer writes to one file with O_DIRECT where it can.
 type writer struct {
-	file  *os.File
-	guard func() error // asked before each write; an error stops the work
-	tick  func(extents.Bytes)
-	zeros []byte // chunkSize bytes, never written to
+	file    *os.File
+	guard   func() error // asked before each write; an error stops the work
+	tick    func(extents.Bytes)
+	blank   bool        // the file has no content yet: do not look before writing zeros
+	zeros   []byte      // chunkSize bytes, never written to
+	buffers chan []byte // inFlight buffers of chunkSize
 }
 
 // newWriter switches file to O_DIRECT. The caller closes the writer, not the file.
-func newWriter(file *os.File, guard func() error, tick func(extents.Bytes)) (*writer, error) {
-	w := &writer{file: file, guard: guard, tick: tick}
-	zeros, err := alignedBuffer()
-	if err != nil {
+func newWriter(file *os.File, guard func() error, tick func(extents.Bytes), blank bool) (*writer, error) {
+	w := &writer{file: file, guard: guard, tick: tick, blank: blank, buffers: make(chan []byte, inFlight)}
+	var err error
+	if w.zeros, err = alignedBuffer(); err != nil {
 		return nil, err
 	}
-	w.zeros = zeros
-	return w, w.direct(true)
+	clear(w.zeros) // pages of our own instead of the shared zero page
+	for range inFlight {
+		buf, err := alignedBuffer()
+		if err != nil {
+			return nil, errors.Join(err, w.close())
+		}
+		w.buffers <- buf
+	}
+	if err := w.direct(true); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
 }
 
 // alignedBuffer returns chunkSize zero bytes at a page border, in large pages where
@@ -55,7 +73,6 @@ func alignedBuffer() ([]byte, error) {
 		return nil, os.NewSyscallError("mmap", err)
 	}
 	_ = unix.Madvise(buf, unix.MADV_HUGEPAGE) // only faster: EINVAL on kernels without it
-	clear(buf)                                // pages of our own instead of the shared zero page
 	return buf, nil
 }
 
@@ -77,17 +94,18 @@ func (w *writer) direct(on bool) error {
 	return os.NewSyscallError("fcntl F_SETFL", err)
 }
 
-// close frees the buffers and ends O_DIRECT.
+// close frees the buffers, all of which must be back, and ends O_DIRECT.
 func (w *writer) close() error {
-	err := w.direct(false)
-	if w.zeros != nil {
-		err = errors.Join(err, unix.Munmap(w.zeros))
+	close(w.buffers)
+	err := errors.Join(w.direct(false), unix.Munmap(w.zeros))
+	for buf := range w.buffers {
+		err = errors.Join(err, unix.Munmap(buf))
 	}
 	return err
 }
 
-// zero writes zeros over the stretches, which must read as zeros already or hold
-// nothing that anybody wants. It returns the first error when no write is under way any more.
+// zero writes zeros over the stretches, several writes at a time. It returns the
+// first error when no write is under way any more.
 func (w *writer) zero(ctx context.Context, stretches []stretch) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(inFlight)
@@ -97,7 +115,7 @@ func (w *writer) zero(ctx context.Context, stretches []stretch) error {
 			break
 		}
 		group.Go(func() error {
-			if err := w.guard(); err != nil {
+			if err := w.mayZero(chunk); err != nil {
 				return err
 			}
 			if err := w.write(w.zeros[:chunk.length], chunk.offset); err != nil {
@@ -112,19 +130,32 @@ func (w *writer) zero(ctx context.Context, stretches []stretch) error {
 	return errors.Join(group.Wait(), context.Cause(ctx))
 }
 
+// mayZero returns an error unless zeros can be written over s without changing the
+// content. It does not take the kernel's word for a hole but reads the stretch.
+func (w *writer) mayZero(s stretch) error {
+	if err := w.guard(); err != nil || w.blank {
+		return err
+	}
+	buf := <-w.buffers
+	defer func() { w.buffers <- buf }()
+	for chunk := range chunks([]stretch{s}) {
+		if err := w.read(buf[:chunk.length], chunk.offset); err != nil {
+			return err
+		}
+		if !bytes.Equal(buf[:chunk.length], w.zeros[:chunk.length]) {
+			return fmt.Errorf("%s: bytes %d to %d: %w", w.file.Name(), chunk.offset, chunk.offset+chunk.length-1, ErrNotZero)
+		}
+	}
+	return w.guard()
+}
+
 // rewrite writes over each stretch what it holds, which makes a copy-on-write file
 // system give it new blocks of its own. A crash leaves the old or the new blocks, with
 // the same content. One write at a time: with several in flight btrfs and xfs take
 // the blocks from all over the place (49 extents instead of 2 for 256 MiB on btrfs).
 func (w *writer) rewrite(ctx context.Context, stretches []stretch) error {
-	if len(stretches) == 0 {
-		return nil
-	}
-	buf, err := alignedBuffer()
-	if err != nil {
-		return err
-	}
-	defer unix.Munmap(buf)
+	buf := <-w.buffers
+	defer func() { w.buffers <- buf }()
 	for chunk := range chunks(stretches) {
 		if err := errors.Join(context.Cause(ctx), w.guard()); err != nil {
 			return err
