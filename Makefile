@@ -28,7 +28,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Debian packages that the tests use; gcc is for the race detector.
 PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fdisk fio gcc kmod \
-	libc6-dev lvm2 qemu-system-x86 strace user-mode-linux util-linux xfsprogs xz-utils zstd
+	libc6-dev lvm2 mount qemu-system-x86 strace user-mode-linux util-linux xfsprogs xz-utils zstd
 
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 

@@ -20,9 +20,9 @@ func (s *syncWriter) Write(p []byte) (int, error) {
 	return s.w.Write(p)
 }
 
-var resultLine = regexp.MustCompile(`^--- (PASS|FAIL|SKIP): `)
+var resultLine = regexp.MustCompile(`^--- (PASS|FAIL|SKIP): [^/]+ \(`)
 
-// progress prints the result of each test, or all lines, as they come, with the
+// progress prints the result of each test without its subtests, or all lines, as they come, with the
 // guest's name in front.
 type progress struct {
 	label string

@@ -185,10 +185,9 @@ func judge(kernel string, packages []guestPackage, transcript []byte, codes []in
 		if err != nil {
 			return total, err
 		}
-		for _, name := range pkg.Tests {
-			if !seen[name] {
-				c.fail(kernel+": "+pkg.Path+" "+name+": no result", "")
-			}
+		missing := slices.DeleteFunc(slices.Clone(pkg.Tests), func(name string) bool { return seen[name] })
+		if len(missing) > 0 {
+			c.fail(kernel+": "+pkg.Path+": no result of "+strings.Join(missing, " "), "")
 		}
 		switch {
 		case len(c.Failures) > 0:

@@ -94,10 +94,10 @@ func TestJudge(t *testing.T) {
 		{"skipped", []string{skipA, passB}, []int{0, 0}, 1, []string{"m/a TestA: skipped"}},
 		{"failed", []string{failA, passB}, []int{1, 0}, 1, []string{"is wrong"}},
 		{"failed once, not twice", []string{subA, passB}, []int{1, 0}, 1, []string{"m/a TestA/sub"}},
-		{"vanished", []string{"\x16PASS\n", passB}, []int{0, 0}, 1, []string{"m/a TestA: no result"}},
+		{"vanished", []string{"\x16PASS\n", passB}, []int{0, 0}, 1, []string{"m/a: no result of TestA"}},
 		{"leftover", []string{passA + "FAIL: the tests left behind\n", passB}, []int{1, 0}, 3, []string{"left behind"}},
 		{"guest died", []string{passA, cutB}, []int{0}, 2, []string{"m/b TestB: began and never ended"}},
-		{"died before", []string{passA}, []int{0}, 2, []string{"TestB: no result"}},
+		{"died before", []string{passA}, []int{0}, 2, []string{"m/b: no result of TestB"}},
 	} {
 		got, err := judge("uml", packages, transcript(c.parts...), c.codes)
 		if err != nil {
@@ -130,7 +130,7 @@ func TestCountSeesPackagesThatDoNotBuild(t *testing.T) {
 func TestProgressShowsResults(t *testing.T) {
 	var out strings.Builder
 	p := &progress{label: "uml", out: &out}
-	for _, piece := range []string{"noise\n\x16--- PA", "SS: TestA (0.1s)\nmore ", "noise\n"} {
+	for _, piece := range []string{"noise\n\x16--- PA", "SS: TestA (0.1s)\nmore ", "noise\n--- PASS: TestA/sub (0.1s)\n"} {
 		fmt.Fprint(p, piece)
 	}
 	if out.String() != "uml: --- PASS: TestA (0.1s)\n" {
