@@ -5,6 +5,7 @@ package ioctl
 import (
 	"fmt"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,9 @@ func Value(fd int, req Request, v uintptr) error { return call(fd, req, v) }
 
 //go:uintptrescapes
 func call(fd int, req Request, arg uintptr) error {
+	if counting.Load() {
+		defer func(start time.Time) { count(req.Name, time.Since(start)) }(time.Now())
+	}
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(req.Number), arg)
 		switch errno {
