@@ -54,7 +54,7 @@ func (s *System) watched(ctx context.Context) map[string]bool {
 // prepareGuard starts the guard, and has the image marked before it is pinned: the
 // mark goes by path, and a mark after the lease would leave a gap.
 func (j *mapJob) prepareGuard(ctx context.Context) error {
-	if j.options.NoGuard {
+	if j.options.NoGuard || j.options.GuardLater {
 		return nil
 	}
 	if j.guard == nil {
@@ -71,7 +71,7 @@ func (j *mapJob) prepareGuard(ctx context.Context) error {
 
 // watch has the guard confirm that it watches the live mapping.
 func (j *mapJob) watch(ctx context.Context) error {
-	if j.options.NoGuard {
+	if j.options.NoGuard || j.options.GuardLater {
 		return nil
 	}
 	// The guard reads the record, whose state stays Mapping until the guard has

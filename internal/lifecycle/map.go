@@ -25,9 +25,12 @@ type MapOptions struct {
 	Pin      string // "auto", "immutable", "swap" or "none"
 	OnChange string // "error", "suspend" or "report"
 	NoGuard  bool
-	Unsafe   bool
-	UUID     string // 32 hex digits, or empty for a random one
-	PartScan bool
+	// GuardLater leaves the mapping to a guard that starts later and adopts it. It
+	// is for a boot, when nobody else runs yet who could change the image.
+	GuardLater bool
+	Unsafe     bool
+	UUID       string // 32 hex digits, or empty for a random one
+	PartScan   bool
 }
 
 // DefaultName returns the name that an image's mapping gets: its base name
@@ -267,7 +270,7 @@ func (j *mapJob) setPins() error {
 func (j *mapJob) acceptGrade(grade pin.Grade) error {
 	o := j.options
 	switch {
-	case grade == pin.Kernel, o.Unsafe, grade == pin.Guarded && !o.NoGuard && j.denies:
+	case grade == pin.Kernel, o.Unsafe, grade == pin.Guarded && !o.NoGuard && (j.denies || o.GuardLater):
 		return nil
 	case grade == pin.Guarded && o.NoGuard:
 		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,

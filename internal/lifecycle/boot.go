@@ -1,0 +1,162 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/blockdev"
+	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+)
+
+// Recorded returns the record of a sound mapping, named by name or image, and the
+// mount that its image lies on. A mapping that is not as it was recorded is an error.
+func (s *System) Recorded(ctx context.Context, target string) (manifest.Manifest, image.Mount, error) {
+	var none image.Mount
+	checked, err := s.Verify(ctx, target)
+	if err != nil {
+		return manifest.Manifest{}, none, err
+	}
+	store, err := s.openStore(false)
+	if err != nil {
+		return manifest.Manifest{}, none, err
+	}
+	if store == nil || len(checked) != 1 {
+		return manifest.Manifest{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
+	}
+	defer store.Close()
+	if checked[0].State != manifest.Healthy {
+		return manifest.Manifest{}, none, &Error{Class: StaleMapping, Subject: target,
+			Message: fmt.Sprintf("the mapping is %s: %s", checked[0].State, checked[0].Reason), Hint: "unmap it and map it again"}
+	}
+	m, err := store.Load(checked[0].Name)
+	if err != nil {
+		return manifest.Manifest{}, none, err
+	}
+	img, err := s.openRecorded(ctx, m.Image)
+	if err != nil {
+		return manifest.Manifest{}, none, fail(target, "", err)
+	}
+	defer img.Close()
+	facts, err := img.Facts()
+	return m, facts.Mount, fail(target, "", err)
+}
+
+// Inspect returns who the file at path is and where it lies, clipped and merged.
+func (s *System) Inspect(ctx context.Context, path string) (image.Identity, extents.Layout, error) {
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return image.Identity{}, extents.Layout{}, err
+	}
+	defer img.Close()
+	id, err := img.Identity()
+	if err != nil {
+		return image.Identity{}, extents.Layout{}, fail(path, "", err)
+	}
+	layout, err := extents.Read(img.File())
+	return id, layout.Clip().Merge(), fail(path, "", err)
+}
+
+// Restore makes a mapping from its record alone, without a look at the file, whose
+// file system is not mounted yet. The caller has made sure that the record is the
+// right one for the host device. The guard, or Repin and Verify, find out once the
+// file can be read whether it still is what the record says.
+func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, error) {
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	defer unlock()
+	conn, err := s.mapper()
+	if err != nil {
+		return Status{}, err
+	}
+	if err := s.nameFree(store, conn, m.Name, m.UUID); err != nil {
+		return Status{}, err
+	}
+	if err := s.restorable(conn, m); err != nil {
+		return Status{}, err
+	}
+	m.State, m.Reason = manifest.Mapping, ""
+	if err := store.Save(m); err != nil {
+		return Status{}, err
+	}
+	if err := s.makeDevice(conn, m.Name, m.UUID, m.Table, m.ReadOnly); err != nil {
+		return Status{}, fail(m.Name, "", errors.Join(err, store.Delete(m.Name)))
+	}
+	info, err := conn.Info(dm.ByUUID(m.UUID))
+	if err != nil {
+		return Status{}, fail(m.Name, "", err)
+	}
+	m.Device, m.State = info.Device, manifest.Healthy
+	if err := store.Save(m); err != nil {
+		return Status{}, err
+	}
+	return Status{Name: m.Name, UUID: m.UUID, Device: "/dev/mapper/" + m.Name, MajMin: info.Device.String(), Image: m.Image.Path,
+		Size: m.Size, ReadOnly: m.ReadOnly, Extents: m.Extents, Grade: m.Grade, State: m.State}, nil
+}
+
+// restorable proves that every row lies on a base device of the host and on no other
+// live mapping.
+func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) error {
+	stack, problem, err := blockdev.ReadStack(s.sysfs, conn, m.Base.Device)
+	if err != nil {
+		return fail(m.Name, "", err)
+	}
+	if problem != nil {
+		return refuse(m.Name, []extents.Problem{*problem})
+	}
+	sizes := map[dmtable.Device]dmtable.Sectors{}
+	for _, b := range stack.Base {
+		sizes[b.Device] = b.Size
+	}
+	segments, err := m.Table.Segments()
+	if err != nil {
+		return fail(m.Name, "", err)
+	}
+	for _, seg := range segments {
+		if size, known := sizes[seg.Device]; !known || seg.End() > size {
+			return refuse(m.Name, []extents.Problem{{Rule: extents.OutOfRange,
+				Message: fmt.Sprintf("sectors %d-%d of %s do not lie on the host's base device", seg.Start, seg.End()-1, seg.Device)}})
+		}
+	}
+	live, err := s.liveMappings(conn)
+	if err != nil {
+		return err
+	}
+	problems, err := blockdev.Overlaps(segments, live)
+	if err == nil && len(problems) > 0 {
+		err = refuse(m.Name, problems)
+	}
+	return err
+}
+
+// Repin sets the pins that the record of a mapping names and that are not in force,
+// such as the kernel's swap claim, which no boot survives.
+func (s *System) Repin(ctx context.Context, name string) error {
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := s.find(store, name)
+	if err != nil {
+		return err
+	}
+	img, err := s.openRecorded(ctx, m.Image)
+	if err != nil {
+		return fail(m.Name, "", err)
+	}
+	defer img.Close()
+	var kinds []pin.Kind
+	for _, p := range m.Pins {
+		kinds = append(kinds, pin.Kind(p.Kind))
+	}
+	_, err = pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, func(on bool) error { return s.swapClaim(img, on) })
+	return fail(m.Name, "", err)
+}
