@@ -34,6 +34,7 @@ func TestReadStack(t *testing.T) {
 		{"top", top, []blockdev.Base{{Device: shim, Name: "dm-0", Size: 409600, LogicalBlock: 512}}},
 		{"fourk", fourk, []blockdev.Base{{Device: loop1, Name: "loop1", Size: 32768, LogicalBlock: 4096}}},
 		{"ro", ro, []blockdev.Base{disk}},
+		{"big", big, []blockdev.Base{{Device: dmtable.Device{Major: 7}, Name: "loop0", Size: 0, LogicalBlock: 512}}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -49,6 +50,19 @@ func TestReadStack(t *testing.T) {
 				t.Errorf("got %+v", s)
 			}
 		})
+	}
+}
+
+// TestShrunkBase resolves through a table that reaches beyond its base device,
+// which the kernel allows when the device was empty at the time.
+func TestShrunkBase(t *testing.T) {
+	_, c := kernel(t)
+	s, problem, err := blockdev.ReadStack(snapshot(t), c, big)
+	if err != nil || problem != nil {
+		t.Fatal(problem, err)
+	}
+	if _, problems := s.Resolve(layout(0, 8)); len(problems) != 1 || problems[0].Rule != extents.OutOfRange {
+		t.Errorf("%v", problems)
 	}
 }
 
