@@ -76,6 +76,7 @@ func TestRunnerVerdicts(t *testing.T) {
 		{"panic", "", "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 1000", 125, "", "Kernel panic"},
 		{"fault", "", "echo '<4>WARNING: made up' >/dev/kmsg", 125, "", "WARNING: made up"},
 		{"fault allowed", "-allow-warn", "echo '<4>WARNING: made up' >/dev/kmsg", 0, "", ""},
+		{"impossible machine", "-cpus 2", "true", 125, "", "has one processor"},
 		{"no such kernel", "-kernel 2.4", "true", 125, "", "unknown kernel"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -6,12 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
-	"sync"
-	"syscall"
 	"time"
 )
 
@@ -64,12 +59,13 @@ func (e *GuestError) Error() string {
 	return fmt.Sprintf("guest %s: %s\n--- kernel log ---\n%s\n--- end of kernel log ---", e.Kernel, e.Problem, e.Log)
 }
 
-const logTail = 60
-
 // Run boots a guest, runs the commands one after the other, and returns when
 // the guest is gone. A guest that hangs, panics, or ends without having
 // reported every exit code is a *GuestError.
 func Run(ctx context.Context, c Config) (Result, error) {
+	if c.Kernel == KernelUML && (c.CPUs != 1 || c.SectorSize != 512) {
+		return Result{}, errors.New("kernel uml has one processor and sectors of 512 bytes")
+	}
 	// Disks and job lie in a folder of their own, so that guests can run side by side.
 	dir, err := os.MkdirTemp("", "dmloop-guest-")
 	if err != nil {
@@ -137,121 +133,4 @@ func makeDisk(path string, size int64) error {
 		return err
 	}
 	return errors.Join(f.Truncate(size), f.Close())
-}
-
-// boot starts the guest and waits for its end.
-func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result, error) {
-	// The kernel ends a guest with the thread that started it (Pdeathsig).
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	log, err := os.OpenFile(kernelLog(dir), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return Result{}, err
-	}
-	defer log.Close()
-
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = log, log
-	// A User Mode Linux guest is a family of processes: end them together,
-	// and also when the runner itself is killed.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-
-	res := Result{Codes: make([]int, 0, len(c.Commands))}
-	start := time.Now()
-	done, complaint := false, ""
-	handle := func(r Report) {
-		switch r.Kind {
-		case "ready":
-			res.Boot, res.Release = time.Since(start), r.Text
-		case "exit":
-			res.Codes = append(res.Codes, r.Code)
-		case "error":
-			complaint = r.Text
-		case "done":
-			done = true
-		}
-	}
-	wait, err := connect(cmd, c.Stdout, c.Stderr, handle)
-	if err != nil {
-		return res, err
-	}
-	runErr := wait()
-	res.Total = time.Since(start)
-
-	text, err := os.ReadFile(kernelLog(dir))
-	if err != nil {
-		return res, err
-	}
-	return res, verdict(ctx, c, verdictInput{done, complaint, len(res.Codes), runErr, string(text)})
-}
-
-type verdictInput struct {
-	done      bool   // the guest said that it had finished
-	complaint string // its process 1 gave up
-	reported  int    // exit codes
-	runErr    error  // of the process on the host
-	log       string
-}
-
-// verdict turns what is known after the guest's end into an error or nil.
-func verdict(ctx context.Context, c Config, in verdictInput) error {
-	problem := ""
-	faults := Faults(in.log)
-	switch {
-	case ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !in.done:
-		problem = fmt.Sprintf("timed out after %s, command %d of %d still running", c.Timeout, in.reported+1, len(c.Commands))
-	case ctx.Err() != nil && !in.done:
-		problem = "interrupted"
-	case in.complaint != "":
-		problem = "process 1 failed: " + in.complaint
-	case !in.done || in.reported != len(c.Commands):
-		problem = fmt.Sprintf("ended without an exit code of command %d of %d (process: %v)", in.reported+1, len(c.Commands), in.runErr)
-	case in.runErr != nil:
-		problem = "did not power off in order: " + in.runErr.Error()
-	case len(faults) > 0 && !c.AllowWarn:
-		problem = "fault in the kernel log:\n" + strings.Join(faults, "\n")
-	}
-	if problem == "" {
-		return nil
-	}
-	return &GuestError{Kernel: c.Kernel, Problem: problem, Log: tail(in.log, logTail)}
-}
-
-// connect starts cmd with a pipe for each channel. The returned function waits
-// until the process has ended and the channels are drained.
-func connect(cmd *exec.Cmd, stdout, stderr io.Writer, handle func(Report)) (wait func() error, err error) {
-	var readers []*os.File
-	for range Channels {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		defer w.Close()
-		readers = append(readers, r)
-		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	var all sync.WaitGroup
-	errs := make([]error, len(readers))
-	copyTo := func(i int, w io.Writer) {
-		all.Go(func() { _, errs[i] = io.Copy(w, readers[i]) })
-	}
-	copyTo(0, stdout)
-	copyTo(1, stderr)
-	all.Go(func() { errs[2] = readReports(readers[2], handle) })
-	return func() error {
-		err := cmd.Wait()
-		all.Wait()
-		for _, r := range readers {
-			r.Close()
-		}
-		return errors.Join(append(errs, err)...)
-	}, nil
 }
