@@ -1,0 +1,254 @@
+//go:build vmtest
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/ioctl"
+)
+
+// attack is something that root can do to an image.
+type attack struct {
+	name string
+	fs   string // file systems, with commas; empty is all
+	only string // kernels, with commas; empty is all
+	// lifted attacks are tried once more after somebody took the immutable flag away.
+	lifted bool
+	run    func(image string) error
+	// below changes the device stack; then nothing of the image's blocks is ours.
+	below bool
+}
+
+// attacks is every line of the matrix, in order.
+var attacks = []attack{
+	{name: "read", run: func(p string) error { return onFile(p, os.O_RDONLY, func(*os.File) error { return nil }) }},
+	{name: "write", lifted: true, run: func(p string) error {
+		return onFile(p, os.O_WRONLY, func(f *os.File) error { _, err := f.WriteAt(make([]byte, 4096), 8192); return err })
+	}},
+	{name: "append", lifted: true, run: func(p string) error {
+		return onFile(p, os.O_WRONLY|os.O_APPEND, func(f *os.File) error { _, err := f.Write(make([]byte, 4096)); return err })
+	}},
+	{name: "ftruncate down", lifted: true, run: func(p string) error {
+		return onFile(p, os.O_WRONLY, func(f *os.File) error { return f.Truncate(1 << 20) })
+	}},
+	{name: "ftruncate up", run: func(p string) error {
+		return onFile(p, os.O_WRONLY, func(f *os.File) error { return f.Truncate(imageSize + 4096) })
+	}},
+	{name: "truncate(2) down by path", lifted: true, run: func(p string) error { return os.Truncate(p, 1<<20) }},
+	{name: "truncate(2) up by path", run: func(p string) error { return os.Truncate(p, imageSize+4096) }},
+	{name: "punch hole", lifted: true, run: fallocate(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)},
+	{name: "zero range", run: fallocate(unix.FALLOC_FL_ZERO_RANGE)},
+	{name: "collapse range", fs: "ext4,xfs,f2fs", lifted: true, run: fallocate(unix.FALLOC_FL_COLLAPSE_RANGE)},
+	{name: "insert range", fs: "ext4,xfs,f2fs", run: fallocate(unix.FALLOC_FL_INSERT_RANGE)},
+	{name: "reflink from", fs: "xfs", lifted: true, run: tool("cp", "--reflink=always", "IMAGE", "DIR/clone")},
+	{name: "reflink onto", fs: "xfs", lifted: true, run: tool("xfs_io", "-c", "reflink DIR/donor", "IMAGE")},
+	{name: "dedupe", fs: "xfs", lifted: true, run: tool("xfs_io", "-c", "dedupe IMAGE 0 0 1048576", "DIR/twin")},
+	{name: "copy_file_range from", run: copyRange},
+	{name: "rename over", lifted: true, run: func(p string) error { return os.Rename(beside(p, "donor"), p) }},
+	{name: "rename away", lifted: true, run: func(p string) error { return os.Rename(p, beside(p, "away")) }},
+	{name: "unlink", lifted: true, run: os.Remove},
+	{name: "hard link", run: func(p string) error { return os.Link(p, beside(p, "link")) }},
+	{name: "chattr -i", run: func(p string) error { return onFile(p, os.O_RDONLY, unpin) }},
+	{name: "file_setattr(2) by path", only: "new", run: fileSetattr},
+	{name: "file_setattr(2), then truncate(2)", only: "new", run: func(p string) error {
+		if err := fileSetattr(p); err != nil {
+			return err
+		}
+		return os.Truncate(p, 1<<20)
+	}},
+	{name: "e4defrag", fs: "ext4", lifted: true, run: tool("e4defrag", "IMAGE")},
+	{name: "EXT4_IOC_MOVE_EXT", fs: "ext4", lifted: true, run: moveExt},
+	{name: "xfs_fsr", fs: "xfs", lifted: true, run: tool("xfs_fsr", "-v", "IMAGE")},
+	{name: "XFS_IOC_SWAPEXT", fs: "xfs", lifted: true, run: tool("xfs_io", "-c", "swapext DIR/donor", "IMAGE")},
+	{name: "XFS_IOC_EXCHANGE_RANGE", fs: "xfs", only: "6.12,new", lifted: true, run: tool("xfs_io", "-c", "exchangerange DIR/donor", "IMAGE")},
+	{name: "F2FS_IOC_DEFRAGMENT", fs: "f2fs", lifted: true, run: f2fsDefragment},
+	{name: "f2fs garbage collection", fs: "f2fs", run: f2fsCollect},
+	{name: "f2fs unpin", fs: "f2fs", lifted: true, run: func(p string) error {
+		return onFile(p, os.O_RDONLY, func(f *os.File) error { var off uint32; return ioctl.Pointer(int(f.Fd()), f2fsPin, &off) })
+	}},
+	{name: "remount read-only and back", run: func(p string) error {
+		dir := filepath.Dir(p)
+		if err := tool("mount", "-o", "remount,ro", dir)(p); err != nil {
+			return err
+		}
+		return tool("mount", "-o", "remount,rw", dir)(p)
+	}},
+	{name: "umount", run: tool("umount", "DIR")},
+	{name: "host device suspended and resumed", run: func(p string) error {
+		if err := tool("dmsetup", "suspend", hostName)(p); err != nil {
+			return err
+		}
+		return tool("dmsetup", "resume", "--noudevsync", hostName)(p)
+	}},
+	{name: "own device reloaded", below: true, run: func(p string) error {
+		if err := tool("sh", "-c", "dmsetup table vol | sed 's/ \\([0-9]*\\)$/ 0/' | dmsetup load vol")(p); err != nil {
+			return err
+		}
+		return tool("dmsetup", "resume", "--noudevsync", "vol")(p)
+	}},
+	{name: "own device removed by force", run: tool("dmsetup", "remove", "--force", "--noudevsync", "vol")},
+	{name: "host device reloaded elsewhere (as pvmove does)", below: true, run: func(p string) error {
+		if err := tool("sh", "-c", "dmsetup table "+hostName+" | sed 's/ 0$/ 2048/' | dmsetup load "+hostName)(p); err != nil {
+			return err
+		}
+		return tool("dmsetup", "resume", "--noflush", "--nolockfs", "--noudevsync", hostName)(p)
+	}},
+}
+
+const (
+	imageSize = 4 << 20
+	hostName  = "host"
+)
+
+// attackMain is the program that attacks: it prints what came of it.
+func attackMain(name, image string) {
+	name, lift := strings.CutPrefix(name, "lifted: ")
+	i := slices.IndexFunc(attacks, func(a attack) bool { return a.name == name })
+	var err error
+	if lift {
+		err = onFile(image, os.O_RDONLY, unpin)
+	}
+	if err == nil {
+		err = attacks[i].run(image)
+	}
+	if err != nil {
+		fmt.Print(short(err))
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// short returns an errno's name, or the last words of a tool.
+func short(err error) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return unix.ErrnoName(errno)
+	}
+	return err.Error()
+}
+
+func beside(image, name string) string { return filepath.Join(filepath.Dir(image), name) }
+
+func onFile(path string, flags int, do func(*os.File) error) error {
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return do(f)
+}
+
+// tool runs a program; IMAGE and DIR stand for the image and its directory.
+func tool(words ...string) func(string) error {
+	return func(image string) error {
+		replace := strings.NewReplacer("IMAGE", image, "DIR", filepath.Dir(image))
+		args := make([]string, len(words))
+		for i, w := range words {
+			args[i] = replace.Replace(w)
+		}
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		text := strings.ToLower(string(out))
+		for _, word := range []string{"not permitted", "cannot", "failed", "busy", "no such", "not supported", "invalid", "text file", "error"} {
+			if i := strings.Index(text, word); i >= 0 { // some tools say so and exit with 0
+				line, _, _ := strings.Cut(text[i:], "\n")
+				return fmt.Errorf("%s: %s", args[0], strings.Trim(line, ". "))
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+		return nil
+	}
+}
+
+func fallocate(mode uint32) func(string) error {
+	return func(p string) error {
+		return onFile(p, os.O_RDWR, func(f *os.File) error { return unix.Fallocate(int(f.Fd()), mode, 1<<20, 1<<20) })
+	}
+}
+
+func copyRange(p string) error {
+	return onFile(p, os.O_RDONLY, func(from *os.File) error {
+		return onFile(beside(p, "copy"), os.O_RDWR|os.O_CREATE, func(to *os.File) error {
+			_, err := unix.CopyFileRange(int(from.Fd()), nil, int(to.Fd()), nil, 1<<20, 0)
+			return err
+		})
+	})
+}
+
+// unpin takes the immutable flag away, as chattr -i does.
+func unpin(f *os.File) error {
+	var flags uint32
+	if err := ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: unix.FS_IOC_GETFLAGS, Name: "FS_IOC_GETFLAGS"}, &flags); err != nil {
+		return err
+	}
+	flags &^= 0x10
+	return ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: unix.FS_IOC_SETFLAGS, Name: "FS_IOC_SETFLAGS"}, &flags)
+}
+
+// fileSetattr takes all inode flags away without opening the file (Linux 6.17):
+// int file_setattr(int dfd, const char *path, struct file_attr *, size_t, unsigned at_flags).
+func fileSetattr(p string) error {
+	path, err := unix.BytePtrFromString(p)
+	if err != nil {
+		return err
+	}
+	var attr struct {
+		xflags                                uint64
+		extsize, nextents, projid, cowextsize uint32
+	}
+	const sysFileSetattr = 469
+	at := unix.AT_FDCWD
+	_, _, errno := unix.Syscall6(sysFileSetattr, uintptr(at), uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// moveExt exchanges blocks of the image with those of a donor, as e4defrag does:
+// struct move_extent { __u32 reserved, donor_fd; __u64 orig_start, donor_start, len, moved_len; }.
+func moveExt(p string) error {
+	return onFile(p, os.O_RDWR, func(f *os.File) error {
+		return onFile(beside(p, "donor"), os.O_RDWR, func(donor *os.File) error {
+			arg := struct {
+				reserved, donor                      uint32
+				origStart, donorStart, length, moved uint64
+			}{donor: uint32(donor.Fd()), length: 256}
+			return ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: 0xc028660f, Name: "EXT4_IOC_MOVE_EXT"}, &arg)
+		})
+	})
+}
+
+var f2fsPin = ioctl.Request{Number: 0x4004f50d, Name: "F2FS_IOC_SET_PIN_FILE"}
+
+func f2fsDefragment(p string) error {
+	return onFile(p, os.O_RDWR, func(f *os.File) error {
+		arg := struct{ start, length uint64 }{0, imageSize}
+		return ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: 0xc010f508, Name: "F2FS_IOC_DEFRAGMENT"}, &arg)
+	})
+}
+
+// f2fsCollect forces the garbage collector to run in the foreground, many times.
+func f2fsCollect(p string) error {
+	return onFile(filepath.Dir(p), os.O_RDONLY, func(dir *os.File) error {
+		for range 200 {
+			sync := uint32(1)
+			err := ioctl.Pointer(int(dir.Fd()), ioctl.Request{Number: 0x4004f506, Name: "F2FS_IOC_GARBAGE_COLLECT"}, &sync)
+			if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENODATA) {
+				return err
+			}
+		}
+		return nil
+	})
+}

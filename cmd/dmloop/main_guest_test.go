@@ -1,0 +1,143 @@
+//go:build vmtest
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"dmloop/internal/vmtest"
+)
+
+// roleVariable makes the test binary another program: the command under test, or
+// somebody who attacks an image.
+const roleVariable = "DMLOOP_TEST_ROLE"
+
+func init() {
+	switch os.Getenv(roleVariable) {
+	case "dmloop":
+		main()
+	case "attack":
+		attackMain(os.Args[1], os.Args[2])
+	}
+}
+
+func TestMain(m *testing.M) { vmtest.Main(m) }
+
+// command returns the program under test, not started.
+func command(t testing.TB, role string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	return cmd
+}
+
+// dmloop runs the program under test.
+func dmloop(t testing.TB, args ...string) vmtest.Result {
+	t.Helper()
+	cmd := command(t, "dmloop", args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return vmtest.Result{Stdout: out.String(), Stderr: errOut.String(), Code: cmd.ProcessState.ExitCode()}
+}
+
+// mustDmloop runs a command that has to succeed.
+func mustDmloop(t testing.TB, args ...string) string {
+	t.Helper()
+	r := dmloop(t, args...)
+	if r.Code != 0 {
+		t.Fatalf("dmloop %s: exit code %d\n%s%s\nguard: %s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr, guardLog())
+	}
+	return r.Stdout
+}
+
+// guardLog returns the end of what the detached guard wrote.
+func guardLog() string {
+	b, err := os.ReadFile("/run/dmloop/guard.log")
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-4000):])
+}
+
+// guardPID returns the process that holds the guard's lock, or 0. It finds it in
+// /proc: the tests of the guard's own answers are elsewhere.
+func guardPID() int {
+	processes, _ := os.ReadDir("/proc")
+	for _, p := range processes {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		line, err := os.ReadFile("/proc/" + p.Name() + "/cmdline")
+		if args := strings.Split(string(line), "\x00"); err == nil && len(args) > 1 && args[1] == "guard" {
+			return pid
+		}
+	}
+	return 0
+}
+
+// endGuard ends a running guard with a signal and waits until it is gone.
+func endGuard(t testing.TB, signal string) {
+	t.Helper()
+	pid := guardPID()
+	if pid == 0 {
+		return
+	}
+	vmtest.Must(t, "kill", "-"+signal, strconv.Itoa(pid))
+	await(t, "the end of the guard", 10*time.Second, func() bool { return guardPID() != pid })
+}
+
+// startGuard starts a guard by itself and waits until it answers.
+func startGuard(t testing.TB, args ...string) {
+	t.Helper()
+	cmd := command(t, "dmloop", append([]string{"guard"}, args...)...)
+	log, err := os.OpenFile("/run/dmloop/guard.log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go cmd.Wait()
+	await(t, "an answer of the guard", 10*time.Second, func() bool {
+		_, err := os.Stat("/run/dmloop/guard.sock")
+		return err == nil && newGuardClient("/run/dmloop").alive(t)
+	})
+}
+
+// alive reports whether the guard answers.
+func (g *guardClient) alive(t testing.TB) bool {
+	names, err := g.Watched(t.Context())
+	if g.client != nil {
+		g.client.Close()
+	}
+	return err == nil && names != nil
+}
+
+func await(t testing.TB, what string, patience time.Duration, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("%s did not come within %s\nguard: %s", what, patience, guardLog())
+}
