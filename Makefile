@@ -33,7 +33,7 @@ PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fd
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall test test-unit test-guest test-matrix fuzz lint deps guests clean
+.PHONY: all build install uninstall test test-unit test-guest test-matrix fuzz lint deps bench guests clean
 
 all: build
 
@@ -88,6 +88,10 @@ deps:
 		export DEBIAN_FRONTEND=noninteractive; \
 		apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
 	fi
+
+# dmloop against the tools of today, in guests; the table goes into the docs.
+bench: deps build
+	CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/bench -program bin/dmloop -out docs/benchmarks.md
 
 # The kernels of the guests; the tests fetch them as well.
 guests: deps

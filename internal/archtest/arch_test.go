@@ -17,32 +17,35 @@ const module = "dmloop/"
 // level of each package that the program is made of: a package imports only
 // packages of lower levels, so the pipeline has one direction.
 var level = map[string]int{
-	"dmtable":            0, // tables as plain values
-	"internal/ioctl":     0, // the one place that makes the call
-	"internal/swap":      0,
-	"extents":            1, // layouts as plain values
-	"internal/blockid":   1,
-	"internal/dm/wire":   1,
-	"internal/pin":       1,
-	"internal/udev":      1,
-	"internal/watch":     1,
-	"guard":              2, // judges values; the world comes in through interfaces
-	"internal/btrfs":     2,
-	"internal/dm":        2,
-	"internal/image":     2,
-	"internal/manifest":  2,
-	"internal/seal":      2,
-	"internal/size":      2,
-	"internal/backing":   3,
-	"internal/blockdev":  3,
-	"internal/guardrpc":  3,
-	"internal/observe":   3,
-	"internal/tab":       3,
-	"internal/activate":  5,
-	"internal/guardd":    4,
-	"internal/hostfiles": 4,
-	"internal/lifecycle": 4, // the use cases: sees the whole pipeline
-	"cmd/dmloop":         6,
+	"dmtable":             0, // tables as plain values
+	"internal/atomicfile": 0,
+	"internal/ioctl":      0, // the one place that makes the call
+	"internal/swap":       0,
+	"extents":             1, // layouts as plain values
+	"internal/blockid":    1,
+	"internal/dm/wire":    1,
+	"internal/pin":        1,
+	"internal/udev":       1,
+	"internal/watch":      1,
+	"guard":               2, // judges values; the world comes in through interfaces
+	"internal/btrfs":      2,
+	"internal/loopdev":    2,
+	"internal/dm":         2,
+	"internal/image":      2,
+	"internal/manifest":   2,
+	"internal/seal":       2,
+	"internal/size":       2,
+	"internal/backing":    3,
+	"internal/blockdev":   3,
+	"internal/guardrpc":   3,
+	"internal/observe":    3,
+	"internal/tab":        3,
+	"internal/boot":       5,
+	"internal/activate":   5,
+	"internal/guardd":     4,
+	"internal/hostfiles":  4,
+	"internal/lifecycle":  4, // the use cases: sees the whole pipeline
+	"cmd/dmloop":          6,
 }
 
 // testOnly packages never get into the program.
