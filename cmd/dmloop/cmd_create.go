@@ -9,6 +9,7 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
 	"dmloop/internal/backing"
@@ -119,6 +120,8 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 		out.Err = nil
 	case errors.Is(err, backing.ErrImmutable):
 		out.Class, out.Hint = lifecycle.NotPermitted, "dmloop unpin clears a pin that dmloop set; chattr -i one that was set by hand"
+	case errors.Is(err, unix.EISDIR):
+		out.Class, out.Message, out.Err = lifecycle.Usage, "is a directory: give the name of a file", nil
 	case errors.Is(err, fs.ErrExist):
 		out.Message, out.Err = "exists already, and is never replaced", nil
 	case errors.Is(err, fs.ErrNotExist):

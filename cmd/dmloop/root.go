@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -58,7 +59,10 @@ func (e *cliEnv) system() *lifecycle.System {
 
 // run executes one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	env := &cliEnv{stdout: stdout, stderr: stderr, stateDir: manifest.DefaultDir}
+	return runWith(ctx, &cliEnv{stdout: stdout, stderr: stderr, stateDir: manifest.DefaultDir}, args)
+}
+
+func runWith(ctx context.Context, env *cliEnv, args []string) int {
 	root := newRootCommand(env)
 	root.SetArgs(args)
 	defer env.logKernelCalls()
@@ -67,6 +71,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	return 0
 }
+
+// negative finds the flag parser's complaint about a negative number.
+var negative = regexp.MustCompile(`^unknown shorthand flag: '[0-9]' in (-\S+)$`)
 
 func newRootCommand(env *cliEnv) *cobra.Command {
 	root := &cobra.Command{
@@ -84,7 +91,12 @@ linear table. I/O then goes straight to the disk.`,
 	root.SetOut(env.stdout)
 	root.SetErr(env.stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%v", err) })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if m := negative.FindStringSubmatch(err.Error()); m != nil {
+			return usageError("%s is not a size, nor a flag", m[1])
+		}
+		return usageError("%v", err)
+	})
 	flags := root.PersistentFlags()
 	flags.BoolVarP(&env.verbose, "verbose", "v", false, "log every step and kernel call to standard error")
 	root.AddCommand(

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/extents"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -149,12 +151,16 @@ func openError(path string, err error) error {
 	switch {
 	case errors.As(err, &p):
 		return refuse(path, []extents.Problem{p.Problem})
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission):
 		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: "run the command with sudo"}
 	}
-	return fail(path, "", err)
+	var plain *fs.PathError
+	if errors.As(err, &plain) {
+		err = plain.Err // the path stands before the message
+	}
+	return fail(path, "it cannot be opened", err)
 }
 
 // openWatched returns nil when no guard watches the image. A guard that is there and
