@@ -121,6 +121,9 @@ type matrixHost struct {
 	neighbours map[string]string // path -> checksum
 }
 
+// pieces is the number of extents of an image.
+const pieces = 16
+
 const hostSectors = 360 << 20 / 512 // xfs wants 300 MiB
 
 func newMatrixHost(t *testing.T, fs string) *matrixHost {
@@ -147,11 +150,11 @@ func (h *matrixHost) try(t *testing.T, c cell) outcome {
 	img := filepath.Join(h.dir, "image")
 	if c.fs == "f2fs" {
 		mustDmloop(t, "create", img, strconv.Itoa(imageSize))
-	} else {
-		vmtest.RandomFile(t, img, imageSize, 1)
+	} else { // in pieces, so that a defragmenter has something to do
+		vmtest.FragmentedFile(t, h.dir, "image", pieces, imageSize/pieces)
 	}
-	for i, name := range []string{"donor", "twin"} {
-		vmtest.RandomFile(t, beside(img, name), imageSize, uint64(2-i)) // the twin has the image's content
+	for i, name := range []string{"twin", "donor"} {
+		vmtest.RandomFile(t, beside(img, name), imageSize, uint64(i)) // the twin has the image's content
 	}
 	if c.unsafe {
 		mustDmloop(t, "map", "--pin", "none", "--unsafe", img, "vol")
@@ -167,7 +170,7 @@ func (h *matrixHost) try(t *testing.T, c cell) outcome {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := startWriter(t, "/dev/mapper/vol")
+	w := startWriter(t, "/dev/mapper/vol", c.attack.still)
 	done := h.attack(t, c, img, &out)
 	h.settle(t, c, done, w, &out)
 	stolen := h.stolen(t, c, img, segments)
@@ -337,7 +340,7 @@ func (h *matrixHost) cleanUp(t *testing.T, img string) {
 		}
 		c.client.Close()
 	}
-	for _, name := range []string{"image", "donor", "twin", "clone", "copy", "away", "link", "victim"} {
+	for _, name := range []string{"image", "donor", "twin", "clone", "copy", "away", "link", "victim", "image.neighbour"} {
 		path := filepath.Join(h.dir, name)
 		onFile(path, os.O_RDONLY, unpin)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -381,8 +384,12 @@ const stampMagic = 0x646d6c6f6f705f21
 
 const block = 4096
 
-func startWriter(t *testing.T, dev string) *writer {
+func startWriter(t *testing.T, dev string, still bool) *writer {
 	t.Helper()
+	first := int64(0)
+	if still {
+		first = 1 << 20 / block
+	}
 	fd, err := unix.Open(dev, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -401,7 +408,7 @@ func startWriter(t *testing.T, dev string) *writer {
 			time.Sleep(200 * time.Microsecond) // leaves the only processor of some guests to others
 			binary.LittleEndian.PutUint64(buf, stampMagic)
 			binary.LittleEndian.PutUint64(buf[8:], uint64(time.Now().UnixNano()))
-			if _, err := unix.Pwrite(fd, buf, rand.Int64N(imageSize/block)*block); err != nil {
+			if _, err := unix.Pwrite(fd, buf, (first+rand.Int64N(imageSize/block-first))*block); err != nil {
 				w.firstError = time.Now()
 				close(w.failed)
 				return
