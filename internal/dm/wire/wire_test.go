@@ -1,7 +1,6 @@
 package wire_test
 
 import (
-	"encoding/binary"
 	"strings"
 	"testing"
 
@@ -70,7 +69,7 @@ func TestEncodeRefuses(t *testing.T) {
 }
 
 func TestDecodeHeaderRefuses(t *testing.T) {
-	ne := binary.NativeEndian
+
 	tests := []struct {
 		name  string
 		spoil func(buf []byte) []byte
@@ -132,7 +131,7 @@ func TestPutTable(t *testing.T) {
 	if len(data) != 48+48 {
 		t.Fatalf("%d bytes", len(data))
 	}
-	ne := binary.NativeEndian
+
 	if ne.Uint64(data[8:]) != 8 || ne.Uint32(data[20:]) != 48 || string(data[24:31]) != "linear\x00" || string(data[40:46]) != "8:1 0\x00" {
 		t.Errorf("first row %q", data[:48])
 	}
