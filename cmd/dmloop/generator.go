@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 
+	"dmloop/internal/boot"
 	"dmloop/internal/hostfiles"
 )
 
@@ -23,12 +24,14 @@ func runGenerator(args []string, stderr io.Writer) int {
 	if text, err := os.ReadFile("/etc/fstab"); err == nil {
 		in.Mounts = hostfiles.ParseFstab(string(text))
 	}
+	var hosts error
+	in.Hosts, hosts = boot.Hosts(boot.RunDir)
 	failed := false
-	for _, err := range []error{wrong, hostfiles.Generate(in).WriteTo(args[0])} {
+	for _, err := range []error{wrong, hosts, hostfiles.Generate(in).WriteTo(args[0])} {
 		for _, one := range flatten(err) {
 			if one != nil {
 				failed = true
-				generatorLog(stderr, one)
+				kernelLog(stderr, hostfiles.GeneratorName, one.Error())
 			}
 		}
 	}
@@ -47,14 +50,14 @@ func inInitrd() bool {
 	return err == nil
 }
 
-// generatorLog writes a line to the kernel's log, or where there is none to stderr.
-func generatorLog(stderr io.Writer, err error) {
-	text := fmt.Sprintf("%s: %v\n", hostfiles.GeneratorName, err)
-	if f, openErr := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); openErr == nil {
+// kernelLog writes a line to the kernel's log, which shows errors on the console, and
+// to w as well: where there is no such log, or nobody reads it now.
+func kernelLog(w io.Writer, program, text string) {
+	line := fmt.Sprintf("%s: %s\n", program, printable(text))
+	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		defer f.Close()
-		if _, writeErr := f.WriteString("<3>" + text); writeErr == nil {
-			return
-		}
+		// A log that takes nothing is no reason to stop: the line goes to w.
+		_, _ = f.WriteString("<3>" + line)
 	}
-	fmt.Fprint(stderr, text)
+	fmt.Fprint(w, line)
 }

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/internal/activate"
+	"dmloop/internal/blockid"
+	"dmloop/internal/boot"
+	"dmloop/internal/lifecycle"
+	"dmloop/internal/tab"
+)
+
+func newBootRootCommand(env *cliEnv) *cobra.Command {
+	path := ""
+	cmd := &cobra.Command{
+		Use:   "root DEVICE",
+		Short: "Print the shim to mount instead of a device",
+		Long: `Print the path of the shim that is to be mounted instead of DEVICE, the value of the
+kernel's root=, when dmlooptab(5) has one for it that is marked x-initrd.attach. An
+initramfs asks this, so that root= need not change.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			table, err := readTab(path)
+			if table == nil && err != nil {
+				return err
+			}
+			devices := blockid.Local()
+			root, err := devices.Find(args[0])
+			if err != nil {
+				return nil // not a device that can have a shim, or not there yet
+			}
+			for _, e := range activate.Auto(table, true) {
+				if e.Kind != tab.Shim {
+					continue
+				}
+				if below, err := devices.Find(e.Source); err != nil || below.Number != root.Number {
+					continue
+				}
+				if _, err := os.Stat(e.Device()); err == nil {
+					fmt.Fprintln(env.stdout, e.Device())
+					return nil
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&path, "tab", tabPath(), "read this `file`")
+	return cmd
+}
+
+// bootlineOptions are the flags of boot cmdline.
+type bootlineOptions struct {
+	boot.CmdlineOptions
+	concise    bool
+	rootHash   string
+	hashOffset int64
+	verityName string
+}
+
+func newBootCmdlineCommand(env *cliEnv) *cobra.Command {
+	o := &bootlineOptions{}
+	cmd := &cobra.Command{
+		Use:   "cmdline NAME|IMAGE",
+		Short: "Print kernel parameters that make the mapping without an initramfs",
+		Long: `Print dm-mod.create= and root= for a kernel with CONFIG_DM_INIT: the shim, the image
+above it, and with --verity-root-hash dm-verity on top. The kernel takes at most 256
+rows for a device and less than 4096 bytes in all. Nobody verifies the image before
+it is used in this way, and nothing pins it but the immutable flag.`,
+		Args:              cobra.ExactArgs(1),
+		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd, env, args[0]) },
+		ValidArgsFunction: completeMappings(env),
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Device, "device", "", "how the kernel finds the host's partition: PARTUUID=..., /dev/vda1 or 254:1")
+	f.BoolVarP(&o.ReadOnly, "read-only", "r", false, "make the image's device read-only")
+	f.BoolVar(&o.concise, "concise", false, "print the value only, as dmsetup create --concise takes it")
+	f.StringVar(&o.rootHash, "verity-root-hash", "", "put dm-verity with this root hash on top")
+	f.Int64Var(&o.hashOffset, "verity-hash-offset", 0, "where in the image veritysetup wrote its superblock, in bytes")
+	f.StringVar(&o.verityName, "verity-name", "verity", "name of the verity device")
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func (o *bootlineOptions) run(cmd *cobra.Command, env *cliEnv, target string) error {
+	sys := env.system()
+	defer sys.Close()
+	m, err := boot.Make(cmd.Context(), sys, blockid.Local(), target, boot.SaveOptions{Way: boot.BeforeMount, Fallback: boot.Shell})
+	if err != nil {
+		return err
+	}
+	if o.rootHash != "" {
+		if o.Verity, err = o.readVerity("/dev/mapper/" + m.Record.Name); err != nil {
+			return &lifecycle.Error{Class: lifecycle.Failure, Subject: target, Message: "dm-verity: " + err.Error()}
+		}
+	}
+	text, last, err := boot.Concise(m, o.CmdlineOptions)
+	var limit *boot.LimitError
+	switch {
+	case errors.As(err, &limit):
+		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: limit.Error(), Hint: boot.Advice}
+	case err != nil:
+		return err
+	}
+	if !o.concise {
+		text = fmt.Sprintf("%s root=/dev/dm-%d", boot.Parameter(text), last)
+	}
+	if env.json {
+		return printJSON(env, struct {
+			Parameters string `json:"parameters"`
+		}{text})
+	}
+	fmt.Fprintln(env.stdout, text)
+	return nil
+}
+
+// readVerity reads the superblock that veritysetup wrote into the image.
+func (o *bootlineOptions) readVerity(device string) (*boot.Verity, error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	block := make([]byte, 512)
+	if _, err := f.ReadAt(block, o.hashOffset); err != nil {
+		return nil, err
+	}
+	superblock, err := boot.ParseVerity(block)
+	if err != nil {
+		return nil, err
+	}
+	return &boot.Verity{Name: o.verityName, HashOffset: o.hashOffset, RootHash: o.rootHash, Superblock: superblock}, nil
+}

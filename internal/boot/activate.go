@@ -1,0 +1,234 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/extents"
+	"dmloop/internal/blockid"
+	"dmloop/internal/hostfiles"
+	"dmloop/internal/image"
+	"dmloop/internal/lifecycle"
+	"dmloop/internal/manifest"
+)
+
+// System is what a boot needs of the use cases; *lifecycle.System is one.
+type System interface {
+	EnsureShim(ctx context.Context, path, name string) (device string, there bool, err error)
+	EnsureMapped(ctx context.Context, path string, o lifecycle.MapOptions) (st lifecycle.Status, there bool, err error)
+	Inspect(ctx context.Context, path string) (image.Identity, extents.Layout, error)
+	Recorded(ctx context.Context, target string) (manifest.Manifest, image.Mount, error)
+	Restore(ctx context.Context, m manifest.Manifest) (lifecycle.Status, error)
+	Unmap(ctx context.Context, target string, o lifecycle.UnmapOptions) error
+	MapLoop(ctx context.Context, path string, o lifecycle.MapOptions) (device string, err error)
+}
+
+// Booter activates manifests in an initramfs.
+type Booter struct {
+	System  System
+	Devices blockid.Finder
+	Log     *slog.Logger
+	Run     string // folder for what the real root has to know: RunDir
+}
+
+// RunDir has a file for each image that was activated or refused at this boot.
+const RunDir = "/run/dmloop/boot"
+
+// Outcome says what became of an image.
+type Outcome struct {
+	Device   string
+	There    bool     // an earlier call has dealt with it
+	Refused  []string // why it was not mapped
+	Fallback Fallback // what was done instead, or is to be done: Shell
+}
+
+// Activate brings one image up as its manifest says. A host device that is not there
+// is an error that wraps blockid.ErrNotFound: it may come yet. An image that differs
+// from its manifest is refused, which is no error: the outcome says why, and that the
+// fallback was taken. It may be called again and again.
+func (b Booter) Activate(ctx context.Context, m Manifest, fallback Fallback) (Outcome, error) {
+	if fallback == "" {
+		fallback = m.Fallback
+	}
+	if done, ok := b.earlier(m.Record.Name); ok {
+		return done, nil
+	}
+	device, err := b.Devices.Find("UUID=" + m.Host.UUID)
+	if err != nil {
+		return Outcome{}, err
+	}
+	partUUID, err := b.Devices.PartUUID(device)
+	if err != nil {
+		return Outcome{}, err
+	}
+	shim, _, err := b.System.EnsureShim(ctx, device.Path, m.Host.Shim)
+	if err != nil {
+		return Outcome{}, err
+	}
+	host := hostfiles.BootHost{Name: m.Record.Name, Device: shim, Type: m.Host.Filesystem, Point: Point(m.Record.Name)}
+	var reasons []string
+	if reasons = m.HostDifferences(device.Size, partUUID); len(reasons) == 0 {
+		if m.Way == BeforeMount {
+			reasons, err = b.beforeMount(ctx, m, device, shim)
+		} else {
+			reasons, err = b.verified(ctx, m, host)
+			host.Mounted = err == nil && len(reasons) == 0
+		}
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	if len(reasons) > 0 {
+		return b.refused(ctx, m, host, reasons, fallback)
+	}
+	out := Outcome{Device: "/dev/mapper/" + m.Record.Name}
+	return out, b.note(host, out)
+}
+
+// verified is the way Verify: mount read-only, which replays the host's journal,
+// compare, and map by all the rules.
+func (b Booter) verified(ctx context.Context, m Manifest, host hostfiles.BootHost) (reasons []string, err error) {
+	if err := mountHost(host, true); err != nil {
+		return nil, err
+	}
+	reasons, err = b.compareAndMap(ctx, m, host)
+	if err != nil || len(reasons) > 0 {
+		if uerr := unmountHost(host); uerr != nil {
+			b.Log.Warn("the host file system stays mounted", "point", host.Point, "error", uerr)
+		}
+	}
+	return reasons, err
+}
+
+func (b Booter) compareAndMap(ctx context.Context, m Manifest, host hostfiles.BootHost) ([]string, error) {
+	path := filepath.Join(host.Point, m.Path)
+	id, layout, err := b.System.Inspect(ctx, path)
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	if reasons := m.Differences(id, layout); len(reasons) > 0 {
+		return reasons, nil
+	}
+	if err := remountHost(host); err != nil {
+		return nil, err
+	}
+	st, _, err := b.System.EnsureMapped(ctx, path, mapOptions(m))
+	if err != nil {
+		return reasonsOf(err), nil
+	}
+	// The rows that were loaded are those that were saved, on the device of today.
+	now, _, err := b.System.Recorded(ctx, st.Name)
+	if err != nil {
+		return nil, err
+	}
+	segments, err := now.Table.Segments()
+	if err != nil || len(segments) == 0 {
+		return nil, fmt.Errorf("the table of %s: %w", st.Name, err)
+	}
+	want, err := m.Table(segments[0].Device)
+	if err != nil {
+		return nil, err
+	}
+	if diff := want.Diff(now.Table); diff != "" {
+		return []string{"its table is another one than was saved: " + diff}, b.System.Unmap(ctx, st.Name, lifecycle.UnmapOptions{})
+	}
+	return nil, nil
+}
+
+// beforeMount is the way BeforeMount: the manifest is all there is.
+func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockid.Device, shim string) ([]string, error) {
+	below, err := b.Devices.Find(shim)
+	if err != nil {
+		return nil, err
+	}
+	record := m.Record
+	if record.Table, err = m.Table(device.Number); err != nil {
+		return nil, err
+	}
+	record.Image.Path = filepath.Join(Point(record.Name), m.Path)
+	record.Image.Major, record.Image.Minor = below.Number.Major, below.Number.Minor
+	record.Base = manifest.Base{Device: below.Number, Name: m.Host.Shim, Table: fmt.Sprintf("0 %d linear %s 0\n", m.Host.Sectors, device.Number)}
+	if record.Base.UUID, err = dmUUID(b.Devices.Sys, below.Name); err != nil {
+		return nil, err
+	}
+	record.Guard = true
+	if _, err := b.System.Restore(ctx, record); err != nil {
+		return reasonsOf(err), nil
+	}
+	return nil, nil
+}
+
+// dmUUID reads a device's device-mapper uuid.
+func dmUUID(sys, name string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(sys, "class/block", name, "dm/uuid"))
+	return strings.TrimSpace(string(text)), err
+}
+
+// mapOptions are the options with which the image was mapped when it was saved. The
+// guard starts in the real root.
+func mapOptions(m Manifest) lifecycle.MapOptions {
+	r := m.Record
+	id := strings.TrimPrefix(r.UUID, manifest.UUIDPrefix)
+	if len(id) > 32 {
+		id = id[:32]
+	}
+	o := lifecycle.MapOptions{
+		SurveyOptions: lifecycle.SurveyOptions{Window: lifecycle.Window{Offset: r.Offset, Limit: r.Size}, MaxExtents: max(lifecycle.DefaultMaxExtents, r.Extents)},
+		Name:          r.Name, ReadOnly: r.ReadOnly, OnChange: r.OnChange, NoGuard: !r.Guard, GuardLater: r.Guard, Unsafe: r.Unsafe, UUID: id,
+	}
+	if len(r.Pins) == 0 {
+		o.Pin = lifecycle.PinNone
+	}
+	return o
+}
+
+// reasonsOf lists the broken rules in an error, or its text.
+func reasonsOf(err error) []string {
+	var e *lifecycle.Error
+	if !errors.As(err, &e) || len(e.Problems) == 0 {
+		return []string{err.Error()}
+	}
+	var reasons []string
+	for _, p := range e.Problems {
+		reasons = append(reasons, p.String())
+	}
+	return reasons
+}
+
+// mountHost mounts the host file system from the shim.
+func mountHost(h hostfiles.BootHost, readOnly bool) error {
+	if err := os.MkdirAll(h.Point, 0o700); err != nil {
+		return err
+	}
+	var flags uintptr
+	if readOnly {
+		flags = unix.MS_RDONLY
+	}
+	if err := unix.Mount(h.Device, h.Point, h.Type, flags, ""); err != nil {
+		return fmt.Errorf("mounting %s: %w", h.Device, err)
+	}
+	return nil
+}
+
+// remountHost makes the mounted host file system writable: an image is pinned on it,
+// and the real root goes on with it.
+func remountHost(h hostfiles.BootHost) error {
+	if err := unix.Mount("", h.Point, "", unix.MS_REMOUNT, ""); err != nil {
+		return fmt.Errorf("mounting %s for writing: %w", h.Device, err)
+	}
+	return nil
+}
+
+func unmountHost(h hostfiles.BootHost) error {
+	if err := unix.Unmount(h.Point, 0); err != nil {
+		return fmt.Errorf("unmounting %s: %w", h.Point, err)
+	}
+	return nil
+}

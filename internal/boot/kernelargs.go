@@ -1,0 +1,25 @@
+package boot
+
+import "strings"
+
+// Arguments are dmloop's words on the kernel command line.
+type Arguments struct {
+	Off      bool     // dmloop=off: nothing is brought up
+	Fallback Fallback // dmloop.fallback=shell or loop; empty when not given
+}
+
+// ParseArguments reads /proc/cmdline. Unknown values count as not given.
+func ParseArguments(cmdline string) Arguments {
+	var a Arguments
+	for _, word := range strings.Fields(cmdline) {
+		switch word {
+		case "dmloop=off", "dmloop=0":
+			a.Off = true
+		case "dmloop.fallback=" + string(Shell):
+			a.Fallback = Shell
+		case "dmloop.fallback=" + string(Loop):
+			a.Fallback = Loop
+		}
+	}
+	return a
+}
