@@ -11,6 +11,10 @@
 #   JOBS      guests at a time (2)
 #   V         1: show all that the guest tests print
 #   FUZZTIME  how long each fuzz target runs (5s)
+#   HOSTFS    the host file system in the demo: ext4 or xfs (ext4)
+#   TREE      the folder that the demo makes an image of (part of Go's sources)
+#   BENCH     kernels that benchmarks run on (uml,new)
+#   ROUNDS    how often each side of a benchmark is measured (7)
 # The environment's DMLOOP_CACHE names the folder that keeps guest kernels.
 
 PREFIX      ?= /usr/local
@@ -23,6 +27,10 @@ RUN         ?=
 JOBS        ?= 2
 V           ?=
 FUZZTIME    ?= 5s
+HOSTFS      ?= ext4
+TREE        ?= $(shell $(GO) env GOROOT)/src/crypto
+BENCH       ?= uml,new
+ROUNDS      ?= 7
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -33,7 +41,7 @@ PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fd
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall test test-unit test-guest test-matrix fuzz lint deps bench guests clean
+.PHONY: all build install uninstall demo man test test-unit test-guest test-matrix fuzz lint deps bench guests clean
 
 all: build
 
@@ -46,6 +54,14 @@ install: build
 
 uninstall:
 	rm -f '$(DESTDIR)$(PREFIX)/sbin/dmloop'
+
+# The main job on real input, in a guest (KERNEL=uml, 6.1, 6.12 or new).
+demo: deps build
+	$(GUEST) -kernel '$(KERNEL)' -env HOSTFS='$(HOSTFS)' -- /bin/bash internal/demo/demo.sh '$(TREE)'
+
+# Manual pages, in bin/man.
+man:
+	$(GO) run -tags man ./cmd/dmloop bin/man
 
 # Everything, ending in one line of counts. The full set of guest tests runs in
 # User Mode Linux, the others leave out those named TestFull….
@@ -77,6 +93,7 @@ lint:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted: $$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags vmtest,runner ./...
+	$(GO) vet -tags man ./cmd/dmloop
 	$(GO) run $(STATICCHECK) -tags vmtest,runner ./...
 
 # Installs what is missing, and is quick when nothing is.
@@ -91,7 +108,7 @@ deps:
 
 # dmloop against the tools of today, in guests; the table goes into the docs.
 bench: deps build
-	CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/bench -program bin/dmloop -out docs/benchmarks.md
+	CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/bench -kernel $(BENCH) -rounds $(ROUNDS) -out docs/benchmarks.md
 
 # The kernels of the guests; the tests fetch them as well.
 guests: deps

@@ -1,3 +1,5 @@
+//go:build !man
+
 // Command dmloop makes block devices of regular files without the loop driver.
 package main
 
