@@ -408,6 +408,14 @@ func TestPreparedImageIsWatchedThroughTheSameDescription(t *testing.T) {
 	if pos, err := got.Seek(0, io.SeekCurrent); err != nil || pos != 123 {
 		t.Errorf("the guard opened the image again: position %d, %v", pos, err)
 	}
+	if err := os.Rename(r.image, r.image+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if moved, err := c.OpenImage(t.Context(), r.image); err != nil {
+		t.Errorf("OpenImage of an image that was renamed: %v", err)
+	} else {
+		moved.Close()
+	}
 	var refused *guardrpc.Error
 	if _, err := c.OpenImage(t.Context(), r.dir); !errors.As(err, &refused) || refused.Kind != guardrpc.KindNotFound {
 		t.Errorf("OpenImage of something else: %v", err)

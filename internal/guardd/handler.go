@@ -32,6 +32,18 @@ type prepared struct {
 
 var _ guardrpc.Handler = (*Daemon)(nil)
 
+// Connected implements guardrpc.Handler. Whoever may talk to the guard may open what
+// it watches: Open would hand it out anyway.
+func (d *Daemon) Connected(s *guardrpc.Session) {
+	own := &session{revoke: func() {}}
+	if d.gate != nil {
+		own.revoke = d.gate.Allow(s.PID)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sessions[s] = own
+}
+
 // Prepare implements guardrpc.Handler.
 func (d *Daemon) Prepare(_ context.Context, s *guardrpc.Session, f *os.File) (guardrpc.Prepared, error) {
 	id, err := watch.IDOf(f)
@@ -42,15 +54,7 @@ func (d *Daemon) Prepare(_ context.Context, s *guardrpc.Session, f *os.File) (gu
 	p := prepared{file: f, id: id, marked: d.mark(id, f)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	own := d.sessions[s]
-	if own == nil {
-		own = &session{revoke: func() {}}
-		if d.gate != nil {
-			own.revoke = d.gate.Allow(s.PID)
-		}
-		d.sessions[s] = own
-	}
-	own.images = append(own.images, p)
+	d.sessions[s].images = append(d.sessions[s].images, p)
 	if p.marked {
 		return guardrpc.Prepared{Denies: guardrpc.Yes}, nil
 	}
@@ -68,9 +72,6 @@ func (d *Daemon) Closed(s *guardrpc.Session) {
 	delete(d.sessions, s)
 	d.busy = time.Now()
 	d.mu.Unlock()
-	if own == nil {
-		return
-	}
 	for _, p := range own.images {
 		if p.marked {
 			d.unmark(p.id, p.file)
@@ -112,11 +113,7 @@ func (d *Daemon) add(ctx context.Context, s *guardrpc.Session, name string) (gua
 func (d *Daemon) preparedImage(s *guardrpc.Session, m manifest.Manifest) *image.Image {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	own := d.sessions[s]
-	if own == nil {
-		return nil
-	}
-	for _, p := range own.images {
+	for _, p := range d.sessions[s].images {
 		if img, err := duplicate(p.file, m); err == nil {
 			return img
 		}
@@ -134,17 +131,16 @@ func (d *Daemon) Drop(_ context.Context, name string) error {
 	return nil
 }
 
-// Open implements guardrpc.Handler. The path is looked at without opening it.
+// Open implements guardrpc.Handler. The path is looked at without opening it; where
+// nothing is any more, the mapping that was made there is meant.
 func (d *Daemon) Open(_ context.Context, path string) (*os.File, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s: %v", path, err)
-	}
+	gone := unix.Stat(path, &st) != nil
 	id := watch.FileID{Device: dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}, Inode: st.Ino}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, m := range d.mappings {
-		if m.image != nil && m.id == id {
+		if m.image != nil && (m.id == id || gone && m.record.Image.Path == path) {
 			return again(m.image.File(), path)
 		}
 	}

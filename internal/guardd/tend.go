@@ -89,7 +89,12 @@ func (d *Daemon) alive() bool {
 func (d *Daemon) idle() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.mappings) > 0 || len(d.sessions) > 0 {
+	for _, s := range d.sessions {
+		if len(s.images) > 0 {
+			d.busy = time.Now()
+		}
+	}
+	if len(d.mappings) > 0 {
 		d.busy = time.Now()
 	}
 	return d.IdleExit > 0 && time.Since(d.busy) > d.IdleExit

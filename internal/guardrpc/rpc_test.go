@@ -27,6 +27,8 @@ type fakeHandler struct {
 	wait     chan struct{} // Check waits for it
 }
 
+func (h *fakeHandler) Connected(*Session) {}
+
 func (h *fakeHandler) Prepare(_ context.Context, _ *Session, f *os.File) (Prepared, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -18,6 +18,8 @@ import (
 // Handler does what clients ask for. Its methods are called from many goroutines,
 // for one Session never from two at a time. An error that is no *Error is sent as KindFailed.
 type Handler interface {
+	// Connected is called once for each session, before its first call.
+	Connected(s *Session)
 	// Prepare owns image from then on.
 	Prepare(ctx context.Context, s *Session, image *os.File) (Prepared, error)
 	Add(ctx context.Context, s *Session, name string) (MappingState, error)
@@ -27,7 +29,7 @@ type Handler interface {
 	Status(ctx context.Context) (Status, error)
 	Check(ctx context.Context, name string) (MappingState, error)
 	Metrics(ctx context.Context) (string, error)
-	// Closed is called once for each session that was told of, after its last call.
+	// Closed is called once for each session, after its last call.
 	Closed(s *Session)
 }
 
@@ -99,6 +101,7 @@ func serveClient(ctx context.Context, c *conn, h Handler) error {
 	}
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	s := &Session{PID: pid}
+	h.Connected(s)
 	defer h.Closed(s)
 	for {
 		var r request
