@@ -50,13 +50,16 @@ var shapes = []struct {
 	size int
 	base extents.Bytes
 	runs []extents.Bytes
+
+	fixed bool
 }{
-	{"page-aligned blocks", 5 * testPage, 1 << 20, nil},
-	{"blocks off the page", 5*testPage + 1024, 1<<20 + 1024, nil},
-	{"two pages and a block", 2*testPage + 1024, 1<<20 + 1024, nil},
-	{"one block", 1024, 1<<20 + 3072, nil},
-	{"grown in pieces", 2 * testPage, 1<<20 + 1024, []extents.Bytes{testPage, testPage, 3 * 1024, 1024}},
-	{"first run of no whole page", 9 * testPage, 1<<20 + 1024, []extents.Bytes{5 * 1024, 6 * 1024}},
+	{"page-aligned blocks", 5 * testPage, 1 << 20, nil, false},
+	{"blocks off the page", 5*testPage + 1024, 1<<20 + 1024, nil, false},
+	{"two pages and a block", 2*testPage + 1024, 1<<20 + 1024, nil, false},
+	{"one block", 1024, 1<<20 + 3072, nil, false},
+	{"grown in pieces", 2 * testPage, 1<<20 + 1024, []extents.Bytes{testPage, testPage, 3 * 1024, 1024}, false},
+	{"first run of no whole page", 9 * testPage, 1<<20 + 1024, []extents.Bytes{5 * 1024, 6 * 1024}, false},
+	{"pinned", 9 * testPage, 1 << 20, nil, true},
 }
 
 // cuts calls f with every state that a cut before operation n of run may leave
@@ -92,7 +95,7 @@ func TestPowerCut(t *testing.T) {
 				want := image(shape.size, 7)
 				fresh := func() *cutStore {
 					s := newCutStore(want)
-					s.base, s.runs = shape.base, shape.runs
+					s.base, s.runs, s.fixed = shape.base, shape.runs, shape.fixed
 					return s
 				}
 				begin := fresh()

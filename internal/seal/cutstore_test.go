@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/extents"
 )
 
@@ -32,6 +34,7 @@ type cutStore struct {
 	ops   int
 	cutAt int // -1: never
 	block extents.Bytes
+	fixed bool                  // nothing is written behind the end, as in a pinned f2fs file
 	fail  func(op string) error // an error that an operation returns instead
 }
 
@@ -72,6 +75,9 @@ func (s *cutStore) write(off extents.Bytes, p []byte) error {
 		return err
 	}
 	if end := int(off) + len(p); end > len(s.now) {
+		if s.fixed {
+			return unix.EIO
+		}
 		s.now = append(s.now, make([]byte, end-len(s.now))...)
 		s.sizes = append(s.sizes, end)
 	}
@@ -94,6 +100,17 @@ func (s *cutStore) sync() error {
 }
 
 func (s *cutStore) reserve(_, _ extents.Bytes) error { return s.step("reserve") }
+
+func (s *cutStore) grow(off, n extents.Bytes) error {
+	if err := s.step("grow"); err != nil {
+		return err
+	}
+	if end := int(off + n); end > len(s.now) {
+		s.now = append(s.now, make([]byte, end-len(s.now))...)
+		s.sizes = append(s.sizes, end)
+	}
+	return nil
+}
 
 func (s *cutStore) truncate(size extents.Bytes) error {
 	if err := s.step("truncate"); err != nil {
@@ -158,7 +175,7 @@ func (s *cutStore) clone() *cutStore {
 
 // after returns the store as a power cut leaves it.
 func (s *cutStore) after(p part, r *rand.Rand) *cutStore {
-	out := &cutStore{disk: bytes.Clone(s.disk), attr: s.attr, base: s.base, runs: s.runs, cutAt: -1, block: s.block}
+	out := &cutStore{disk: bytes.Clone(s.disk), attr: s.attr, base: s.base, runs: s.runs, cutAt: -1, block: s.block, fixed: s.fixed}
 	if p.attrs > 0 {
 		out.attr = s.attrs[p.attrs-1]
 	}

@@ -70,11 +70,12 @@ func (h host) create(name string, size int64, seed uint64) string {
 	if h.fstype == "btrfs" {
 		vmtest.Must(h.t, "chattr", "+C", path)
 	}
-	f := h.open(path)
-	if _, err := f.WriteAt(image(int(size), seed), 0); err != nil {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
 		h.t.Fatal(err)
 	}
-	if err := f.Sync(); err != nil {
+	_, err = f.WriteAt(image(int(size), seed), 0)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		h.t.Fatal(err)
 	}
 	return path

@@ -156,12 +156,7 @@ func (c change) move(r Record) (Record, error) {
 		if err := c.intend(r); err != nil {
 			return r, err
 		}
-		if err := c.reserve(r.Payload, r.Size()-r.Payload); err != nil {
-			return r, err
-		}
-		// The first write makes the file as long as it will be and marks it
-		// with the trailer at once.
-		if err := c.write(r.Size()-c.page, r.trailerPage()); err != nil {
+		if err := c.lengthen(r); err != nil {
 			return r, err
 		}
 		tail := make([]byte, r.Moved+r.Prologue-r.Payload)
@@ -192,6 +187,24 @@ func (c change) move(r Record) (Record, error) {
 		}
 		r = newRecord(r.Payload, need, c.page, r.UUID)
 	}
+}
+
+// lengthen gives the file its blocks, its size and its trailer, the last two by
+// one write: a file that is longer than the image is marked. A pinned file on f2fs
+// does not take a write behind its end (EIO since about 6.13; f2fs_write_begin), so
+// that there the size comes first.
+func (c change) lengthen(r Record) error {
+	if err := c.reserve(r.Payload, r.Size()-r.Payload); err != nil {
+		return err
+	}
+	err := c.write(r.Size()-c.page, r.trailerPage())
+	if !errors.Is(err, unix.EIO) {
+		return err
+	}
+	if err := c.grow(r.Payload, r.Size()-r.Payload); err != nil {
+		return err
+	}
+	return c.write(r.Size()-c.page, r.trailerPage())
 }
 
 // mark writes the swap header over page 0 of an image whose moved pages are

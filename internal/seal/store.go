@@ -28,6 +28,7 @@ type store interface {
 	write(off extents.Bytes, p []byte) error
 	sync() error
 	reserve(off, n extents.Bytes) error // allocates blocks, leaves the size
+	grow(off, n extents.Bytes) error    // the same and makes the file longer
 	truncate(size extents.Bytes) error
 	intent() ([]byte, error) // nil when there is none
 	setIntent(p []byte) error
@@ -136,12 +137,16 @@ func (s fileStore) uncache() error {
 	return s.fail("fadvise", unix.Fadvise(s.fd(), 0, 0, unix.FADV_DONTNEED))
 }
 
-// reserve allocates by fallocate(2) with FALLOC_FL_KEEP_SIZE, so that the size
-// changes only by the write of the trailer. A pinned f2fs file grows in no
-// other way. f2fs may give less than was asked for and EAGAIN.
 func (s fileStore) reserve(off, n extents.Bytes) error {
+	return s.fallocate(unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (s fileStore) grow(off, n extents.Bytes) error { return s.fallocate(0, off, n) }
+
+// fallocate repeats on EAGAIN: f2fs says so when it has given a part.
+func (s fileStore) fallocate(mode uint32, off, n extents.Bytes) error {
 	for try := 0; ; try++ {
-		err := unix.Fallocate(s.fd(), unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(n))
+		err := unix.Fallocate(s.fd(), mode, int64(off), int64(n))
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && try < 100 {
 			continue
 		}
