@@ -42,18 +42,17 @@ func setFlags(f *os.File, flags uint32) error {
 // must be allocated after that (f2fs.rst).
 func prepare(f *os.File, kind string, flags uint32) error {
 	flags &^= flagCompress
-	if kind == "btrfs" {
-		flags |= flagNoCOW
-	}
 	if err := setFlags(f, flags); err != nil {
 		return err
 	}
-	if kind != "f2fs" {
-		return nil
-	}
-	pin := uint32(1)
-	if err := ioctl.Pointer(int(f.Fd()), f2fsSetPin, &pin); err != nil {
-		return fmt.Errorf("%s: %w", f.Name(), err)
+	switch kind {
+	case "btrfs": // in a step of its own: a file must not go from compressed to +C at once
+		return setFlags(f, flags|flagNoCOW)
+	case "f2fs":
+		pin := uint32(1)
+		if err := ioctl.Pointer(int(f.Fd()), f2fsSetPin, &pin); err != nil {
+			return fmt.Errorf("%s: %w", f.Name(), err)
+		}
 	}
 	return nil
 }

@@ -1,0 +1,183 @@
+//go:build vmtest
+
+package backing
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dmloop/extents"
+	"dmloop/internal/vmtest"
+
+	"golang.org/x/sys/unix"
+)
+
+func isENOSPC(err error) bool {
+	var p *NoSpaceError
+	return errors.As(err, &p) && errors.Is(err, unix.ENOSPC)
+}
+
+// sick makes a file with all that the host's files can have, and a neighbour.
+const sick = `
+	head -c 16M /dev/urandom >f
+	i=0; while [ $i -lt 128 ]; do fallocate -p -o $((i*131072+65536)) -l 32768 f; i=$((i+1)); done
+	fallocate -z -o 6M -l 1M f
+	fallocate -o 16M -l 1M f; truncate -s 18M f
+	head -c 1M /dev/urandom >neighbour
+	sync`
+
+func TestProvisionOnHosts(t *testing.T) {
+	for _, h := range hosts {
+		t.Run(h.name, func(t *testing.T) {
+			disk, dir := h.mount(t)
+			path, neighbour := filepath.Join(dir, "f"), filepath.Join(dir, "neighbour")
+			shell(t, dir, sick)
+			if h.reflinks() {
+				shell(t, dir, "cp --reflink=always f clone; sync")
+			}
+			before, other := vmtest.ChecksumFile(t, path), vmtest.ChecksumFile(t, neighbour)
+			report, err := Provision(context.Background(), path, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report.Holes < 4<<20 || h.reflinks() && report.Shared < 10<<20 {
+				t.Errorf("report is %+v", report)
+			}
+			if got := flags(t, path); got != "" {
+				t.Errorf("filefrag prints %q", got)
+			}
+			if h.fs != "btrfs" {
+				onDisk(t, path, disk)
+			}
+			if h.reflinks() && vmtest.ChecksumFile(t, filepath.Join(dir, "clone")) != before {
+				t.Error("the clone's content changed")
+			}
+			vmtest.Umount(t, dir)
+			vmtest.Must(t, "mount", disk, dir)
+			if vmtest.ChecksumFile(t, path) != before {
+				t.Error("the content changed")
+			}
+			if vmtest.ChecksumFile(t, neighbour) != other {
+				t.Error("the neighbour's content changed")
+			}
+		})
+	}
+}
+
+func TestProvisionCompressed(t *testing.T) {
+	disk := vmtest.Disk(t, 0)
+	vmtest.Mkfs(t, "btrfs", disk)
+	dir := vmtest.Mount(t, disk)
+	shell(t, dir, ">f; chattr +c f; yes something | head -c 8M >f; sync")
+	path := filepath.Join(dir, "f")
+	if got := flags(t, path); !strings.Contains(got, "encoded") {
+		t.Fatalf("premise: not compressed: %q", got)
+	}
+	before := vmtest.ChecksumFile(t, path)
+	report, err := Provision(context.Background(), path, Options{})
+	if err != nil || report.Encoded != 8<<20 {
+		t.Errorf("got %+v, %v", report, err)
+	}
+	if got := flags(t, path); got != "" {
+		t.Errorf("filefrag prints %q", got)
+	}
+	if vmtest.ChecksumFile(t, path) != before {
+		t.Error("the content changed")
+	}
+}
+
+// TestKilledProvisionHarmsNothing kills it at many points, with and without a power
+// cut, and compares the content each time.
+func TestKilledProvisionHarmsNothing(t *testing.T) {
+	for _, h := range []host{hosts[0], hosts[1], hosts[2], hosts[4], hosts[5]} {
+		t.Run(h.name, func(t *testing.T) {
+			disk, dir := h.mount(t)
+			path := filepath.Join(dir, "f")
+			killed := 0
+			for at := 1; at <= 121; at += 4 {
+				shell(t, dir, "rm -f f clone; "+sick)
+				if h.reflinks() {
+					shell(t, dir, "cp --reflink=always f clone; sync")
+				}
+				before := vmtest.ChecksumFile(t, path)
+				if !die(t, "provision", path, 0, at) {
+					t.Fatalf("not killed at report %d", at)
+				}
+				killed++
+				if at%8 == 1 && h.fs != "btrfs" { // which has no such ioctl
+					pullThePlug(t, dir)
+					vmtest.Umount(t, dir)
+					vmtest.Must(t, "mount", disk, dir)
+				}
+				if vmtest.ChecksumFile(t, path) != before {
+					t.Fatalf("killed at report %d: the content changed", at)
+				}
+				if at%20 == 1 {
+					if _, err := Provision(context.Background(), path, Options{}); err != nil {
+						t.Errorf("going on after report %d: %v", at, err)
+					}
+					if vmtest.ChecksumFile(t, path) != before {
+						t.Fatalf("going on after report %d: the content changed", at)
+					}
+				}
+			}
+			if killed < 30 {
+				t.Errorf("killed only %d times", killed)
+			}
+		})
+	}
+}
+
+func TestProvisionWithoutSpace(t *testing.T) {
+	for _, h := range hosts {
+		t.Run(h.name, func(t *testing.T) {
+			_, dir := h.mount(t)
+			path := filepath.Join(dir, "f")
+			shell(t, dir, "head -c 8M /dev/urandom >f; truncate -s 512M f; sync f")
+			before := vmtest.ChecksumFile(t, path)
+			if _, err := Provision(context.Background(), path, Options{}); !isENOSPC(err) {
+				t.Errorf("got %v", err)
+			}
+			if vmtest.ChecksumFile(t, path) != before {
+				t.Error("the content changed")
+			}
+		})
+	}
+}
+
+// TestProvisionRefusesOnHosts has files that must not be touched.
+func TestProvisionRefusesOnHosts(t *testing.T) {
+	disk := vmtest.Disk(t, 0)
+	vmtest.Mkfs(t, "ext4", disk)
+	dir := vmtest.Mount(t, disk)
+	tests := []struct {
+		name, script, undo string
+		refused            func(err error) bool
+	}{
+		{"immutable", "truncate -s 1M f; chattr +i f", "chattr -i f", func(err error) bool { return errors.Is(err, ErrImmutable) }},
+		{"active swap", "head -c 1M /dev/zero >f; chmod 600 f; mkswap -q f; swapon f", "swapoff f", func(err error) bool { return hasProblem(err, extents.ActiveSwap) }},
+		{"data journal", "truncate -s 1M f; chattr +j f", "true", func(err error) bool { return hasProblem(err, extents.DataJournal) }},
+		{"loop device", "truncate -s 1M f; losetup -f f", "losetup -d $(losetup -n -O NAME -j f)", func(err error) bool { return isRule(err, extents.OpenElsewhere) }},
+		{"read-only mount", "truncate -s 1M f; sync; mount -o remount,ro .", "mount -o remount,rw .", func(err error) bool { return errors.Is(err, unix.EROFS) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			shell(t, dir, tt.script)
+			t.Cleanup(func() { shell(t, dir, tt.undo+"; while losetup -n -j f | grep -q .; do sleep 0.01; done; rm -f f") })
+			before := vmtest.Must(t, "filefrag", "-v", filepath.Join(dir, "f"))
+			if _, err := Provision(context.Background(), filepath.Join(dir, "f"), Options{}); !tt.refused(err) {
+				t.Errorf("got %v", err)
+			}
+			if after := vmtest.Must(t, "filefrag", "-v", filepath.Join(dir, "f")); after != before {
+				t.Errorf("the layout changed from\n%sto\n%s", before, after)
+			}
+		})
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "f")); err == nil {
+		t.Error("the file is still there")
+	}
+}
