@@ -40,6 +40,7 @@ type activateOptions struct {
 	all, initrd bool
 	auto        bool // --all leaves out what does not come up by itself
 	path        string
+	wait        time.Duration
 }
 
 func newActivateCommand(env *cliEnv) *cobra.Command {
@@ -60,6 +61,7 @@ left as it is. Prints the path of each device. A line with nofail that fails und
 	}
 	o.addFlags(env, cmd)
 	cmd.Flags().BoolVar(&o.initrd, "initrd", false, "with --all: the lines marked x-initrd.attach, as in an initramfs")
+	cmd.Flags().DurationVar(&o.wait, "wait", 0, "wait so long for the devices of shims to appear")
 	return cmd
 }
 
@@ -108,7 +110,7 @@ func (o *activateOptions) run(ctx context.Context, env *cliEnv, names []string, 
 	}
 	runner := activate.Runner{
 		Open:    func() activate.System { return env.system().WithPatience(activatePatience) },
-		Devices: blockid.Local(), Log: env.logger(), Jobs: activateJobs,
+		Devices: blockid.Local(), Log: env.logger(), Jobs: activateJobs, Wait: o.wait,
 	}
 	results := do(runner, ctx, entries)
 	failed := []error{bad}

@@ -142,6 +142,7 @@ func newBootRemoveCommand(env *cliEnv) *cobra.Command {
 
 func newBootActivateCommand(env *cliEnv) *cobra.Command {
 	var store boot.Store
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "activate [NAME...]",
 		Short: "Bring images up from their manifests, in an initramfs",
@@ -151,14 +152,17 @@ that differs from its manifest is refused, the reason is printed, and the fallba
 taken: with shell nothing more is done (exit 4), with loop the same device is made
 over a loop device. A host that is not there yet is exit 6: call again. On the kernel
 command line, dmloop=off does without and dmloop.fallback= overrides the manifest.`,
-		RunE: func(cmd *cobra.Command, args []string) error { return runBootActivate(cmd.Context(), env, store, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runBootActivate(cmd.Context(), env, store, wait, args)
+		},
 	}
 	bootDir(cmd, &store)
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait so long for the host's device to appear")
 	jsonFlag(env, cmd)
 	return cmd
 }
 
-func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, names []string) error {
+func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, wait time.Duration, names []string) error {
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err
@@ -174,7 +178,7 @@ func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, names [
 	}
 	sys := env.system()
 	defer sys.Close()
-	b := boot.Booter{System: sys, Devices: blockid.Local(), Log: env.logger(), Run: boot.RunDir}
+	b := boot.Booter{System: sys, Devices: blockid.Local(), Log: env.logger(), Run: boot.RunDir, Wait: wait}
 	return each(names, func(name string) error {
 		m, err := store.Load(name)
 		if err != nil {
@@ -211,6 +215,9 @@ func sayOutcome(env *cliEnv, name string, out boot.Outcome) error {
 			kernelLog(env.stderr, "dmloop", fmt.Sprintf("%s: on a loop device instead; in the running system save it again: dmloop boot save", name))
 		}
 		return nil
+	}
+	if out.There {
+		return reported{lifecycle.StaleMapping}
 	}
 	return &lifecycle.Error{Class: lifecycle.StaleMapping, Subject: name, Message: "refused: " + strings.Join(out.Refused, "; "),
 		Hint: "boot with dmloop.fallback=loop, or repair it from the shell"}

@@ -50,14 +50,15 @@ func inInitrd() bool {
 	return err == nil
 }
 
-// kernelLog writes a line to the kernel's log, which shows errors on the console, and
-// to w as well: where there is no such log, or nobody reads it now.
+// kernelLog writes a line to the kernel's log, which shows errors on the console, or
+// to w where that cannot be had.
 func kernelLog(w io.Writer, program, text string) {
 	line := fmt.Sprintf("%s: %s\n", program, printable(text))
 	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		defer f.Close()
-		// A log that takes nothing is no reason to stop: the line goes to w.
-		_, _ = f.WriteString("<3>" + line)
+		if _, err := f.WriteString("<3>" + line); err == nil {
+			return
+		}
 	}
 	fmt.Fprint(w, line)
 }

@@ -28,7 +28,8 @@ type Runner struct {
 	Open    func() System
 	Devices blockid.Finder
 	Log     *slog.Logger
-	Jobs    int // entries at a time
+	Jobs    int           // entries at a time
+	Wait    time.Duration // for the devices of shims to appear
 }
 
 // Result is what became of an entry.
@@ -92,7 +93,7 @@ func (r Runner) up(ctx context.Context, sys System, e tab.Entry) Result {
 		st, there, err := sys.EnsureMapped(ctx, e.Source, Options(e))
 		return Result{Device: st.Device, There: there, Err: err}
 	}
-	d, err := r.Devices.Find(e.Source)
+	d, err := r.Devices.Await(ctx, e.Source, r.Wait)
 	if errors.Is(err, blockid.ErrNotFound) {
 		return Result{Err: &lifecycle.Error{Class: lifecycle.NotFound, Subject: e.Label, Message: "the device " + e.Source + " is not there"}}
 	}

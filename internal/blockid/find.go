@@ -1,6 +1,7 @@
 package blockid
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,6 +73,24 @@ func (f Finder) Find(source string) (Device, error) {
 		}
 	}
 	return f.topmost(source, matching)
+}
+
+// awaitStep is how often Await looks.
+const awaitStep = 100 * time.Millisecond
+
+// Await is Find where the device may be late: it looks again and again for so long.
+func (f Finder) Await(ctx context.Context, source string, patience time.Duration) (Device, error) {
+	for deadline := time.Now().Add(patience); ; {
+		d, err := f.Find(source)
+		if !errors.Is(err, ErrNotFound) || time.Now().After(deadline) {
+			return d, err
+		}
+		select {
+		case <-ctx.Done():
+			return d, err
+		case <-time.After(awaitStep):
+		}
+	}
 }
 
 // topmost leaves out devices on which another one of the list stands.

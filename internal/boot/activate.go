@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +36,8 @@ type Booter struct {
 	System  System
 	Devices blockid.Finder
 	Log     *slog.Logger
-	Run     string // folder for what the real root has to know: RunDir
+	Run     string        // folder for what the real root has to know: RunDir
+	Wait    time.Duration // for the host's device to appear
 }
 
 // RunDir has a file for each image that was activated or refused at this boot.
@@ -60,7 +62,7 @@ func (b Booter) Activate(ctx context.Context, m Manifest, fallback Fallback) (Ou
 	if done, ok := b.earlier(m.Record.Name); ok {
 		return done, nil
 	}
-	device, err := b.Devices.Find("UUID=" + m.Host.UUID)
+	device, err := b.Devices.Await(ctx, "UUID="+m.Host.UUID, b.Wait)
 	if err != nil {
 		return Outcome{}, err
 	}

@@ -1,6 +1,9 @@
 package hostfiles
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // BootHost is the host file system of an image that the initramfs mapped.
 type BootHost struct {
@@ -27,13 +30,15 @@ Conflicts=umount.target
 Before=umount.target
 Requires=%[3]s
 After=%[3]s
+Wants=systemd-fsck@%[6]s.service
+After=systemd-fsck@%[6]s.service
 
 [Mount]
 What=%[2]s
 Where=%[4]s
 Type=%[5]s
-Options=rw,noatime
-`, percent(h.Name), percent(h.Device), deviceUnit(h.Device), percent(h.Point), h.Type)
+`, percent(h.Name), percent(h.Device), deviceUnit(h.Device), percent(h.Point), h.Type,
+			strings.TrimSuffix(deviceUnit(h.Device), ".device"))
 		o.Links["local-fs.target.wants/"+mount] = "../" + mount
 	}
 	verify := "dmloop-boot@" + instance(h.Name) + ".service"

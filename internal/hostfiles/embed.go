@@ -8,5 +8,5 @@ import "embed"
 
 // Files has the files as they are shipped.
 //
-//go:embed systemd udev
+//go:embed systemd udev initramfs-tools dracut
 var Files embed.FS
