@@ -20,6 +20,7 @@ import (
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 )
 
 // rig is a state folder, an image and a fake device-mapper with its mapping.
@@ -339,6 +340,31 @@ func TestAnImageThatCannotBeOpenedFailsClosedInTheEnd(t *testing.T) {
 	if err != nil || !strings.Contains(st.Mappings[0].Reason, "5 times in a row") {
 		t.Errorf("Status: %+v, %v", st, err)
 	}
+}
+
+func TestAdoptsAnImageThatMoved(t *testing.T) {
+	r := newRig(t)
+	m := r.record()
+	img, err := image.Open(r.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Image.Handle = observe.FileHandle(img)
+	img.Close()
+	r.save(m)
+	if err := os.Rename(r.image, r.image+".away"); err != nil {
+		t.Fatal(err)
+	}
+	c, stop := r.start()
+	if st, err := c.Status(t.Context()); err != nil || st.Mappings[0].State != guard.Healthy || r.tornDown() {
+		t.Errorf("renamed: %+v, %v", st, err)
+	}
+	stop()
+	if err := os.Remove(r.image + ".away"); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.await("the error table", r.tornDown)
 }
 
 func TestAddRefusesWhatIsDifferent(t *testing.T) {

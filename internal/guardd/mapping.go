@@ -89,15 +89,25 @@ func (m *mapping) attach(img *image.Image) error {
 // Quick implements guard.World.
 func (m *mapping) Quick(ctx context.Context) guard.Observed {
 	if m.reader == nil {
-		img, err := image.Open(m.record.Image.Path)
+		img, err := observe.Open(m.record.Image, image.Open)
 		if err == nil {
 			err = m.attach(img)
+		}
+		if errors.Is(err, observe.ErrImageGone) {
+			return guard.Observed{Identity: guard.Read(m.gone(), nil)}
 		}
 		if err != nil {
 			return guard.Observed{Identity: guard.Read(guard.Identity{}, fmt.Errorf("opening the image: %w", err))}
 		}
 	}
 	return m.reader.Quick(ctx)
+}
+
+// gone is the identity of an image that was deleted: its own, without a name.
+func (m *mapping) gone() guard.Identity {
+	id := observe.Expect(m.record).Identity
+	id.Links = 0
+	return id
 }
 
 // Full implements guard.World.

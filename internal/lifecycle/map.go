@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 )
 
@@ -191,7 +192,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 		Image: manifest.Image{
 			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
-			Handle: fileHandle(img),
+			Handle: observe.FileHandle(img),
 		},
 		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly, Sealed: v.Sealed,
 		Extents: len(v.Layout.Extents), OnChange: o.OnChange, Guard: !o.NoGuard, Unsafe: o.Unsafe,

@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 )
 
@@ -56,7 +57,7 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 	if img == nil {
 		var err error
 		if img, err = s.openRecorded(ctx, m.Image); err != nil {
-			if errors.Is(err, errImageGone) {
+			if errors.Is(err, observe.ErrImageGone) {
 				s.log.Warn("the image is gone, its pins with it", "mapping", m.Name, "image", m.Image.Path)
 				return nil
 			}
@@ -77,12 +78,6 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 	}
 	return nil
-}
-
-// sameInode compares what a rename or remount does not change.
-func sameInode(m manifest.Image, id image.Identity) bool {
-	return m.Major == id.Major && m.Minor == id.Minor && m.Inode == id.Inode &&
-		m.Generation == id.Generation && m.Birth == id.Birth
 }
 
 // recover finishes or undoes what killed commands left: the caller holds the lock, so
