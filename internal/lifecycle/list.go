@@ -58,6 +58,10 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	}
 	found := make([]Status, 0, len(records))
 	for _, m := range records {
+		if unreadable(m) {
+			found = append(found, Status{Name: m.Name, Grade: string(pin.Unsafe), State: m.State, Reason: m.Reason})
+			continue
+		}
 		found = append(found, s.status(ctx, conn, m))
 	}
 	if len(targets) == 0 {
@@ -92,13 +96,16 @@ func (s *System) records(store *manifest.Store, targets []string) ([]manifest.Ma
 		if errors.Is(err, manifest.ErrNotFound) {
 			continue // unmapped meanwhile
 		}
-		if err != nil {
-			return nil, err
+		if err != nil { // it must not hide the others
+			m = manifest.Manifest{Name: name, State: manifest.Stale, Reason: "its record cannot be used: " + err.Error()}
 		}
 		records = append(records, m)
 	}
 	return records, nil
 }
+
+// unreadable reports whether a record only stands for one that cannot be read.
+func unreadable(m manifest.Manifest) bool { return m.UUID == "" }
 
 // status compares a record with the kernel.
 func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest) Status {
@@ -171,9 +178,12 @@ func (s *System) judgeLoss(st *Status, m manifest.Manifest, now []pin.Kind, grad
 
 // orphans lists live devices of dmloop that no record names.
 func (s *System) orphans(conn *dm.Conn, records []manifest.Manifest) ([]Status, error) {
-	known := map[string]bool{}
+	known, unusable := map[string]bool{}, map[string]bool{}
 	for _, m := range records {
 		known[m.UUID] = true
+		if unreadable(m) {
+			unusable[m.Name] = true
+		}
 	}
 	devices, err := s.liveDevices(conn)
 	if err != nil {
@@ -181,7 +191,7 @@ func (s *System) orphans(conn *dm.Conn, records []manifest.Manifest) ([]Status, 
 	}
 	var found []Status
 	for _, info := range devices {
-		if known[info.UUID] {
+		if known[info.UUID] || unusable[info.Name] {
 			continue
 		}
 		found = append(found, Status{

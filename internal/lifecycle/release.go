@@ -146,6 +146,9 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	}
 	m, err := s.find(store, target)
 	if err != nil {
+		if ClassOf(err) != NotFound {
+			return err
+		}
 		if s.justReleased(target) {
 			return nil
 		}
@@ -278,19 +281,21 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 	if err != nil {
 		return manifest.Manifest{}, err
 	}
+	missing := manifest.ErrNotFound
 	for _, name := range names {
 		m, err := store.Load(name)
 		if errors.Is(err, manifest.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return manifest.Manifest{}, err
+			missing = err // it may be the image's
+			continue
 		}
 		if m.Image.Major == id.Major && m.Image.Minor == id.Minor && m.Image.Inode == id.Inode {
 			return m, nil
 		}
 	}
-	return manifest.Manifest{}, manifest.ErrNotFound
+	return manifest.Manifest{}, missing
 }
 
 // removalPending reports whether the kernel removes the device at its last close.

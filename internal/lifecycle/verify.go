@@ -37,7 +37,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 	var all []Verified
 	for _, m := range records {
 		v := Verified{Name: m.Name, State: m.State, Reason: m.Reason}
-		if m.State != manifest.Releasing && m.State != manifest.Mapping {
+		if m.State != manifest.Releasing && m.State != manifest.Mapping && !unreadable(m) {
 			v.Findings = guard.Check(observe.Expect(m), s.observeAll(ctx, m))
 			if !m.State.Broken() {
 				v.State, v.Reason = judged(v.Findings)

@@ -1,0 +1,261 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/manifest"
+)
+
+func background(t *testing.T) context.Context {
+	t.Helper()
+	return context.Background()
+}
+
+func TestUnmapByNameAndByImage(t *testing.T) {
+	w := newWorld(t)
+	for i, target := range []func(m manifest.Manifest) string{
+		func(m manifest.Manifest) string { return m.Name },
+		func(m manifest.Manifest) string { return m.Image.Path },
+		func(m manifest.Manifest) string { // another way to the same inode
+			link := filepath.Join(w.dir, "link")
+			if err := os.Symlink(m.Image.Path, link); err != nil {
+				t.Fatal(err)
+			}
+			return link
+		},
+	} {
+		m := w.mapped(t, "image", manifest.Healthy)
+		if err := w.fresh().Unmap(background(t), target(m), UnmapOptions{}); err != nil {
+			t.Errorf("%d: %v", i, err)
+		}
+		if n := w.accounted(t, "unmapped"); n != 0 || w.kernel.Len() != 0 {
+			t.Errorf("%d: left %d records, %d devices", i, n, w.kernel.Len())
+		}
+		if err := os.Remove(m.Image.Path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != NotFound {
+		t.Errorf("unmapped again: %v", err)
+	}
+}
+
+// Every request of unmap is made to fail in turn. Whatever fails, no device is left
+// without a record, and the next unmap clears it all.
+func TestUnmapWhenTheNthRequestFails(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		open  int
+		o     UnmapOptions
+		errno unix.Errno
+	}{
+		{"plain", 0, UnmapOptions{}, unix.EIO},
+		{"plain", 0, UnmapOptions{}, unix.ENOMEM},
+		{"force", 1, UnmapOptions{Force: true}, unix.EIO},
+		{"deferred", 1, UnmapOptions{Deferred: true}, unix.EIO},
+	} {
+		failed := 0
+		for n := 1; ; n++ {
+			w := newWorld(t)
+			m := w.mapped(t, "image", manifest.Healthy)
+			w.kernel.SetOpen("image", c.open)
+			w.kernel.FailNth(n, c.errno)
+			err := w.fresh().Unmap(background(t), "image", c.o)
+			calls := len(w.kernel.Calls())
+			w.kernel.FailNth(0, 0)
+			if n > calls { // none failed
+				if err != nil {
+					t.Errorf("%s without a failure: %v", c.name, err)
+				}
+				break
+			}
+			failed++
+			w.accounted(t, c.name)
+			if err != nil && ClassOf(err) != Failure {
+				t.Errorf("%s, request %d failed with %v: class %d (%v)", c.name, n, c.errno, ClassOf(err), err)
+			}
+			w.kernel.SetOpen("image", 0)
+			if err == nil && w.kernel.Len() > 0 {
+				t.Errorf("%s, request %d: no error, and the device stays", c.name, n)
+			}
+			again := w.fresh().Unmap(background(t), "image", UnmapOptions{})
+			if again != nil && (err != nil || ClassOf(again) != NotFound) {
+				t.Errorf("%s, request %d: the next unmap: %v (the first: %v)", c.name, n, again, err)
+			}
+			if left := w.accounted(t, c.name); left != 0 || w.kernel.Len() != 0 {
+				t.Errorf("%s, request %d: left %d records, %d devices", c.name, n, left, w.kernel.Len())
+			}
+			if _, err := os.Stat(m.Image.Path); err != nil {
+				t.Error(err)
+			}
+		}
+		t.Logf("%s: %d requests failed in turn", c.name, failed)
+		if failed == 0 {
+			t.Errorf("%s: nothing was made to fail", c.name)
+		}
+	}
+}
+
+func TestUnmapBusy(t *testing.T) {
+	w := newWorld(t)
+	w.mapped(t, "image", manifest.Weakened)
+	w.kernel.SetOpen("image", 1)
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
+		t.Errorf("%v", err)
+	}
+	m, err := w.store.Load("image")
+	if err != nil || m.State != manifest.Weakened || m.Reason != "" {
+		t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
+	}
+	if d, ok := w.kernel.Device("image"); !ok || d.Deferred || d.Suspended {
+		t.Errorf("the device: %+v, %v", d, ok)
+	}
+}
+
+func TestUnmapDeferred(t *testing.T) {
+	w := newWorld(t)
+	w.mapped(t, "image", manifest.Healthy)
+	w.kernel.SetOpen("image", 1)
+	for range 2 { // asked for twice is no error
+		if err := w.fresh().Unmap(background(t), "image", UnmapOptions{Deferred: true}); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := w.store.Load("image"); err != nil || m.State != manifest.Releasing || m.Reason == "" {
+			t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
+		}
+	}
+	if d, ok := w.kernel.Device("image"); !ok || !d.Deferred || d.Active[0].Target != "linear" {
+		t.Errorf("the device: %+v, %v", d, ok)
+	}
+	w.kernel.SetOpen("image", 0)
+	if w.kernel.Len() != 0 {
+		t.Fatal("the kernel did not remove it")
+	}
+	// Whatever command comes next finishes it.
+	runNothing(t, w.fresh())
+	if n := w.accounted(t, "closed"); n != 0 {
+		t.Errorf("%d records left", n)
+	}
+}
+
+// runNothing takes and drops the lock, as every command that changes something does.
+func runNothing(t *testing.T, s *System) {
+	t.Helper()
+	_, unlock, err := s.lockStore(background(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+func TestUnmapForce(t *testing.T) {
+	w := newWorld(t)
+	w.mapped(t, "image", manifest.Healthy)
+	w.kernel.SetOpen("image", 2)
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	d, ok := w.kernel.Device("image")
+	if !ok || len(d.Active) != 1 || d.Active[0].Target != "error" || d.Active[0].Length != 16 {
+		t.Errorf("the device: %+v, %v", d, ok)
+	}
+	w.kernel.SetOpen("image", 0)
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); err != nil {
+		t.Errorf("after the last close: %v", err)
+	}
+	if n := w.accounted(t, "closed"); n != 0 || w.kernel.Len() != 0 {
+		t.Errorf("left %d records, %d devices", n, w.kernel.Len())
+	}
+}
+
+// A command that was killed at any point leaves a record in state mapping or
+// releasing, with the device or without; any next command clears it.
+func TestRecover(t *testing.T) {
+	for _, state := range []manifest.State{manifest.Mapping, manifest.Releasing} {
+		for _, device := range []bool{true, false} {
+			w := newWorld(t)
+			m := w.mapped(t, "image", state)
+			w.mapped(t, "other", manifest.Healthy)
+			conn := w.kernel.Conn()
+			if !device {
+				w.kernel.SetOpen("image", 0)
+				if err := w.fresh().removeOnce(conn, m.UUID, false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// The same command again succeeds, though recovery did its work before it.
+			if err := w.fresh().Unmap(background(t), m.Image.Path, UnmapOptions{}); err != nil {
+				t.Errorf("%s, device %v: %v", state, device, err)
+			}
+			if n := w.accounted(t, string(state)); n != 1 || w.kernel.Len() != 1 {
+				t.Errorf("%s, device %v: %d records, %d devices", state, device, n, w.kernel.Len())
+			}
+		}
+	}
+}
+
+// A record whose image was deleted must not stay for ever.
+func TestRecoverWithoutImage(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Mapping)
+	if len(m.Image.Handle.Hex) == 0 || os.Geteuid() != 0 {
+		t.Log("images are found by their path only here")
+		return
+	}
+	if err := os.Remove(m.Image.Path); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); err != nil {
+		t.Error(err)
+	}
+	if n := w.accounted(t, "gone"); n != 0 || w.kernel.Len() != 0 {
+		t.Errorf("left %d records, %d devices", n, w.kernel.Len())
+	}
+}
+
+// Another file under the image's name is never unpinned, and never taken for it.
+func TestAnotherFileInItsPlace(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	moved := m.Image.Path + ".moved"
+	if err := errors.Join(os.Rename(m.Image.Path, moved), os.WriteFile(m.Image.Path, make([]byte, 8192), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.fresh().Unmap(background(t), m.Image.Path, UnmapOptions{}); ClassOf(err) != NotFound {
+		t.Errorf("by the path of the new file: %v", err)
+	}
+	if _, ok := w.kernel.Device("image"); !ok {
+		t.Fatal("the device is gone")
+	}
+	if err := w.fresh().Unmap(background(t), moved, UnmapOptions{}); err != nil && os.Geteuid() == 0 {
+		t.Errorf("by the path of the old one: %v", err)
+	}
+}
+
+func TestUnreadableRecordStopsNothingElse(t *testing.T) {
+	w := newWorld(t)
+	w.mapped(t, "image", manifest.Healthy)
+	w.mapped(t, "broken", manifest.Healthy)
+	path := filepath.Join(w.dir, "state", "broken.mapping")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("{}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); err != nil {
+		t.Errorf("another mapping: %v", err)
+	}
+	if err := w.fresh().Unmap(background(t), "broken", UnmapOptions{}); err == nil {
+		t.Error("a record that cannot be read was acted on")
+	}
+	if _, ok := w.kernel.Device("broken"); !ok {
+		t.Error("its device was removed")
+	}
+}
