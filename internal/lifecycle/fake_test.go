@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 )
 
 // world is a System on a device-mapper in memory and a state folder of its own.
@@ -67,7 +68,7 @@ func (w *world) mapped(t *testing.T, name string, state manifest.State) manifest
 	m := manifest.Manifest{
 		Name: name, UUID: uuid, State: state, Size: 8192, Extents: 1, Grade: "unsafe", OnChange: "error",
 		Image: manifest.Image{Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode,
-			Generation: id.Generation, Birth: id.Birth, Size: id.Size, Filesystem: "ext4", Handle: fileHandle(img)},
+			Generation: id.Generation, Birth: id.Birth, Size: id.Size, Filesystem: "ext4", Handle: observe.FileHandle(img)},
 		Created: time.Now().UTC(),
 		Layout:  extents.Layout{Size: 8192, Extents: []extents.Extent{{Physical: 1 << 20, Length: 8192}}},
 		Table:   dmtable.Table{{Length: 16, Target: dmtable.Linear, Args: "8:1 2048"}},
