@@ -78,12 +78,23 @@ func TestClaimErrors(t *testing.T) {
 		if active, err := swap.Active(f); err != nil || !active {
 			t.Errorf("then active: %v, %v", active, err)
 		}
+		// Who comes later can open it for reading only.
+		late, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer late.Close()
+		if active, err := swap.Active(late); err != nil || !active {
+			t.Errorf("open for reading, active: %v, %v", active, err)
+		}
 		vmtest.Must(t, "chattr", "-i", path)
 		if err := swap.Release(f); err != nil {
 			t.Fatal(err)
 		}
-		if active, err := swap.Active(f); err != nil || active {
-			t.Errorf("released and active: %v, %v", active, err)
+		for _, f := range []*os.File{f, late} {
+			if active, err := swap.Active(f); err != nil || active {
+				t.Errorf("released and active: %v, %v", active, err)
+			}
 		}
 		plain := h.open(h.create("plain", 1<<20, 2))
 		if err := swap.Claim(plain); !errors.Is(err, swap.ErrRefused) || !errors.Is(err, unix.EINVAL) {

@@ -125,24 +125,6 @@ func Release(f *os.File) error {
 	return e
 }
 
-// Active proves whether the kernel holds f as a swap file now: it then refuses a
-// shared writable mapping with ETXTBSY (mmap_region in mm/mmap.c). f must be
-// open for reading and writing. The mapping is undone at once and nothing is
-// read or written through it. The error says that it could not be told.
-func Active(f *os.File) (bool, error) {
-	m, err := unix.Mmap(int(f.Fd()), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	switch {
-	case errors.Is(err, unix.ETXTBSY):
-		return true, nil
-	case err != nil:
-		return false, &os.PathError{Op: "mmap", Path: f.Name(), Err: err}
-	}
-	if err := unix.Munmap(m); err != nil {
-		return false, &os.PathError{Op: "munmap", Path: f.Name(), Err: err}
-	}
-	return false, nil
-}
-
 // Room tells whether the kernel would take one more swap file. It asks for a
 // name that no file has: swapon(2) looks for a free place before it looks for
 // the file. The error is ErrNoSwap or ErrNotPermitted when it cannot be told.
