@@ -40,6 +40,7 @@ var level = map[string]int{
 	"internal/guardrpc":   3,
 	"internal/observe":    3,
 	"internal/tab":        3,
+	"internal/persist":    4,
 	"internal/boot":       5,
 	"internal/activate":   5,
 	"internal/guardd":     4,

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/blockid"
+	"dmloop/internal/lifecycle"
+	"dmloop/internal/persist"
+)
+
+// persistOptions are the flags of shim that make it come back at every boot.
+type persistOptions struct {
+	point  string
+	name   string
+	revert bool
+	dryRun bool
+}
+
+const persistHelp = `
+With --persist MOUNTPOINT, have the file system that is mounted there mounted from a
+shim at every boot: a line is added to dmlooptab(5), the initramfs is made anew where
+it mounts the file system, and the device in fstab is changed, in this order, so that
+the machine boots whatever happens in between. The next boot takes it up. --revert
+takes it back; --dry-run prints every edit and makes none. Copies of the files are
+kept in /etc/dmloop/persist until then.`
+
+func (o *persistOptions) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.point, "persist", "", "have the file system at `MOUNTPOINT` mounted from a shim at every boot")
+	f.StringVar(&o.name, "name", "", "with --persist: the shim's name instead of one made from MOUNTPOINT")
+	f.BoolVar(&o.revert, "revert", false, "with --persist: take it back")
+	f.BoolVar(&o.dryRun, "dry-run", false, "with --persist: print the edits and make none")
+}
+
+// args accepts DEVICE NAME, or --persist alone.
+func (o *persistOptions) args(cmd *cobra.Command, args []string) error {
+	if o.point == "" {
+		if o.revert || o.dryRun || o.name != "" {
+			return usageError("--revert, --dry-run and --name go with --persist")
+		}
+		return cobra.ExactArgs(2)(cmd, args)
+	}
+	if len(args) > 0 || !filepath.IsAbs(o.point) {
+		return usageError("--persist takes the absolute path of a mount point and nothing else")
+	}
+	return nil
+}
+
+func (o *persistOptions) run(env *cliEnv) error {
+	machine := persist.Machine{Dir: persist.Dir, MakeInitramfs: makeInitramfs(env), Step: func(what string) {
+		fmt.Fprintln(env.stderr, what)
+	}}
+	plans, err := machine.Plans()
+	if err != nil {
+		return err
+	}
+	point := filepath.Clean(o.point)
+	plan, inForce := persist.Plan{}, false
+	for _, p := range plans {
+		if p.Point == point {
+			plan, inForce = p, true
+		}
+	}
+	switch {
+	case o.revert && !inForce:
+		return &lifecycle.Error{Class: lifecycle.NotFound, Subject: point, Message: "no shim is in force for this mount point"}
+	case !inForce: // else an earlier run is finished
+		facts, err := persist.Gather(point, o.name, persist.LocalPaths(tabPath()), blockid.Local())
+		if err == nil {
+			plan, err = persist.Make(facts)
+		}
+		if err != nil {
+			return persistError(point, err)
+		}
+	}
+	if o.dryRun {
+		fmt.Fprint(env.stdout, describe(plan, o.revert))
+		return nil
+	}
+	if unix.Geteuid() != 0 {
+		return &lifecycle.Error{Class: lifecycle.NotPermitted, Subject: point, Message: "only root may change how the machine boots", Hint: "run the command with sudo"}
+	}
+	if o.revert {
+		err = machine.Revert(plan)
+	} else {
+		err = machine.Apply(plan)
+	}
+	if err != nil {
+		return persistError(point, err)
+	}
+	reloadUnits()
+	fmt.Fprintln(env.stderr, "done; it takes effect at the next boot")
+	return nil
+}
+
+func persistError(point string, err error) error {
+	var refused *persist.RefusedError
+	if errors.As(err, &refused) {
+		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: point, Message: refused.Message, Hint: refused.Hint}
+	}
+	return &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: point, Err: err,
+		Hint: "run the same command again to go on, or with --revert to go back"}
+}
+
+// describe prints the edits of a plan in the order in which they are made.
+func describe(p persist.Plan, revert bool) string {
+	var b strings.Builder
+	edit := func(e persist.Edit) {
+		from, to := e.Old, e.New
+		if revert {
+			from, to = to, from
+		}
+		fmt.Fprintf(&b, "edit %s\n", e.Path)
+		if from != "" {
+			fmt.Fprintf(&b, "-%s\n", from)
+		}
+		if to != "" {
+			fmt.Fprintf(&b, "+%s\n", to)
+		}
+	}
+	steps := []func(){
+		func() { edit(p.Tab) },
+		func() {
+			if p.Maker != "" {
+				fmt.Fprintf(&b, "run %s\n", strings.Join(p.Maker.Command(), " "))
+			}
+		},
+		func() {
+			for _, e := range p.Fstab {
+				edit(e)
+			}
+		},
+	}
+	if revert {
+		steps[0], steps[1], steps[2] = steps[2], steps[0], steps[1]
+	}
+	for _, step := range steps {
+		step()
+	}
+	return b.String()
+}
+
+// makeInitramfs runs the maker and has its result on the disk before it returns: the
+// next edit relies on it.
+func makeInitramfs(env *cliEnv) func(persist.Maker) error {
+	return func(m persist.Maker) error {
+		argv := m.Command()
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Stdout, cmd.Stderr = env.stderr, env.stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+		}
+		unix.Sync()
+		return nil
+	}
+}
+
+// reloadUnits has systemd, where it runs, read the edited files. The next boot does
+// so in any case.
+func reloadUnits() {
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		_ = exec.Command("systemctl", "daemon-reload").Run()
+	}
+}

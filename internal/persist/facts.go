@@ -1,0 +1,128 @@
+package persist
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+
+	"dmloop/dmtable"
+	"dmloop/internal/blockid"
+)
+
+// Paths are the files of a machine that plans are made of; tests have others.
+type Paths struct {
+	Fstab, Tab, Cmdline string
+	// Hooks are the files that show that a maker of initramfs knows dmloop.
+	Hooks map[Maker]string
+}
+
+// LocalPaths returns the files of this machine.
+func LocalPaths(tab string) Paths {
+	return Paths{Fstab: "/etc/fstab", Tab: tab, Cmdline: "/proc/cmdline", Hooks: map[Maker]string{
+		InitramfsTools: "/usr/share/initramfs-tools/hooks/dmloop",
+		Dracut:         "/usr/lib/dracut/modules.d/90dmloop/module-setup.sh",
+	}}
+}
+
+// makers are the programs of the makers, the preferred one first.
+var makers = []struct {
+	maker   Maker
+	program string
+}{{InitramfsTools, "/usr/sbin/update-initramfs"}, {Dracut, "/usr/bin/dracut"}, {Dracut, "/usr/sbin/dracut"}}
+
+// Gather reads the facts about the file system that is mounted at point.
+func Gather(point, name string, paths Paths, devices blockid.Finder) (Facts, error) {
+	f := Facts{Point: filepath.Clean(point), Name: name, FstabPath: paths.Fstab, TabPath: paths.Tab}
+	device, err := mounted(f.Point, devices)
+	if err != nil {
+		return f, err
+	}
+	superblock, err := devices.Filesystem(device)
+	if err != nil {
+		return f, &RefusedError{err.Error(), "a shim helps file systems on which images can be mapped"}
+	}
+	f.UUID = superblock.UUID
+	if found, err := devices.Find("UUID=" + f.UUID); err != nil || found.Number != device.Number {
+		return f, &RefusedError{fmt.Sprintf("the UUID %s does not lead to %s alone", f.UUID, device.Path), "give each file system a UUID of its own (tune2fs -U, xfs_admin -U)"}
+	}
+	if f.Fstab, _, err = read(paths.Fstab); err != nil {
+		return f, err
+	}
+	if f.Tab, _, err = read(paths.Tab); err != nil {
+		return f, err
+	}
+	if f.KernelRoot, err = kernelRoot(paths.Cmdline); err != nil {
+		return f, err
+	}
+	for _, m := range makers {
+		if exists(m.program) && exists(paths.Hooks[m.maker]) {
+			f.Maker = m.maker
+			break
+		}
+	}
+	partUUID, err := devices.PartUUID(device)
+	f.Same = func(source string) bool { return same(source, device, f.UUID, partUUID, devices) }
+	return f, err
+}
+
+// mounted returns the block device that is mounted at point.
+func mounted(point string, devices blockid.Finder) (blockid.Device, error) {
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(point))
+	if err != nil {
+		return blockid.Device{}, err
+	}
+	if len(infos) == 0 {
+		return blockid.Device{}, &RefusedError{point + " is no mount point", "give the directory where the file system is mounted, such as /"}
+	}
+	info := infos[len(infos)-1]
+	device, err := devices.ByNumber(dmtable.Device{Major: uint32(info.Major), Minor: uint32(info.Minor)})
+	if errors.Is(err, blockid.ErrNotFound) {
+		return device, &RefusedError{fmt.Sprintf("the %s at %s is on no block device of its own", info.FSType, point), "keep images on ext4, xfs or f2fs"}
+	}
+	if err == nil && exists(filepath.Join(devices.Sys, "class/block", device.Name, "dm")) {
+		err = &RefusedError{fmt.Sprintf("%s is on device-mapper already (%s)", point, device.Path), "see whether an image there can be mapped as it is: dmloop check IMAGE"}
+	}
+	return device, err
+}
+
+// same reports whether a source of fstab is the device.
+func same(source string, device blockid.Device, uuid, partUUID string, devices blockid.Finder) bool {
+	tag, value, found := strings.Cut(source, "=")
+	if strings.HasPrefix(source, "/") || !found {
+		d, err := devices.Find(source)
+		return err == nil && d.Number == device.Number
+	}
+	value = strings.Trim(value, `"`)
+	switch tag {
+	case "UUID":
+		return strings.EqualFold(value, uuid)
+	case "PARTUUID":
+		return partUUID != "" && strings.EqualFold(value, partUUID)
+	case "LABEL", "PARTLABEL":
+		d, err := devices.Find(filepath.Join(devices.Dev, "disk", "by-"+strings.ToLower(tag), value))
+		return err == nil && d.Number == device.Number
+	}
+	return false
+}
+
+// kernelRoot returns the value of root= on the kernel command line.
+func kernelRoot(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	root := ""
+	for _, word := range strings.Fields(string(text)) {
+		if value, ok := strings.CutPrefix(word, "root="); ok {
+			root = value
+		}
+	}
+	return root, err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,263 @@
+package persist
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dmloop/internal/tab"
+)
+
+const uuid = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+
+const fstab = `# a comment
+UUID=` + uuid + `   /     ext4  errors=remount-ro 0 1
+/dev/vda2 /srv xfs defaults 0 2
+/dev/vda1	/again	ext4	ro 0 0
+/srv/a /b none bind 0 0
+tmpfs /tmp tmpfs
+`
+
+// facts are those of a machine whose root file system is on /dev/vda1.
+func facts(dir, point string) Facts {
+	return Facts{
+		Point: point, UUID: uuid, FstabPath: filepath.Join(dir, "fstab"), Fstab: fstab,
+		TabPath: filepath.Join(dir, "dmlooptab"), Tab: "data /srv/data.img - nofail\n", Maker: InitramfsTools, KernelRoot: "/dev/vda1",
+		Same: func(source string) bool { return source == "UUID="+uuid || source == "/dev/vda1" },
+	}
+}
+
+func TestMakeForRoot(t *testing.T) {
+	p, err := Make(facts("/etc", "/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Name != "shim-root" || p.Maker != InitramfsTools || p.Tab.New != "shim-root\tUUID="+uuid+"\t-\tshim,noauto,x-initrd.attach" {
+		t.Errorf("%+v", p)
+	}
+	if len(p.Fstab) != 2 || p.Fstab[0].New != "/dev/mapper/shim-root   /     ext4  errors=remount-ro 0 1" ||
+		p.Fstab[1].New != "/dev/mapper/shim-root\t/again\text4\tro 0 0" {
+		t.Errorf("%+v", p.Fstab)
+	}
+	if table, err := tab.Parse(p.Tab.New); err != nil || !table[0].Initrd || !table[0].NoAuto || table[0].Kind != tab.Shim {
+		t.Errorf("%+v %v", table, err)
+	}
+}
+
+func TestMakeForOthers(t *testing.T) {
+	f := facts("/etc", "/srv")
+	f.Same = func(source string) bool { return source == "/dev/vda2" }
+	f.Maker = ""
+	p, err := Make(f)
+	if err != nil || p.Name != "shim-srv" || p.Maker != "" || len(p.Fstab) != 1 || strings.Contains(p.Tab.New, "initrd") {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+func TestMakeRefuses(t *testing.T) {
+	for name, change := range map[string]func(*Facts){
+		"broken tab":   func(f *Facts) { f.Tab = "x" },
+		"name taken":   func(f *Facts) { f.Name = "data" },
+		"name":         func(f *Facts) { f.Name = "a b" },
+		"no initramfs": func(f *Facts) { f.Maker = "" },
+		"dracut":       func(f *Facts) { f.Maker = Dracut },
+		"not in fstab": func(f *Facts) { f.Point, f.Fstab = "/srv", "" },
+	} {
+		f := facts("/etc", "/")
+		change(&f)
+		var refused *RefusedError
+		if _, err := Make(f); !errors.As(err, &refused) || refused.Hint == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	f := facts("/etc", "/")
+	f.Maker, f.KernelRoot = Dracut, "UUID="+uuid
+	if _, err := Make(f); err != nil {
+		t.Error(err)
+	}
+}
+
+// world is a machine of two files, which stops at step number cut.
+type world struct {
+	Machine
+	dir    string
+	makes  int
+	steps  int
+	cut    int
+	plan   Plan
+	before map[string]string
+}
+
+var errCut = errors.New("power cut")
+
+func newWorld(t *testing.T, cut int) *world {
+	t.Helper()
+	w := &world{dir: t.TempDir(), cut: cut, before: map[string]string{}}
+	f := facts(w.dir, "/")
+	for path, text := range map[string]string{f.FstabPath: f.Fstab, f.TabPath: f.Tab} {
+		if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		w.before[path] = text
+	}
+	var err error
+	if w.plan, err = Make(f); err != nil {
+		t.Fatal(err)
+	}
+	w.Machine = Machine{Dir: filepath.Join(w.dir, "dmloop/persist"),
+		MakeInitramfs: func(Maker) error { w.makes++; return nil },
+		Step: func(string) {
+			if w.steps++; w.steps == w.cut {
+				panic(errCut)
+			}
+		}}
+	return w
+}
+
+// try runs what may be cut.
+func try(do func() error) (err error) {
+	defer func() {
+		if v := recover(); v == errCut {
+			err = errCut
+		} else if v != nil {
+			panic(v)
+		}
+	}()
+	return do()
+}
+
+func (w *world) text(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(w.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// bootable is the rule that holds at every moment: fstab names the shim only when the
+// table has its line and the initramfs was made with it.
+func (w *world) bootable(t *testing.T) {
+	t.Helper()
+	if strings.Contains(w.text(t, "fstab"), "/dev/mapper/") && (!strings.Contains(w.text(t, "dmlooptab"), w.plan.Tab.New) || w.makes == 0) {
+		t.Errorf("fstab names a shim that nobody makes")
+	}
+}
+
+func TestEveryCutLeavesAMachineThatBootsAndCanGoOn(t *testing.T) {
+	for cut := 1; ; cut++ {
+		w := newWorld(t, cut)
+		err := try(func() error { return w.Apply(w.plan) })
+		w.bootable(t)
+		if err == nil {
+			if cut < 5 {
+				t.Errorf("only %d steps", cut)
+			}
+			break
+		}
+		for _, goOn := range []string{"again", "revert"} {
+			t.Run(fmt.Sprintf("cut at %d, then %s", cut, goOn), func(t *testing.T) {
+				w := newWorld(t, cut)
+				if err := try(func() error { return w.Apply(w.plan) }); err != errCut {
+					t.Fatal(err)
+				}
+				if goOn == "again" {
+					w.checkApplied(t)
+				}
+				w.checkReverted(t)
+			})
+		}
+	}
+}
+
+func TestEveryCutOfARevert(t *testing.T) {
+	for cut := 1; ; cut++ {
+		w := newWorld(t, 0)
+		w.checkApplied(t)
+		w.steps, w.cut = 0, cut
+		err := try(func() error { return w.Revert(w.plan) })
+		w.bootable(t)
+		w.checkReverted(t)
+		if err == nil {
+			return
+		}
+	}
+}
+
+// checkApplied applies the plan, twice, and looks.
+func (w *world) checkApplied(t *testing.T) {
+	t.Helper()
+	for range 2 {
+		if err := w.Apply(w.plan); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.text(t, "dmlooptab"); got != w.before[w.plan.Tab.Path]+w.plan.Tab.New+"\n" {
+		t.Errorf("dmlooptab: %q", got)
+	}
+	got := w.text(t, "fstab")
+	if strings.Count(got, "/dev/mapper/shim-root") != 2 || strings.Contains(got, uuid) || strings.Count(got, "\n") != strings.Count(fstab, "\n") {
+		t.Errorf("fstab:\n%s", got)
+	}
+	if info, err := os.Stat(w.plan.Tab.Path); err != nil || info.Mode() != 0o640 {
+		t.Errorf("mode %v %v", info.Mode(), err)
+	}
+	for name, path := range map[string]string{"fstab.backup": w.plan.Fstab[0].Path, "dmlooptab.backup": w.plan.Tab.Path} {
+		if got := w.text(t, "dmloop/persist/shim-root/"+name); got != w.before[path] {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	if plans, err := w.Plans(); err != nil || len(plans) != 1 || plans[0].Point != "/" {
+		t.Errorf("%+v %v", plans, err)
+	}
+}
+
+// checkReverted takes the plan back, if it is in force, and looks.
+func (w *world) checkReverted(t *testing.T) {
+	t.Helper()
+	w.cut = 0
+	p, err := w.Load("shim-root")
+	if err == nil {
+		err = w.Revert(p)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for path, before := range w.before {
+		if got := w.text(t, filepath.Base(path)); got != before {
+			t.Errorf("%s is not as it was:\n%s", path, got)
+		}
+	}
+	if plans, err := w.Plans(); err != nil || len(plans) != 0 {
+		t.Errorf("%+v %v", plans, err)
+	}
+}
+
+func TestRevertKeepsWhatOthersChanged(t *testing.T) {
+	w := newWorld(t, 0)
+	w.checkApplied(t)
+	path := w.plan.Tab.Path
+	if err := os.WriteFile(path, []byte(w.text(t, "dmlooptab")+"more /srv/more.img\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Revert(w.plan); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.text(t, "dmlooptab"); got != w.before[path]+"more /srv/more.img\n" {
+		t.Errorf("%q", got)
+	}
+	w = newWorld(t, 0)
+	w.checkApplied(t)
+	if err := os.WriteFile(w.plan.Fstab[0].Path, []byte("something else\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Revert(w.plan); err == nil || !strings.Contains(err.Error(), "somebody has changed it") {
+		t.Error(err)
+	}
+	if got := w.text(t, "fstab"); got != "something else\n" {
+		t.Errorf("%q", got)
+	}
+}
