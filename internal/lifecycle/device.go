@@ -3,6 +3,8 @@ package lifecycle
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"dmloop/dmtable"
@@ -92,44 +94,41 @@ func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {
 	return nil
 }
 
-// liveMappings lists the live devices of dmloop with their tables.
+// liveMappings lists the live mappings with their tables.
 func (s *System) liveMappings(conn *dm.Conn) ([]blockdev.Mapping, error) {
 	devices, err := s.liveDevices(conn)
 	if err != nil {
 		return nil, err
 	}
 	var live []blockdev.Mapping
-	for _, info := range devices {
-		table, err := conn.Table(dm.ByUUID(info.UUID))
+	for _, d := range devices {
+		table, err := conn.Table(dm.ByUUID(d.UUID))
 		if errors.Is(err, dm.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading the table of %s: %w", info.Name, err)
+			return nil, fmt.Errorf("reading the table of %s: %w", d.Name, err)
 		}
-		live = append(live, blockdev.Mapping{Name: info.Name, Device: info.Device, Table: table})
+		live = append(live, blockdev.Mapping{Name: d.Name, Device: d.Device, Table: table})
 	}
 	return live, nil
 }
 
-// liveDevices lists the device-mapper devices whose uuid says that they are mappings.
-func (s *System) liveDevices(conn *dm.Conn) ([]dm.Info, error) {
-	all, err := conn.List()
+// strangers lists the live mappings but for those that the host device stands on.
+func (s *System) strangers(conn *dm.Conn, host dmtable.Device) ([]blockdev.Mapping, error) {
+	live, err := s.liveMappings(conn)
+	if err != nil || len(live) == 0 {
+		return nil, err
+	}
+	below, err := blockdev.Below(s.sysfs, conn, host)
 	if err != nil {
 		return nil, err
 	}
-	var found []dm.Info
-	for _, d := range all {
-		info, err := conn.Info(dm.ByDevice(d.Device))
-		if errors.Is(err, dm.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(info.UUID) > len(manifest.UUIDPrefix) && info.UUID[:len(manifest.UUIDPrefix)] == manifest.UUIDPrefix {
-			found = append(found, info)
-		}
-	}
-	return found, nil
+	return slices.DeleteFunc(live, func(m blockdev.Mapping) bool { return slices.Contains(below, m.Device) }), nil
+}
+
+// liveDevices lists the device-mapper devices whose uuid says that they are mappings.
+func (s *System) liveDevices(conn *dm.Conn) ([]dm.Entry, error) {
+	all, err := conn.List()
+	return slices.DeleteFunc(all, func(d dm.Entry) bool { return !strings.HasPrefix(d.UUID, manifest.UUIDPrefix) }), err
 }

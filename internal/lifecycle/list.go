@@ -190,14 +190,21 @@ func (s *System) orphans(conn *dm.Conn, records []manifest.Manifest) ([]Status, 
 		return nil, err
 	}
 	var found []Status
-	for _, info := range devices {
-		if known[info.UUID] || unusable[info.Name] {
+	for _, d := range devices {
+		if known[d.UUID] || unusable[d.Name] {
 			continue
+		}
+		info, err := conn.Info(dm.ByUUID(d.UUID))
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
 		}
 		found = append(found, Status{
 			Name: info.Name, UUID: info.UUID, Device: "/dev/mapper/" + info.Name, MajMin: info.Device.String(),
 			ReadOnly: info.ReadOnly, Open: info.OpenCount, Grade: string(pin.Unsafe), State: manifest.Stale,
-			Reason: "no record names this device: remove it with dmsetup remove " + info.Name + " and map its image again",
+			Reason: "no record names this device: remove it with dmloop unmap " + info.Name + " and map its image again",
 		})
 	}
 	return found, nil

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -165,6 +167,9 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	if err != nil {
 		return err
 	}
+	if err := s.innermost(conn, m); err != nil {
+		return err
+	}
 	m.State, m.Reason = manifest.Releasing, ""
 	if err := store.Save(m); err != nil {
 		return err
@@ -202,6 +207,32 @@ func (s *System) justReleased(target string) bool {
 	return false
 }
 
+// innermost refuses to let go of an image while a live mapping lies on its blocks:
+// that of an image inside it, whose own file system need not be mounted any more.
+func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
+	if m.State == manifest.Failed || len(m.Table) == 0 {
+		return nil
+	}
+	segments, err := m.Table.Segments()
+	if err != nil {
+		return fail(m.Name, "", err)
+	}
+	others, err := s.strangers(conn, m.Base.Device)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, dm.ErrNotFound) {
+		return nil // the host device is gone, and nothing can lie inside
+	}
+	if err != nil {
+		return fail(m.Name, "", err)
+	}
+	others = slices.DeleteFunc(others, func(o blockdev.Mapping) bool { return o.Name == m.Name })
+	inside, err := blockdev.Overlaps(segments, others)
+	if err != nil || len(inside) == 0 {
+		return fail(m.Name, "", err)
+	}
+	return &Error{Class: Busy, Subject: m.Name, Message: "a mapping of an image inside it is live: " + inside[0].Message,
+		Hint: "unmap that one first"}
+}
+
 // removeWhenClosed has the kernel remove the mapping's devices as soon as nobody has
 // them open, now perhaps; with Force nothing that is done to them has an effect
 // until then.
@@ -226,7 +257,7 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before man
 // notReleased is the answer when the device is gone, or going, and something else
 // of the mapping is not.
 func (s *System) notReleased(m manifest.Manifest, err error) error {
-	return &Error{Class: ClassOf(err), Subject: m.Name, Message: err.Error(),
+	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
 		Hint: "it stays listed; the next dmloop command tries again"}
 }
 

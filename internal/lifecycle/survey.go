@@ -224,19 +224,9 @@ func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o Surv
 // overlaps compares the segments with every live mapping, but for those that the
 // image's own host file system stands on.
 func (s *System) overlaps(conn *dm.Conn, v *Survey, segments []dmtable.Segment) ([]extents.Problem, error) {
-	live, err := s.liveMappings(conn)
-	if err != nil || len(live) == 0 {
+	others, err := s.strangers(conn, v.Stack.Host)
+	if err != nil || len(others) == 0 {
 		return nil, err
-	}
-	below, err := blockdev.Below(s.sysfs, conn, v.Stack.Host)
-	if err != nil {
-		return nil, err
-	}
-	var others []blockdev.Mapping
-	for _, m := range live {
-		if !containsDevice(below, m.Device) {
-			others = append(others, m)
-		}
 	}
 	return blockdev.Overlaps(segments, others)
 }
@@ -275,15 +265,6 @@ func shift(problems []extents.Problem, by extents.Bytes) []extents.Problem {
 		problems[i].Offset += by
 	}
 	return problems
-}
-
-func containsDevice(devices []dmtable.Device, d dmtable.Device) bool {
-	for _, have := range devices {
-		if have == d {
-			return true
-		}
-	}
-	return false
 }
 
 // emptyCache is the rule dirty-cache at the moment of truth: not one page may be
