@@ -40,6 +40,21 @@ func TestClassOf(t *testing.T) {
 	}
 }
 
+// Only what passes by itself is "busy"; every other rule makes the image not mappable.
+func TestRefuseClasses(t *testing.T) {
+	for rule, want := range map[extents.Rule]Class{
+		extents.OpenElsewhere: Busy, extents.ActiveSwap: Busy, extents.Overlap: Busy,
+		extents.Hole: NotMappable, extents.DirtyCache: NotMappable, extents.Unpinnable: NotMappable, extents.NotRegular: NotMappable,
+	} {
+		if got := refuse("x", []extents.Problem{{Rule: rule}}).Class; got != want {
+			t.Errorf("%s: class %d, want %d", rule, got, want)
+		}
+		if got := refuse("x", []extents.Problem{{Rule: extents.Hole}, {Rule: rule}}).Class; got != NotMappable {
+			t.Errorf("hole and %s: class %d", rule, got)
+		}
+	}
+}
+
 func TestErrorText(t *testing.T) {
 	hole := extents.Problem{Rule: extents.Hole, Message: "a hole"}
 	for want, e := range map[string]*Error{

@@ -179,22 +179,24 @@ func TestUnmapForce(t *testing.T) {
 func TestRecover(t *testing.T) {
 	for _, state := range []manifest.State{manifest.Mapping, manifest.Releasing} {
 		for _, device := range []bool{true, false} {
-			w := newWorld(t)
-			m := w.mapped(t, "image", state)
-			w.mapped(t, "other", manifest.Healthy)
-			conn := w.kernel.Conn()
-			if !device {
-				w.kernel.SetOpen("image", 0)
-				if err := w.fresh().removeOnce(conn, m.UUID, false); err != nil {
-					t.Fatal(err)
+			for _, again := range []bool{true, false} {
+				w := newWorld(t)
+				m := w.mapped(t, "image", state)
+				w.mapped(t, "other", manifest.Healthy)
+				if !device {
+					if err := w.fresh().removeOnce(w.kernel.Conn(), m.UUID, false); err != nil {
+						t.Fatal(err)
+					}
 				}
-			}
-			// The same command again succeeds, though recovery did its work before it.
-			if err := w.fresh().Unmap(background(t), m.Image.Path, UnmapOptions{}); err != nil {
-				t.Errorf("%s, device %v: %v", state, device, err)
-			}
-			if n := w.accounted(t, string(state)); n != 1 || w.kernel.Len() != 1 {
-				t.Errorf("%s, device %v: %d records, %d devices", state, device, n, w.kernel.Len())
+				if !again {
+					runNothing(t, w.fresh())
+				} else if err := w.fresh().Unmap(background(t), m.Image.Path, UnmapOptions{}); err != nil {
+					// The same command again succeeds, though recovery did its work before it.
+					t.Errorf("%s, device %v: %v", state, device, err)
+				}
+				if n := w.accounted(t, string(state)); n != 1 || w.kernel.Len() != 1 {
+					t.Errorf("%s, device %v, unmapped again %v: %d records, %d devices", state, device, again, n, w.kernel.Len())
+				}
 			}
 		}
 	}
