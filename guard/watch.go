@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -34,6 +35,7 @@ type Actions interface {
 type Report struct {
 	Decision Decision
 	Findings []Finding
+	Cause    string // what made the guard look: a hint's text, "timer", "asked" or "start"
 	Grade    string // as in force; the recorded one while it cannot be read
 	Time     time.Time
 	LastFull time.Time
@@ -63,7 +65,7 @@ type Watch struct {
 
 	stuckAfter time.Duration
 	late       chan Observed // gives a result when the reading that was stuck comes back
-	owed       bool          // a hint came too soon after a full reading
+	owed       string        // the hint that came too soon after a full reading; else empty
 }
 
 // NewWatch returns a watch that has not begun.
@@ -107,7 +109,7 @@ func (w *Watch) Check(ctx context.Context) (Report, error) {
 
 // First makes one full check and carries out what follows from it. It comes
 // before Run.
-func (w *Watch) First(ctx context.Context) Report { return w.check(ctx, now) }
+func (w *Watch) First(ctx context.Context) Report { return w.check(ctx, now, "start") }
 
 // Run checks at every hint and at every tick until ctx ends. It leaves the
 // mapping as it is.
@@ -116,14 +118,14 @@ func (w *Watch) Run(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		var answers []chan Report
-		when := ifDue
+		when, cause := ifDue, "timer"
 		select {
 		case <-ctx.Done():
 			return
-		case <-w.hints:
+		case cause = <-w.hints:
 			when = soon
 		case answer := <-w.requests:
-			when = now
+			when, cause = now, "asked"
 			answers = append(answers, answer)
 		case <-timer.C:
 		}
@@ -132,7 +134,7 @@ func (w *Watch) Run(ctx context.Context) {
 		}
 		report := w.Last()
 		if !report.Settled() {
-			report = w.check(ctx, when)
+			report = w.check(ctx, when, cause)
 		}
 		for _, a := range answers {
 			a <- report
@@ -174,7 +176,7 @@ func (w *Watch) pause(r Report) time.Duration {
 	switch {
 	case hasty:
 		return hurry
-	case w.owed:
+	case w.owed != "":
 		return min(max(breather*r.Cost, time.Millisecond), w.budget.pace.Tick)
 	case w.tally.Waiting():
 		return min(jittered(w.budget.pace.Tick), time.Second)
@@ -183,18 +185,20 @@ func (w *Watch) pause(r Report) time.Duration {
 }
 
 // check reads, compares, decides and acts.
-func (w *Watch) check(ctx context.Context, full urgency) Report {
+func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	before := w.Last()
-	r := Report{Grade: before.Grade, LastFull: before.LastFull, Cost: before.Cost, Checks: before.Checks + 1, Fulls: before.Fulls}
+	r := Report{Cause: cause, Grade: before.Grade, LastFull: before.LastFull, Cost: before.Cost, Checks: before.Checks + 1, Fulls: before.Fulls}
 	begun := time.Now()
 	got := w.read(ctx, w.world.Quick)
 	findings := Check(w.want, got)
-	w.owed = full >= soon || w.owed || w.due(got, before)
+	if w.owed == "" && (full >= soon || w.due(got, before)) {
+		w.owed = cause
+	}
 	rested := time.Since(before.LastFull) >= breather*before.Cost
-	if Worst(findings) < Different && (full == now || w.owed && rested) {
-		w.owed = false
-		start := time.Now()
-		got = w.read(ctx, func(ctx context.Context) Observed { return w.world.Full(ctx, got) })
+	if Worst(findings) < Different && (full == now || w.owed != "" && rested) {
+		r.Cause, w.owed = cmp.Or(w.owed, cause), ""
+		start, quick := time.Now(), got
+		got = w.read(ctx, func(ctx context.Context) Observed { return w.world.Full(ctx, quick) })
 		findings = Check(w.want, got)
 		r.Cost, r.LastFull, r.Fulls = time.Since(start), time.Now(), r.Fulls+1
 		w.budget.Spent(w.want.Name, r.Cost)

@@ -140,8 +140,8 @@ func TestWatchTearsDownAtAHint(t *testing.T) {
 	world.change(func(o *Observed) { o.Layout.Value.Extents = o.Layout.Value.Extents[:1] })
 	w.Hint("test")
 	await(t, "the tear-down", func() bool { return w.Last().Decision.State == Failed })
-	if did := act.did(); did != "error" {
-		t.Errorf("did %q", did)
+	if did := act.did(); did != "error" || w.Last().Cause != "test" {
+		t.Errorf("did %q because of %q", did, w.Last().Cause)
 	}
 	before, _ := world.counts()
 	w.Hint("again")

@@ -74,7 +74,7 @@ func (a *actions) Checked(full bool, took time.Duration) { a.d.counts.checked(fu
 func (a *actions) Report(r guard.Report) {
 	name := a.m.record.Name
 	for _, f := range r.Findings {
-		a.d.Log.Warn("found", "mapping", name, "kind", f.Kind, "severity", f.Severity.String(), "what", f.Message)
+		a.d.Log.Warn("found", "mapping", name, "kind", f.Kind, "severity", f.Severity.String(), "what", f.Message, "cause", r.Cause)
 	}
 	if r.ActError != "" {
 		a.d.Log.Error("what was decided could not be done", "mapping", name, "state", r.Decision.State, "error", r.ActError)

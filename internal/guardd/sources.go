@@ -2,6 +2,7 @@ package guardd
 
 import (
 	"errors"
+	"time"
 
 	"dmloop/dmtable"
 	"dmloop/internal/guardrpc"
@@ -109,8 +110,16 @@ func (d *Daemon) hintAll(why string) {
 	}
 }
 
+// Denials are logged one by one up to denialBurst, and from then on one for each
+// denialPause that passes: an opener in a loop must not fill the log.
+const (
+	denialBurst = 20
+	denialPause = 500 * time.Millisecond
+)
+
 // logDenials writes what the gate refused, until the gate is closed.
 func (d *Daemon) logDenials() {
+	credit, silent, last := denialBurst, 0, time.Now()
 	for denial := range d.gate.Denials() {
 		name := ""
 		d.mu.Lock()
@@ -122,7 +131,15 @@ func (d *Daemon) logDenials() {
 		}
 		d.mu.Unlock()
 		d.counts.denied("open")
-		d.Log.Warn("an open of a pinned image was denied", "mapping", name, "pid", denial.PID,
-			"program", denial.Program, "device", denial.File.Device.String(), "inode", denial.File.Inode)
+		earned := int(time.Since(last) / denialPause)
+		last = last.Add(time.Duration(earned) * denialPause)
+		if credit = min(credit+earned, denialBurst); credit == 0 {
+			silent++
+			continue
+		}
+		credit--
+		d.Log.Warn("an open of a pinned image was denied", "mapping", name, "pid", denial.PID, "program", denial.Program,
+			"device", denial.File.Device.String(), "inode", denial.File.Inode, "not_logged_before", silent)
+		silent = 0
 	}
 }
