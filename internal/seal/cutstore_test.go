@@ -34,6 +34,7 @@ type cutStore struct {
 	ops   int
 	cutAt int // -1: never
 	block extents.Bytes
+	flags extents.Flags         // of the last extent
 	fixed bool                  // nothing is written behind the end, as in a pinned f2fs file
 	fail  func(op string) error // an error that an operation returns instead
 }
@@ -151,6 +152,9 @@ func (s *cutStore) layout() (extents.Layout, error) {
 		l.Extents = append(l.Extents, extents.Extent{Logical: at, Physical: phys, Length: n})
 		at += n
 		phys += n + 64<<10
+	}
+	if n := len(l.Extents); n > 0 {
+		l.Extents[n-1].Flags = extents.FlagLast | s.flags
 	}
 	return l, nil
 }

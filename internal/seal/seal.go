@@ -27,9 +27,10 @@ func (e *RefusedError) Error() string { return e.Problem.String() }
 // unseal, and does nothing to an image that is sealed.
 //
 // f must be open for reading and writing, by nobody else, and not mapped; the
-// image must obey the rules for a mappable one. Seal returns *RefusedError when
-// the image cannot be sealed as it is; then, and when the disk is full, the
-// file is what it was. After any other error the image is half-way at worst.
+// caller has run the rules for a mappable image, of which Seal looks only at those
+// of the layout. It returns *RefusedError when the image cannot be sealed as it
+// is; then, and when the disk is full, the file is what it was. After any other
+// error the image is half-way at worst.
 func Seal(f *os.File, layout LayoutFunc) (Record, error) {
 	s := newFileStore(f)
 	if err := prepare(s); err != nil {
@@ -111,6 +112,9 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	l, err := c.layout()
 	if err != nil {
 		return Record{}, err
+	}
+	if p := l.Problems(max(block, sectorSize), 0); len(p) > 0 {
+		return Record{}, &RefusedError{p[0]}
 	}
 	need, err := prologueFor(l, c.page)
 	var few *NoSlotError

@@ -67,8 +67,9 @@ func (s State) Problem() (extents.Problem, bool) {
 // Inspect tells the state of an image. It reads the first 64 KiB, the last
 // sector and the extended attribute, and for a half-way image the prologue, all
 // from the disk and not from the page cache. It writes nothing; f may be open
-// for reading only. Who lacks CAP_SYS_ADMIN does not see the attribute, and is
-// told by the trailer.
+// for reading only, but nobody else may read by the same open file at the same
+// time: it is switched to direct I/O for a moment. Who lacks CAP_SYS_ADMIN does
+// not see the attribute, and is told by the trailer.
 //
 // The error is of reading; what is wrong with the image is in the State.
 func Inspect(f *os.File) (State, error) {

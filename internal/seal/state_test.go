@@ -131,6 +131,8 @@ func TestSealRefuses(t *testing.T) {
 		{"size off the block", &cutStore{cutAt: -1, block: 4096, now: make([]byte, 9*1024), base: 1 << 20}, extents.SizeUnaligned},
 		{"size off the sector", &cutStore{cutAt: -1, block: 1, now: make([]byte, 9*1024+100), base: 1 << 20}, extents.SizeUnaligned},
 		{"blocks larger than pages", &cutStore{cutAt: -1, block: 16384, now: make([]byte, 65536), base: 1 << 20}, extents.Unpinnable},
+		{"never written", &cutStore{cutAt: -1, block: 4096, now: make([]byte, 65536), base: 1 << 20, flags: extents.FlagUnwritten}, extents.Unwritten},
+		{"shared", &cutStore{cutAt: -1, block: 4096, now: make([]byte, 65536), base: 1 << 20, flags: extents.FlagShared}, extents.Shared},
 		{"more than 1 MiB in small pieces", &cutStore{cutAt: -1, block: 1024, now: make([]byte, 2<<20), base: 1<<20 + 1024, runs: slivers(1500)}, extents.Unpinnable},
 		{"short and in small pieces", &cutStore{cutAt: -1, block: 1024, now: make([]byte, 9*1024), base: 1<<20 + 1024, runs: slivers(5000)}, extents.Unpinnable},
 	} {
