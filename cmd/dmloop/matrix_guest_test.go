@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,7 +54,14 @@ func TestQemuMatrixF2FS(t *testing.T) { matrix(t, "f2fs") }
 func matrix(t *testing.T, fs string) {
 	kernel := vmtest.Kernel(t)
 	h := newMatrixHost(t, fs)
+	only, err := regexp.Compile(os.Getenv("DMLOOP_MATRIX")) // for a look at some cells
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range cells(fs, kernel) {
+		if !only.MatchString(c.guard + " " + c.name()) {
+			continue
+		}
 		out := h.try(t, c)
 		fmt.Printf("MATRIX|%s|%s|%s|%s|%s|%s|%s|%s|%d\n", kernel, fs, out.grade, c.guard, c.name(), out.call, out.result, windowText(out.window), out.written)
 		protected := !c.unsafe && c.guard == "running"
