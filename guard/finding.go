@@ -50,6 +50,20 @@ func (s Severity) String() string {
 	return fmt.Sprintf("severity %d", int(s))
 }
 
+// MarshalText gives JSON the name instead of the number.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (s *Severity) UnmarshalText(text []byte) error {
+	for known := Note; known <= Different; known++ {
+		if known.String() == string(text) {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown severity %q", text)
+}
+
 // Finding is one difference between what was recorded and what was read again.
 type Finding struct {
 	Kind     Kind     `json:"kind"`
