@@ -3,7 +3,8 @@
 # either holds or ends the run with exit code 1.
 #   demo.sh TREE    a folder with files
 # HOSTFS is the type of the host file system, ext4 or xfs.
-set -euo pipefail
+set -Eeuo pipefail
+trap 'printf "\nDEMO FAILED: %s\n" "$BASH_COMMAND"' ERR
 cd "$(dirname "$0")/../.."
 # shellcheck source=internal/demo/lib.sh
 . internal/demo/lib.sh
@@ -85,7 +86,7 @@ compare() {
 
 speed() {
 	say "8. How long is the way to the blocks: on a ramdisk, against loop with direct I/O"
-	modprobe brd rd_nr=1 rd_size=300000
+	modprobe brd rd_nr=1 rd_size=400000
 	mkdir -p /mnt/fast
 	dmloop shim /dev/ram0 fast >/dev/null 2>&1
 	mkfs."$hostfs" -q /dev/mapper/fast
