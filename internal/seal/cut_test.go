@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"dmloop/extents"
@@ -90,7 +91,7 @@ func cuts(s *cutStore, r *rand.Rand, f func(*cutStore)) {
 // is recovered by Seal and by Unseal, and recovery is cut as well.
 func TestPowerCut(t *testing.T) {
 	for _, shape := range shapes {
-		for _, start := range []string{"seal", "unseal"} {
+		for _, start := range []string{"seal", "unseal", "seal grown", "unseal grown"} {
 			t.Run(shape.name+"/"+start, func(t *testing.T) {
 				want := image(shape.size, 7)
 				fresh := func() *cutStore {
@@ -99,8 +100,12 @@ func TestPowerCut(t *testing.T) {
 					return s
 				}
 				begin := fresh()
-				if start == "unseal" {
+				if start != "seal" {
 					want = sealAndUse(t, begin)
+				}
+				if strings.HasSuffix(start, "grown") {
+					begin.now = append(begin.now, make([]byte, 10000)...)
+					begin = begin.clone()
 				}
 				points, kinds := 0, map[Kind]int{}
 				r := rand.New(rand.NewPCG(1, 2))
@@ -120,7 +125,7 @@ func TestPowerCut(t *testing.T) {
 					})
 				}
 				t.Logf("%d points: %v", points, kinds)
-				if points < 200 {
+				if points < 200 && start != "seal grown" {
 					t.Errorf("only %d points", points)
 				}
 			})
@@ -129,7 +134,7 @@ func TestPowerCut(t *testing.T) {
 }
 
 func run(s *cutStore, what string) error {
-	if what == "seal" {
+	if strings.HasPrefix(what, "seal") {
 		_, err := changeOf(s).seal()
 		return err
 	}

@@ -20,6 +20,9 @@ import (
 // After each cut the file system is mounted and the image finished.
 func TestFullPowerCutBelowFileSystem(t *testing.T) {
 	for _, k := range hosts {
+		if k.name == "ext4-2k" || k.name == "xfs-1k" {
+			continue // nothing that ext4-1k and xfs do not show
+		}
 		for _, step := range []string{"seal", "unseal"} {
 			t.Run(k.name+"/"+step, func(t *testing.T) {
 				c := recordChange(t, host{t: t, fstype: k.fstype, block: k.block}, k.mkfs, step)

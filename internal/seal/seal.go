@@ -74,6 +74,9 @@ func (c change) seal() (Record, error) {
 	case st.Kind == Sealed:
 		return r, nil
 	case st.Kind == HalfSealed && st.moved:
+		if err := c.cutRest(st); err != nil {
+			return r, err
+		}
 		return c.mark(r)
 	case st.Kind == Plain:
 		if r, err = c.plan(st.Size); err != nil {
@@ -226,6 +229,18 @@ func (c change) mark(r Record) (Record, error) {
 		return r, err
 	}
 	return r, c.done()
+}
+
+// cutRest cuts a file that is longer than it was sealed. That comes before all
+// else, for an intent is only believed in a file that is not.
+func (c change) cutRest(st State) error {
+	if st.Size <= st.Record.Size() {
+		return nil
+	}
+	if err := c.truncate(st.Record.Size()); err != nil {
+		return err
+	}
+	return c.sync()
 }
 
 // intend makes the intent durable.

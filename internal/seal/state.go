@@ -15,7 +15,7 @@ type Kind int
 const (
 	Plain         Kind = iota // nothing of ours in it, and no swap area
 	Sealed                    // sealed, whole, for this kernel's page size
-	HalfSealed                // a seal or unseal was cut; Seal and Unseal both finish it
+	HalfSealed                // a seal or unseal was cut, or a sealed file made longer; Seal and Unseal both finish it
 	ForeignSwap               // a swap area that is not ours
 	Corrupt                   // our record is there and does not hold
 	OtherPageSize             // sealed or half sealed by a kernel with another page size
@@ -131,10 +131,14 @@ func inspectIntent(s store, raw, head []byte, size extents.Bytes) (State, error)
 // inspectMarks judges a file without the attribute by page 0 and the trailer.
 func inspectMarks(s store, head []byte, size extents.Bytes) (State, error) {
 	r, pageErr := DecodePage(head)
-	if pageErr == nil {
-		if size != r.Size() {
-			return corrupt("the record is of a file of %d bytes, this one has %d", r.Size(), size), nil
-		}
+	switch {
+	case pageErr == nil && size < r.Size():
+		return corrupt("the record is of a file of %d bytes, this one has %d", r.Size(), size), nil
+	case pageErr == nil && size > r.Size():
+		// The kernel lets even an active swap file be made longer.
+		return State{Kind: HalfSealed, Record: r, moved: true,
+			Reason: fmt.Sprintf("the file was made longer than the %d bytes it had when it was sealed; the rest is no part of the image", r.Size())}, nil
+	case pageErr == nil:
 		return State{Kind: Sealed, Record: r}, nil
 	}
 	if size >= sectorSize && size%sectorSize == 0 {

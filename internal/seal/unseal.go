@@ -35,6 +35,9 @@ func (c change) unseal() error {
 	case st.Kind == HalfSealed && !st.moved:
 		return c.restore(st.Record)
 	case st.Kind == Sealed, st.Kind == HalfSealed:
+		if err := c.cutRest(st); err != nil {
+			return err
+		}
 		return c.moveBack(st.Record)
 	}
 	p, _ := st.Problem()
