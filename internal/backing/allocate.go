@@ -64,17 +64,29 @@ func available(f *os.File) (extents.Bytes, error) {
 	return extents.Bytes(st.Bavail) * extents.Bytes(st.Frsize), nil
 }
 
+// Freeing the blocks of a deleted file can take a moment: xfs does it in the
+// background, ext4 and f2fs when the last descriptor is closed and the journal is written.
+const (
+	freeingTries = 5
+	freeingPause = 50 * time.Millisecond
+)
+
 // spaceFor returns a *NoSpaceError when there are not needed bytes left. It is a
 // check beforehand: the allocation itself may still fail.
 func spaceFor(f *os.File, path string, needed extents.Bytes) error {
-	left, err := available(f)
-	if err != nil {
-		return err
+	for tries := 1; ; tries++ {
+		left, err := available(f)
+		if err != nil || needed <= left {
+			return err
+		}
+		if tries == freeingTries {
+			return &NoSpaceError{Path: path, Needed: needed, Available: left}
+		}
+		if err := unix.Syncfs(int(f.Fd())); err != nil {
+			return &fs.PathError{Op: "syncfs", Path: path, Err: err}
+		}
+		time.Sleep(freeingPause)
 	}
-	if needed > left {
-		return &NoSpaceError{Path: path, Needed: needed, Available: left}
-	}
-	return nil
 }
 
 // noSpace turns ENOSPC into a *NoSpaceError and leaves other errors alone.
