@@ -12,6 +12,10 @@ import (
 	"dmloop/internal/vmtest/vm"
 )
 
+// slowest is how many tests are named with their times, so that the whole stays
+// within what one waits for.
+const slowest = 12
+
 // runTests runs this module's tests and ends with a line of counts.
 func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
 	o := suite.Options{Out: stdout}
@@ -33,6 +37,10 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int
 	counts, err := suite.Run(ctx, o)
 	if err != nil {
 		return exitFailed, err
+	}
+	fmt.Fprintln(stdout, "the slowest tests:")
+	for _, slow := range counts.Slowest(slowest) {
+		fmt.Fprintf(stdout, "%6.0f s  %s\n", slow.Seconds, slow.Test)
 	}
 	for _, failure := range counts.Failures {
 		fmt.Fprintf(stdout, "\nFAILED %s\n", failure)

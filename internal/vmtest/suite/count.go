@@ -2,6 +2,7 @@ package suite
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,18 +16,33 @@ import (
 // An event is one line of go test -json.
 type event struct {
 	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds
 }
 
 // Counts is what came out of a run. Subtests count as tests.
 type Counts struct {
 	Passed   int
 	Failures []string // what failed, and the output that belongs to it
+	Times    []Time   // of tests, without subtests
+}
+
+// A Time is how long a test took.
+type Time struct {
+	Seconds float64
+	Test    string // with guest and package
+}
+
+// Slowest returns the n tests that took longest.
+func (c Counts) Slowest(n int) []Time {
+	sorted := slices.SortedFunc(slices.Values(c.Times), func(a, b Time) int { return cmp.Compare(b.Seconds, a.Seconds) })
+	return sorted[:min(n, len(sorted))]
 }
 
 // Add joins two counts.
 func (c *Counts) Add(d Counts) {
 	c.Passed += d.Passed
 	c.Failures = append(c.Failures, d.Failures...)
+	c.Times = append(c.Times, d.Times...)
 }
 
 func (c *Counts) fail(where, text string) {
@@ -68,6 +84,7 @@ func count(label string, r io.Reader) (Counts, map[string]bool, error) {
 		delete(running, key)
 		if e.Test != "" && !strings.Contains(e.Test, "/") {
 			seen[e.Test] = true
+			c.Times = append(c.Times, Time{e.Elapsed, where})
 		}
 		switch {
 		case e.Action == "skip" && e.Test == "": // a package without tests
@@ -113,9 +130,9 @@ func hasErrorLine(output string) bool { return strings.Contains(output, "_test.g
 
 // toEvents turns the output of a test binary into events.
 func toEvents(pkg string, output []byte) (io.Reader, error) {
-	cmd := exec.Command("go", "tool", "test2json", "-p", pkg)
-	cmd.Stdin = bytes.NewReader(output)
-	out, err := cmd.Output()
+	test2json := exec.Command("go", "tool", "test2json", "-p", pkg)
+	test2json.Stdin = bytes.NewReader(output)
+	out, err := test2json.Output()
 	if err != nil {
 		return nil, fmt.Errorf("go tool test2json: %w", err)
 	}

@@ -137,3 +137,13 @@ func TestProgressShowsResults(t *testing.T) {
 		t.Errorf("%q", out.String())
 	}
 }
+
+func TestSlowest(t *testing.T) {
+	c := Counts{Times: []Time{{1, "a"}, {3, "b"}, {2, "c"}}}
+	if got := c.Slowest(2); len(got) != 2 || got[0].Test != "b" || got[1].Test != "c" {
+		t.Errorf("%v", got)
+	}
+	if got := c.Slowest(9); len(got) != 3 {
+		t.Errorf("%v", got)
+	}
+}
