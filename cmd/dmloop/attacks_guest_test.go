@@ -29,6 +29,8 @@ type attack struct {
 	still bool
 	// below changes the device stack; then nothing of the image's blocks is ours.
 	below bool
+	// outside makes the mapping write behind the host file system.
+	outside bool
 }
 
 // attacks is every line of the matrix, in order.
@@ -92,8 +94,10 @@ var attacks = []attack{
 		}
 		return tool("dmsetup", "resume", "--noudevsync", hostName)(p)
 	}},
-	{name: "own device reloaded", below: true, run: func(p string) error {
-		if err := tool("sh", "-c", "dmsetup table vol | sed 's/ \\([0-9]*\\)$/ 0/' | dmsetup load vol")(p); err != nil {
+	{name: "own device reloaded", outside: true, run: func(p string) error {
+		// Onto a free place of the same disk: behind the host file system.
+		load := fmt.Sprintf("disk=$(dmsetup table vol | awk 'NR==1 {print $4}'); echo 0 %d linear $disk %d | dmsetup load vol", imageSize/512, hostSectors)
+		if err := tool("sh", "-c", load)(p); err != nil {
 			return err
 		}
 		return tool("dmsetup", "resume", "--noudevsync", "vol")(p)

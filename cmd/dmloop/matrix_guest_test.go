@@ -68,7 +68,7 @@ func matrix(t *testing.T, fs string) {
 		switch {
 		case strings.HasPrefix(out.result, "NOT"):
 			t.Errorf("%s, %s: %s, %s", fs, c.name(), out.call, out.result)
-		case protected && out.written > 0 && !c.attack.below:
+		case protected && out.written > 0 && !c.attack.below && !c.attack.outside:
 			t.Errorf("%s, %s: %d blocks of others were overwritten under grade %s", fs, c.name(), out.written, out.grade)
 		}
 	}
@@ -288,8 +288,11 @@ func (h *matrixHost) judge(t *testing.T, c cell, out *outcome) {
 // files' blocks now, or all of them when the ground itself moved.
 func (h *matrixHost) stolen(t *testing.T, c cell, img string, segments []dmtable.Segment) []dmtable.Segment {
 	t.Helper()
-	if c.attack.below {
+	switch {
+	case c.attack.below:
 		return segments
+	case c.attack.outside:
+		return []dmtable.Segment{{Device: segments[0].Device, Start: hostSectors, Length: imageSize / 512}}
 	}
 	entries, err := os.ReadDir(h.dir)
 	if err != nil {
