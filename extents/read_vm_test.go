@@ -100,7 +100,7 @@ func read(t *testing.T, path string) extents.Layout {
 	return layout
 }
 
-// filefragRow matches "  0:        0..    4095:   8192..   12287:   4096:   1234:  last,eof".
+// filefragRow matches "0:  0..  4095:  8192.. 12287:  4096:  1234:  last,eof".
 var filefragRow = regexp.MustCompile(`(?m)^ *\d+: +(\d+)\.\. *\d+: +(\d+)\.\. *\d+: +(\d+):(?: +\d+:)? *([^:\s]*)$`)
 
 func filefrag(t *testing.T, path string) []extents.Extent {

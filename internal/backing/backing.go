@@ -14,9 +14,9 @@ import (
 
 // Options are the same for all operations; the zero value is good.
 type Options struct {
-	// Progress, if set, is told how many bytes of how many are done. It is called
-	// by one goroutine at a time, from 0 on, never with less than before, and with done equal to
-	// total at the end. total may grow when a second round is needed.
+	// Progress, if set, is told how many bytes of how many are done. It is called by
+	// one goroutine at a time, from 0 on, never with less than before, and with done
+	// equal to total at the end. total may grow when a second round is needed.
 	Progress func(done, total extents.Bytes)
 }
 

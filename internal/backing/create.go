@@ -15,13 +15,14 @@ import (
 )
 
 // Create makes a new file of size bytes at path, mode 0600, in which every byte is a
-// zero with a written block of its own, in as few extents as the file system will give. size must be a
-// positive multiple of the file system's block.
+// zero with a written block of its own, in as few extents as the file system will
+// give. size must be a positive multiple of the file system's block.
 //
-// The file has no name until it is complete and on the disk (O_TMPFILE), so a crash, a kill or
-// the end of ctx leaves nothing behind. An existing path, a symbolic link included, is never replaced: then the
-// error wraps fs.ErrExist. Further errors: *NoSpaceError, checked beforehand; *ProblemsError when
-// a file there cannot be mappable, checked before anything is allocated.
+// The file has no name until it is complete and on the disk (O_TMPFILE), so a crash, a
+// kill or the end of ctx leaves nothing behind. An existing path, a symbolic link
+// included, is never replaced: then the error wraps fs.ErrExist. Further errors:
+// *NoSpaceError, checked beforehand; *ProblemsError when a file there cannot be
+// mappable, checked before anything is allocated.
 func Create(ctx context.Context, path string, size extents.Bytes, opts Options) (err error) {
 	dirPath, name := filepath.Split(path)
 	if name == "" || name == "." || name == ".." {

@@ -17,7 +17,8 @@ import (
 )
 
 // killVariable makes the test binary, started by itself, do one operation and kill
-// itself on the way: "create PATH SIZE N" or "provision PATH 0 N" for the N-th report of progress.
+// itself on the way: "create PATH SIZE N" or "provision PATH 0 N" for the N-th report
+// of progress.
 const killVariable = "DMLOOP_TEST_KILL"
 
 func TestMain(m *testing.M) {

@@ -30,14 +30,16 @@ func (r *Report) add(o Report) {
 }
 
 // Provision makes the file mappable as far as writing to it can: holes and unwritten
-// extents become zeros on the disk, shared and compressed ones get plain blocks of their own. Its
-// content, size and name stay what they are, and whenever the work is cut off, by the context, a
-// signal or a power failure, the file still reads the same; the next call goes on.
+// extents become zeros on the disk, shared and compressed ones get plain blocks of
+// their own. Its content, size and name stay what they are, and whenever the work is
+// cut off, by the context, a signal or a power failure, the file still reads the same;
+// the next call goes on.
 //
-// It holds a write lease all the time and stops with a *image.ProblemError of the
-// rule open-elsewhere as soon as anybody else wants to open the file. Further errors: *NoSpaceError, checked
-// beforehand; *ProblemsError for what cannot be repaired, checked before anything is written where
-// that can be known; ErrImmutable; those of image.Open and image.ProveSoleOpener.
+// It holds a write lease all the time and stops with a *image.ProblemError of the rule
+// open-elsewhere as soon as anybody else wants to open the file. Further errors:
+// *NoSpaceError, checked beforehand; *ProblemsError for what cannot be repaired,
+// checked before anything is written where that can be known; ErrImmutable; those of
+// image.Open and image.ProveSoleOpener.
 func Provision(ctx context.Context, path string, opts Options) (report Report, err error) {
 	img, err := openForWriting(path)
 	if err != nil {

@@ -21,8 +21,8 @@ type plan struct {
 }
 
 // planRepair decides what to do about each stretch of a file whose size is a multiple
-// of the block. Rows that nothing here repairs are left alone, and so is a whole file whose rows
-// overlap or run backwards: what looks like a hole there need not be one.
+// of the block. Rows that nothing here repairs are left alone, and so is a whole file
+// whose rows overlap or run backwards: what looks like a hole there need not be one.
 func planRepair(l extents.Layout) plan {
 	var p plan
 	l = l.Clip()
@@ -84,7 +84,7 @@ type repairer struct {
 	blank bool // a new file, whose content is still nothing
 }
 
-// run repairs in rounds until nothing is left to do, or a round does not help. What
+// run repairs in rounds until nothing is left to do, or for maxRounds rounds. What
 // it could not repair is still in the layout. The file is on the disk (fsync) afterwards.
 func (r *repairer) run(ctx context.Context) (Report, error) {
 	var total Report
