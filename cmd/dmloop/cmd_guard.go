@@ -159,63 +159,55 @@ func (g *guardClient) Add(ctx context.Context, name string) error {
 	return g.classed(err)
 }
 
+// do makes a call that needs nothing of an earlier one. When the guard died since,
+// it is made once more, to another guard that may have come.
+func (g *guardClient) do(ctx context.Context, call func(*guardrpc.Client) error) error {
+	for again := false; ; again = true {
+		client, err := g.dial(ctx)
+		if err != nil {
+			return err
+		}
+		err = call(client)
+		var refused *guardrpc.Error
+		if err == nil || errors.As(err, &refused) || errors.Is(err, os.ErrDeadlineExceeded) || again {
+			return err
+		}
+		g.client.Close()
+		g.client = nil
+	}
+}
+
 // Drop implements lifecycle.Guard.
 func (g *guardClient) Drop(ctx context.Context, name string) error {
-	client, err := g.dial(ctx)
+	err := g.do(ctx, func(c *guardrpc.Client) error { return c.Drop(ctx, name) })
 	if errors.Is(err, guardrpc.ErrNoGuard) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if err = client.Drop(ctx, name); err == nil {
-		return nil
-	}
-	// A guard that died with the connection holds nothing any more.
-	g.client = nil
-	again, dialErr := guardrpc.Dial(ctx, g.dir)
-	if errors.Is(dialErr, guardrpc.ErrNoGuard) {
-		return nil
-	}
-	if dialErr != nil {
-		return errors.Join(err, dialErr)
-	}
-	g.client = again
-	return g.classed(again.Drop(ctx, name))
+	return g.classed(err)
 }
 
 // Watched implements lifecycle.Guard.
 func (g *guardClient) Watched(ctx context.Context) (map[string]bool, error) {
-	client, err := g.dial(ctx)
+	var st guardrpc.Status
+	err := g.do(ctx, func(c *guardrpc.Client) (err error) { st, err = c.Status(ctx); return err })
 	if errors.Is(err, guardrpc.ErrNoGuard) {
 		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	st, err := client.Status(ctx)
-	if err != nil {
-		return nil, g.classed(err)
 	}
 	watched := make(map[string]bool, len(st.Mappings))
 	for _, m := range st.Mappings {
 		watched[m.Name] = true
 	}
-	return watched, nil
+	return watched, g.classed(err)
 }
 
 // OpenImage implements lifecycle.Guard.
 func (g *guardClient) OpenImage(ctx context.Context, path string) (*os.File, error) {
-	client, err := g.dial(ctx)
-	if errors.Is(err, guardrpc.ErrNoGuard) || errors.Is(err, fs.ErrPermission) {
-		return nil, lifecycle.ErrNotWatched
-	}
-	if err != nil {
-		return nil, err
-	}
-	f, err := client.OpenImage(ctx, path)
+	var f *os.File
+	err := g.do(ctx, func(c *guardrpc.Client) (err error) { f, err = c.OpenImage(ctx, path); return err })
 	var refused *guardrpc.Error
-	if errors.As(err, &refused) && refused.Kind == guardrpc.KindNotFound {
+	switch {
+	case errors.Is(err, guardrpc.ErrNoGuard), errors.Is(err, fs.ErrPermission),
+		errors.As(err, &refused) && refused.Kind == guardrpc.KindNotFound:
 		return nil, lifecycle.ErrNotWatched
 	}
 	return f, g.classed(err)

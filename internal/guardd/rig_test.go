@@ -1,0 +1,178 @@
+package guardd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/guard"
+	"dmloop/internal/dm"
+	"dmloop/internal/dm/dmtest"
+	"dmloop/internal/guardrpc"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+)
+
+// rig is a state folder, an image and a fake device-mapper with its mapping.
+type rig struct {
+	t      *testing.T
+	dir    string
+	image  string
+	kernel *dmtest.Kernel
+	store  *manifest.Store
+	pace   guard.Pace
+	idle   time.Duration
+}
+
+// never checks by itself within a test.
+var never = guard.Pace{Tick: time.Hour, Bound: time.Hour, Share: 1}
+
+const uuid = "DMLOOP-00000000000000000000000000000001-vol"
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	dir := t.TempDir()
+	r := &rig{t: t, dir: filepath.Join(dir, "state"), image: filepath.Join(dir, "image"), kernel: dmtest.New(), pace: never}
+	store, err := manifest.Open(r.dir, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	r.store = store
+	f, err := os.Create(r.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Write(make([]byte, 64<<10))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.mapImage()
+	return r
+}
+
+// mapImage does what `map` does, as far as the guard sees it.
+func (r *rig) mapImage() {
+	r.t.Helper()
+	conn := r.kernel.Conn()
+	table := dmtable.Table{{Length: 128, Target: "linear", Args: "8:0 2048"}}
+	live := func(name, uuid string, table dmtable.Table) dm.Info {
+		_, err := conn.Create(name, uuid)
+		if err == nil {
+			_, err = conn.Load(dm.ByName(name), table, false)
+		}
+		var info dm.Info
+		if err == nil {
+			info, err = conn.Resume(dm.ByName(name), dm.ResumeOptions{})
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return info
+	}
+	below := dmtable.Table{{Length: 4096, Target: "linear", Args: "8:0 0"}}
+	host := live("host", "LVM-x", below)
+	own := live("vol", uuid, table)
+	img, err := image.Open(r.image)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer img.Close()
+	id, err := img.Identity()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	layout, err := extents.Read(img.File())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.save(manifest.Manifest{
+		Name: "vol", UUID: uuid, Device: own.Device, State: manifest.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
+		Image: manifest.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
+			Birth: id.Birth, Size: id.Size, Filesystem: "ext4"},
+		Size: 64 << 10, Layout: layout.Clip().Merge(), Table: table, OnChange: "error",
+		Base: manifest.Base{Device: host.Device, UUID: "LVM-x", Table: below.String()},
+	})
+}
+
+func (r *rig) save(m manifest.Manifest) {
+	r.t.Helper()
+	if err := r.store.Save(m); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) record() manifest.Manifest {
+	r.t.Helper()
+	m, err := r.store.Load("vol")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return m
+}
+
+// table returns the live table of a device.
+func (r *rig) table(name string) string {
+	d, ok := r.kernel.Device(name)
+	if !ok {
+		return "no device"
+	}
+	return d.Active.String()
+}
+
+// start runs a guard until stop is called or the test ends.
+func (r *rig) start() (c *guardrpc.Client, stop func()) {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, r.config()) }()
+	stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+		done <- nil
+	}
+	r.t.Cleanup(stop)
+	r.await("the guard's socket", func() bool {
+		var err error
+		c, err = guardrpc.Dial(context.Background(), r.dir)
+		return err == nil
+	})
+	r.t.Cleanup(func() { c.Close() })
+	return c, stop
+}
+
+func (r *rig) config() Config {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	return Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle}
+}
+
+func (r *rig) await(what string, ok func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	r.t.Fatalf("%s did not come within 5 s", what)
+}
+
+func (r *rig) add(c *guardrpc.Client) {
+	r.t.Helper()
+	if m, err := c.Add(r.t.Context(), "vol"); err != nil || m.State != guard.Healthy {
+		r.t.Fatalf("Add: %+v, %v", m, err)
+	}
+}
+
+const torn = "0 128 error"
+
+func (r *rig) tornDown() bool { return strings.TrimSpace(r.table("vol")) == torn }
