@@ -41,7 +41,7 @@ PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fd
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall demo man test test-unit test-guest test-matrix fuzz lint deps bench guests clean
+.PHONY: all build install uninstall demo man packages test test-unit test-guest test-matrix fuzz lint deps bench guests clean
 
 all: build
 
@@ -62,6 +62,10 @@ demo: deps build
 # Manual pages, in bin/man.
 man:
 	$(GO) run -tags man ./cmd/dmloop bin/man
+
+# Packages for Debian and for rpm, in bin.
+packages: build man
+	internal/hostfiles/packages/build.sh
 
 # Everything, ending in one line of counts. The full set of guest tests runs in
 # User Mode Linux, the others leave out those named TestFull….

@@ -1,0 +1,54 @@
+#!/bin/sh
+# Makes the packages from the program in bin/ and the pages in bin/man, into bin/:
+# make packages. The same source gives the same packages.
+set -eu
+cd "$(dirname "$0")/../../.."
+
+nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+md2man=github.com/cpuguy83/go-md2man/v2@v2.0.7
+
+VERSION=$(bin/dmloop version | sed -n '1s/^dmloop \([^ ]*\).*/\1/p')
+ARCH=$(go env GOARCH)
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1793491200)
+export VERSION ARCH SOURCE_DATE_EPOCH
+
+rm -rf bin/package
+mkdir -p bin/package/man8 bin/package/man5
+for page in bin/man/*.8; do
+	gzip -9nc "$page" >"bin/package/man8/${page##*/}.gz"
+done
+go run "$md2man" -in docs/dmlooptab.5.md -out bin/package/dmlooptab.5
+gzip -9nc bin/package/dmlooptab.5 >bin/package/man5/dmlooptab.5.gz
+for shell in bash zsh fish; do
+	bin/dmloop completion "$shell" >"bin/package/dmloop.$shell"
+done
+
+# The program holds other people's code, whose terms ask to be passed on.
+{
+	echo "dmloop, block devices from regular files."
+	echo "Copyright 2026 the dmloop authors."
+	go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/dmloop | sort -u |
+		while read -r module version dir; do
+			printf '\nThe program contains %s %s:\n\n' "$module" "$version"
+			for terms in "$dir"/LICENSE* "$dir"/NOTICE*; do
+				[ -e "$terms" ] || continue
+				# Debian has the text of this one on every machine.
+				if grep -q 'Apache License' "$terms"; then
+					echo "Apache License, Version 2.0: /usr/share/common-licenses/Apache-2.0 on Debian,"
+					echo "https://www.apache.org/licenses/LICENSE-2.0 elsewhere."
+				else
+					cat "$terms"
+				fi
+			done
+		done
+	printf '\nThe program contains the standard library of Go:\n\n'
+	cat "$(go env GOROOT)/LICENSE"
+} >bin/package/copyright
+printf 'dmloop (%s) unstable; urgency=medium\n\n  * The changes are in the history of the source.\n\n -- dmloop maintainers <maintainers@dmloop.example>  %s\n' \
+	"$VERSION" "$(date -R -u -d "@$SOURCE_DATE_EPOCH")" | gzip -9nc >bin/package/changelog.gz
+
+for package in dmloop dmloop-initramfs; do
+	for packager in deb rpm; do
+		go run "$nfpm" package --config "internal/hostfiles/packages/$package.yaml" --packager "$packager" --target bin/
+	done
+done
