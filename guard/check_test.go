@@ -115,6 +115,9 @@ func TestCheck(t *testing.T) {
 		"open for writing, nothing to lose": {
 			want: func(e *Expected) { e.Pins.Grade = "unsafe" },
 			got:  func(o *Observed) { o.Openers.Value = Writers; o.Pins.Value.Grade = "unsafe" }, state: Healthy},
+		"nobody can tell who has it open": {
+			want: func(e *Expected) { e.Exposed = true },
+			got:  func(o *Observed) { o.Openers.Value = Untold }, state: Healthy},
 		"open for reading, harmless": {
 			got: func(o *Observed) { o.Openers.Value = Readers }, state: Healthy},
 		"open for reading, blocks can be shared": {

@@ -35,6 +35,7 @@ type Openers int
 // The answers, harmless first.
 const (
 	Alone   Openers = iota // nobody else
+	Untold                 // leases are not to be had here
 	Readers                // somebody, for reading only
 	Writers                // somebody, for writing
 )

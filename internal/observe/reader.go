@@ -54,10 +54,8 @@ func (r *Reader) Quick(_ context.Context) guard.Observed {
 	var openers guard.Openers
 	kinds, err := r.inForce()
 	if r.Leases && err == nil && !slices.Contains(kinds, pin.Swap) {
-		var known bool
-		if openers, known = othersOpen(r.Image); known {
-			o.Openers = guard.Read(openers, nil)
-		}
+		openers = othersOpen(r.Image)
+		o.Openers = guard.Read(openers, nil)
 	}
 	o.Pins = guard.Read(r.pins(kinds, openers), err)
 	return o
@@ -120,7 +118,7 @@ func (r *Reader) inForce() ([]pin.Kind, error) {
 	if active {
 		return append(kinds, pin.Swap), nil
 	}
-	if openers, known := othersOpen(r.Image); err == nil && (!known || openers == guard.Writers) {
+	if openers := othersOpen(r.Image); err == nil && (openers == guard.Untold || openers == guard.Writers) {
 		// The list goes by paths, which may lead elsewhere from here.
 		err = errors.New("the kernel's list of swap areas does not show the image, but something holds it open for writing")
 	}
@@ -143,9 +141,8 @@ func (r *Reader) pins(kinds []pin.Kind, openers guard.Openers) guard.Pins {
 
 // othersOpen asks by leases who else has the image open (F_SETLEASE; the kernel
 // counts open descriptions, so ours must be one). It holds the lease for
-// microseconds; an open that falls into them waits for its end. Where leases are
-// not to be had the answer is not known.
-func othersOpen(img *image.Image) (openers guard.Openers, known bool) {
+// microseconds; an open that falls into them waits for its end.
+func othersOpen(img *image.Image) guard.Openers {
 	for _, try := range []struct {
 		lease  int
 		proves guard.Openers
@@ -153,11 +150,13 @@ func othersOpen(img *image.Image) (openers guard.Openers, known bool) {
 		_, err := unix.FcntlInt(img.File().Fd(), unix.F_SETLEASE, try.lease)
 		if err == nil {
 			_, err = unix.FcntlInt(img.File().Fd(), unix.F_SETLEASE, unix.F_UNLCK)
-			return try.proves, err == nil
 		}
-		if !errors.Is(err, unix.EAGAIN) {
-			return 0, false
+		switch {
+		case err == nil:
+			return try.proves
+		case !errors.Is(err, unix.EAGAIN):
+			return guard.Untold
 		}
 	}
-	return guard.Writers, true
+	return guard.Writers
 }
