@@ -86,6 +86,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer lock.Close()
+	spare(c.Log)
 	d := &Daemon{
 		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
 		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
@@ -132,6 +133,14 @@ func lockGuard(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("%s: flock: %w", path, err)
 	}
 	return f, nil
+}
+
+// spare asks the kernel to kill others first when memory runs out: with the guard,
+// its denials would go.
+func spare(log *slog.Logger) {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0); err != nil {
+		log.Debug("the guard is killed like any other process when memory runs out", "error", err)
+	}
 }
 
 // sayGoodbye logs what is left behind.
