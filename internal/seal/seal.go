@@ -1,7 +1,6 @@
 package seal
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -90,63 +89,6 @@ func (c change) seal() (Record, error) {
 		return Record{}, errors.Join(err, c.restore(r))
 	}
 	return c.mark(r)
-}
-
-// plan chooses what to move in a plain image of size bytes. It changes nothing.
-func (c change) plan(size extents.Bytes) (Record, error) {
-	block, err := c.blockSize()
-	if err != nil {
-		return Record{}, err
-	}
-	switch {
-	case size == 0:
-		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty"}}
-	case block > c.page:
-		return Record{}, &RefusedError{extents.Problem{
-			Rule: extents.Unpinnable, Hint: "keep the image on a file system with blocks no larger than a page",
-			Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, c.page),
-		}}
-	case size%max(block, sectorSize) != 0:
-		return Record{}, &RefusedError{extents.Problem{
-			Rule:    extents.SizeUnaligned,
-			Message: fmt.Sprintf("size of %d bytes is no multiple of the file system's block of %d", size, block),
-		}}
-	}
-	l, err := c.layout()
-	if err != nil {
-		return Record{}, err
-	}
-	if p := l.Problems(max(block, sectorSize), 0); len(p) > 0 {
-		return Record{}, &RefusedError{p[0]}
-	}
-	need, err := prologueFor(l, c.page)
-	var few *NoSlotError
-	if errors.As(err, &few) {
-		// A short image: move looks again when it has grown.
-		need, err = max(2*c.page, alignUp(size, c.page)), nil
-	}
-	if err == nil {
-		err = tooLong(need)
-	}
-	if err != nil {
-		return Record{}, err
-	}
-	var uuid [16]byte
-	_, _ = rand.Read(uuid[:])     // never fails
-	uuid[6] = uuid[6]&0x0f | 0x40 // version 4: random
-	uuid[8] = uuid[8]&0x3f | 0x80 // RFC 9562
-	return newRecord(size, need, c.page, uuid), nil
-}
-
-func tooLong(need extents.Bytes) error {
-	if need <= MaxPrologue {
-		return nil
-	}
-	return &RefusedError{extents.Problem{
-		Rule: extents.Unpinnable, Length: need,
-		Message: fmt.Sprintf("the first %d bytes would have to be moved to give the kernel a whole page, %d is the most", need, MaxPrologue),
-		Hint:    "the image begins in pieces smaller than a page: copy it to a new one made by `dmloop create`",
-	}}
 }
 
 // move records the intent and copies the prologue behind the payload, durably.
