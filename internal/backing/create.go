@@ -115,7 +115,8 @@ func judgeSize(size, block extents.Bytes) []extents.Problem {
 	return nil
 }
 
-// publish gives the finished file its name and makes the name durable.
+// publish gives the finished file its name and makes the name durable. When only the
+// latter fails, the file stays: it is complete, and it is there.
 func publish(f, dir *os.File, name, path string) error {
 	link := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	if err := unix.Linkat(unix.AT_FDCWD, link, int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW); err != nil {
