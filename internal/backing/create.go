@@ -87,7 +87,7 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 	if err := prepare(f, facts.Kind(), facts.InodeFlags); err != nil {
 		return err
 	}
-	r := repairer{file: f, path: path, guard: func() error { return nil }, meter: &meter{show: opts.Progress}, blank: true}
+	r := repairer{file: f, path: path, guard: func() error { return nil }, meter: &meter{show: opts.Progress}, mode: writeMode{blank: true}}
 	// All of it, whatever the extents say: f2fs calls the blocks of a pinned file
 	// written as soon as they are allocated, with anything in them.
 	everything := plan{zero: []stretch{{0, size}}, report: Report{Unwritten: size}}

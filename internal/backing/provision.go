@@ -61,7 +61,15 @@ func Provision(ctx context.Context, path string, opts Options) (report Report, e
 	if err := setFlags(img.File(), facts.InodeFlags&^flagCompress); err != nil && !errors.Is(err, unix.EINVAL) {
 		return Report{}, err // EINVAL: f2fs does not let go of a file that has blocks; verify reports it
 	}
-	r := repairer{file: img.File(), path: path, guard: leaseGuard(img.File(), path), meter: &meter{show: opts.Progress}}
+	if facts.Pin.Pinned {
+		return Report{}, verifyPinned(img, path)
+	}
+	r := repairer{
+		file: img.File(), path: path, guard: leaseGuard(img.File(), path), meter: &meter{show: opts.Progress},
+		// f2fs gives a hole its block before a direct write has filled it: a kill in
+		// between leaves somebody's old data there (seen on 6.1).
+		mode: writeMode{buffered: facts.Kind() == "f2fs"},
+	}
 	report, err = r.run(ctx)
 	if err != nil {
 		return report, err
@@ -126,4 +134,18 @@ func verify(img *image.Image, path string) error {
 		return &ProblemsError{Path: path, Problems: problems}
 	}
 	return nil
+}
+
+// verifyPinned is verify for a pinned file on f2fs, which is not repaired: new blocks
+// of such a file have anything in them until they are written, so a hole that reads
+// as zeros cannot be filled without a moment in which it does not.
+func verifyPinned(img *image.Image, path string) error {
+	err := verify(img, path)
+	var broken *ProblemsError
+	if errors.As(err, &broken) {
+		for i := range broken.Problems {
+			broken.Problems[i].Hint = "unpin the file and try again: f2fs_io pinfile unset IMAGE"
+		}
+	}
+	return err
 }

@@ -200,7 +200,7 @@ func TestDataIsNeverZeroed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	w, err := newWriter(f, func() error { return nil }, func(extents.Bytes) {}, false)
+	w, err := newWriter(f, writeMode{}, func() error { return nil }, func(extents.Bytes) {})
 	if err != nil {
 		t.Fatal(err)
 	}

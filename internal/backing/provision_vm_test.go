@@ -97,6 +97,34 @@ func TestProvisionOnHosts(t *testing.T) {
 	}
 }
 
+// A pinned file on f2fs gets new blocks with anything in them, so its holes must not
+// be filled. Newer kernels do not pin a file that has blocks: then there is no such file.
+func TestProvisionPinned(t *testing.T) {
+	_, dir := host{"", "f2fs", nil}.mount(t)
+	soil(t, dir)
+	shell(t, dir, "head -c 1M /dev/urandom >f; truncate -s 16M f; sync f")
+	path := filepath.Join(dir, "f")
+	before := vmtest.ChecksumFile(t, path)
+	pinned := vmtest.Run(t, "f2fs_io", "pinfile", "set", path).Code == 0
+	_, err := Provision(context.Background(), path, Options{})
+	if pinned && !hasProblem(err, extents.Hole) || !pinned && err != nil {
+		t.Errorf("pinned %v: %v", pinned, err)
+	}
+	if vmtest.ChecksumFile(t, path) != before {
+		t.Error("the content changed")
+	}
+	if !pinned {
+		return
+	}
+	vmtest.Must(t, "f2fs_io", "pinfile", "unset", path)
+	if _, err := Provision(context.Background(), path, Options{}); err != nil {
+		t.Errorf("unpinned: %v", err)
+	}
+	if vmtest.ChecksumFile(t, path) != before {
+		t.Error("the content changed after unpinning")
+	}
+}
+
 func TestProvisionCompressed(t *testing.T) {
 	disk := vmtest.Disk(t, 0)
 	vmtest.Mkfs(t, "btrfs", disk)

@@ -81,7 +81,7 @@ type repairer struct {
 	path  string // for errors
 	guard func() error
 	meter *meter
-	blank bool // a new file, whose content is still nothing
+	mode  writeMode
 }
 
 // run repairs in rounds until nothing is left to do, or for maxRounds rounds. What
@@ -125,7 +125,7 @@ func (r *repairer) round(ctx context.Context, todo plan) (err error) {
 			return err
 		}
 	}
-	w, err := newWriter(r.file, r.guard, r.meter.tick, r.blank)
+	w, err := newWriter(r.file, r.mode, r.guard, r.meter.tick)
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.path, err)
 	}

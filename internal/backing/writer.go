@@ -34,19 +34,26 @@ type stretch struct {
 // does not read as zeros. Nothing was written there.
 var ErrNotZero = errors.New("what should be a hole or unwritten holds data")
 
-// writer writes to one file with O_DIRECT where it can.
+// writer writes to one file, with O_DIRECT where it may and can.
 type writer struct {
 	file    *os.File
 	guard   func() error // asked before each write; an error stops the work
 	tick    func(extents.Bytes)
-	blank   bool        // the file has no content yet: do not look before writing zeros
+	mode    writeMode
 	zeros   []byte      // chunkSize bytes, never written to
 	buffers chan []byte // inFlight buffers of chunkSize
 }
 
-// newWriter switches file to O_DIRECT. The caller closes the writer, not the file.
-func newWriter(file *os.File, guard func() error, tick func(extents.Bytes), blank bool) (*writer, error) {
-	w := &writer{file: file, guard: guard, tick: tick, blank: blank, buffers: make(chan []byte, inFlight)}
+// writeMode is what must be known of a file before writing to it.
+type writeMode struct {
+	blank    bool // the file has no content yet: do not look before writing zeros
+	buffered bool // no O_DIRECT
+}
+
+// newWriter switches file to O_DIRECT unless mode forbids it. The caller closes the
+// writer, not the file.
+func newWriter(file *os.File, mode writeMode, guard func() error, tick func(extents.Bytes)) (*writer, error) {
+	w := &writer{file: file, mode: mode, guard: guard, tick: tick, buffers: make(chan []byte, inFlight)}
 	var err error
 	if w.zeros, err = alignedBuffer(); err != nil {
 		return nil, err
@@ -59,7 +66,7 @@ func newWriter(file *os.File, guard func() error, tick func(extents.Bytes), blan
 		}
 		w.buffers <- buf
 	}
-	if err := w.direct(true); err != nil {
+	if err := w.direct(!mode.buffered); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
 	return w, nil
@@ -133,7 +140,7 @@ func (w *writer) zero(ctx context.Context, stretches []stretch) error {
 // mayZero returns an error unless zeros can be written over s without changing the
 // content. It does not take the kernel's word for a hole but reads the stretch.
 func (w *writer) mayZero(s stretch) error {
-	if err := w.guard(); err != nil || w.blank {
+	if err := w.guard(); err != nil || w.mode.blank {
 		return err
 	}
 	buf := <-w.buffers
