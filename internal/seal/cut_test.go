@@ -92,6 +92,9 @@ func cuts(s *cutStore, r *rand.Rand, f func(*cutStore)) {
 func TestPowerCut(t *testing.T) {
 	for _, shape := range shapes {
 		for _, start := range []string{"seal", "unseal", "seal grown", "unseal grown"} {
+			if strings.HasSuffix(start, "grown") && shape.name != "blocks off the page" {
+				continue // one shape will do
+			}
 			t.Run(shape.name+"/"+start, func(t *testing.T) {
 				want := image(shape.size, 7)
 				fresh := func() *cutStore {
