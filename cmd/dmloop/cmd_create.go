@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -139,27 +137,4 @@ func onlyRule(problems []extents.Problem, rule extents.Rule) bool {
 		}
 	}
 	return true
-}
-
-// progress returns what shows a bar on a terminal and nothing elsewhere, and what
-// ends it.
-func progress(env *cliEnv, title string) (show func(done, total extents.Bytes), end func()) {
-	if env.json || !terminal(env.stderr) {
-		return nil, func() {}
-	}
-	var bar *progressbar.ProgressBar
-	show = func(done, total extents.Bytes) {
-		if bar == nil {
-			bar = progressbar.NewOptions64(int64(total), progressbar.OptionSetDescription(title),
-				progressbar.OptionSetWriter(env.stderr), progressbar.OptionShowBytes(true),
-				progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
-		}
-		bar.ChangeMax64(int64(total))
-		_ = bar.Set64(int64(done)) // a bar that cannot be drawn is no reason to stop
-	}
-	return show, func() {
-		if bar != nil {
-			_ = bar.Clear()
-		}
-	}
 }
