@@ -72,8 +72,8 @@ func runWith(ctx context.Context, env *cliEnv, args []string) int {
 	return 0
 }
 
-// negative finds the flag parser's complaint about a negative number.
-var negative = regexp.MustCompile(`^unknown shorthand flag: '[0-9]' in (-\S+)$`)
+// negative is the flag parser's complaint about a negative number.
+const negative = `^unknown shorthand flag: '[0-9]' in (-\S+)$`
 
 func newRootCommand(env *cliEnv) *cobra.Command {
 	root := &cobra.Command{
@@ -92,7 +92,7 @@ linear table. I/O then goes straight to the disk.`,
 	root.SetErr(env.stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		if m := negative.FindStringSubmatch(err.Error()); m != nil {
+		if m := regexp.MustCompile(negative).FindStringSubmatch(err.Error()); m != nil {
 			return usageError("%s is not a size, nor a flag", m[1])
 		}
 		return usageError("%v", err)

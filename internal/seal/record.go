@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"sync"
 
 	"dmloop/extents"
 )
@@ -105,8 +106,9 @@ func movedAt(payload, prologue, page extents.Bytes) extents.Bytes {
 }
 
 var (
-	magic      = [8]byte{'D', 'M', 'L', 'P', 'S', 'E', 'A', 'L'}
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	magic = [8]byte{'D', 'M', 'L', 'P', 'S', 'E', 'A', 'L'}
+	// castagnoli makes its tables when they are first needed.
+	castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 )
 
 // ErrNoRecord says that the bytes do not begin with dmloop's magic.
@@ -126,7 +128,7 @@ func (r Record) Encode() []byte {
 	le.PutUint64(b[40:], uint64(r.Size()))
 	copy(b[48:64], r.UUID[:])
 	le.PutUint32(b[64:], r.Sum)
-	le.PutUint32(b[RecordSize-4:], crc32.Checksum(b[:RecordSize-4], castagnoli))
+	le.PutUint32(b[RecordSize-4:], crc32.Checksum(b[:RecordSize-4], castagnoli()))
 	return b
 }
 
@@ -142,7 +144,7 @@ func Decode(b []byte) (Record, error) {
 	}
 	b = b[:RecordSize]
 	le := binary.LittleEndian
-	if sum, want := crc32.Checksum(b[:RecordSize-4], castagnoli), le.Uint32(b[RecordSize-4:]); sum != want {
+	if sum, want := crc32.Checksum(b[:RecordSize-4], castagnoli()), le.Uint32(b[RecordSize-4:]); sum != want {
 		return Record{}, fmt.Errorf("record checksum is %08x, want %08x", sum, want)
 	}
 	if v := le.Uint32(b[8:]); v != Version {
@@ -203,4 +205,4 @@ func allZero(b []byte) bool {
 	return true
 }
 
-func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli()) }

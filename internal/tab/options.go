@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"dmloop/extents"
 	"dmloop/internal/size"
@@ -43,7 +44,7 @@ var values = map[string]func(*Entry, string) error{
 		return err
 	},
 	"x-systemd.device-timeout": func(e *Entry, v string) error {
-		if !timeSpan.MatchString(v) {
+		if !timeSpan().MatchString(v) {
 			return fmt.Errorf("%q is no time span such as 90s, 1min or infinity", v)
 		}
 		e.Units.DeviceTimeout = v
@@ -63,12 +64,17 @@ var values = map[string]func(*Entry, string) error{
 	},
 }
 
+// Patterns are compiled when the first line asks: most commands read no table.
 var (
 	// timeSpan is the part of systemd.time(7) that people write in such a place.
-	timeSpan = regexp.MustCompile(`^(infinity|[0-9]+(\.[0-9]+)?(us|ms|s|sec|m|min|h|hr|d)?)$`)
+	timeSpan = pattern(`^(infinity|[0-9]+(\.[0-9]+)?(us|ms|s|sec|m|min|h|hr|d)?)$`)
 	// unitName is a unit's full name; what it can hold needs no quoting in a unit file.
-	unitName = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]{1,240}\.(service|socket|device|mount|automount|swap|target|path|timer|slice|scope)$`)
+	unitName = pattern(`^[A-Za-z0-9:_.@\\-]{1,240}\.(service|socket|device|mount|automount|swap|target|path|timer|slice|scope)$`)
 )
+
+func pattern(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
 
 // parseOptions reads the fourth field. Words that begin with x- and are not ours
 // belong to somebody else and are left alone; any other unknown word is an error.
@@ -117,7 +123,7 @@ func sectors(to *extents.Bytes, v string) error {
 }
 
 func unit(to *[]string, v string) error {
-	if !unitName.MatchString(v) {
+	if !unitName().MatchString(v) {
 		return fmt.Errorf("%q is not the full name of a unit", v)
 	}
 	*to = append(*to, v)

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +13,15 @@ import (
 	"dmloop/dmtable"
 )
 
-// nodeLink is what udev's rules, and this package, let /dev/mapper/NAME point to.
-var nodeLink = regexp.MustCompile(`^(\.\./|/dev/)dm-[0-9]+$`)
+// isNodeLink tells what udev's rules, and this package, let /dev/mapper/NAME point to.
+func isNodeLink(target string) bool {
+	for _, folder := range []string{"../", "/dev/"} {
+		if number, ok := strings.CutPrefix(target, folder+"dm-"); ok {
+			return number != "" && strings.Trim(number, "0123456789") == ""
+		}
+	}
+	return false
+}
 
 // EnsureLink makes sure that /dev/mapper/NAME of this machine is the device.
 func EnsureLink(name string, device dmtable.Device) error { return Local().EnsureLink(name, device) }
@@ -125,7 +131,7 @@ func replaceable(path string) error {
 	if err != nil {
 		return err
 	}
-	if !nodeLink.MatchString(target) {
+	if !isNodeLink(target) {
 		return fmt.Errorf("%s is in the way: it is a link to %s", path, target)
 	}
 	return nil
