@@ -17,6 +17,8 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/vmtest"
+
+	"golang.org/x/sys/unix"
 )
 
 // hosts are the file systems that layouts are read on.
@@ -180,6 +182,52 @@ func open(t *testing.T, path string) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// TestReadOfChangingFile reads while somebody punches and fills holes: it ends every
+// time, and whatever was read can be judged.
+func TestReadOfChangingFile(t *testing.T) {
+	for _, fs := range []string{"ext4", "xfs"} {
+		t.Run(fs, func(t *testing.T) {
+			disk := vmtest.Disk(t, 0)
+			vmtest.Mkfs(t, fs, disk)
+			path := vmtest.FragmentedFile(t, vmtest.Mount(t, disk), "file", 3000, 4096)
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			stop, stopped := make(chan struct{}), make(chan error, 1)
+			go func() {
+				block := make([]byte, 4096)
+				for at := int64(0); ; at = (at + 17*4096) % (4000 * 4096) {
+					select {
+					case <-stop:
+						stopped <- nil
+						return
+					default:
+					}
+					err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, 3*4096)
+					if err == nil {
+						_, err = f.WriteAt(block, at)
+					}
+					if err != nil {
+						stopped <- err
+						return
+					}
+				}
+			}()
+			for range 30 {
+				layout := read(t, path)
+				layout.Problems(4096, 1000)
+				layout.Merge()
+			}
+			close(stop)
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // TestFullHalfMillionExtents measures reading against filefrag(8), side by side.

@@ -85,6 +85,8 @@ func (f Facts) unsupportedReason() (reason, hint string) {
 	case kind == "btrfs":
 		// Its device number is anonymous; it has rules of its own (package btrfs).
 		return "", ""
+	case kind == "" && knownKinds[f.Filesystem] != 0:
+		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
 		return fmt.Sprintf("the file system is %s, and only ext4, xfs, f2fs and btrfs can be mapped from", f.Filesystem), move
 	case f.Device.Major == 0:

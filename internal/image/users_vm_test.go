@@ -3,7 +3,9 @@
 package image
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -50,6 +52,21 @@ func TestUsersAreFoundOut(t *testing.T) {
 				time.Sleep(10 * time.Millisecond) // it goes when its last user does
 			}
 			sole("without the loop device", "")
+
+			// A running program is mapped and not open.
+			shell(t, dir, "cp $(command -v sleep) program")
+			program := exec.Command(filepath.Join(dir, "program"), "60")
+			if err := program.Start(); err != nil {
+				t.Fatal(err)
+			}
+			running := openImage(t, filepath.Join(dir, "program"))
+			_, err := ProveSoleOpener(running.File())
+			if want := fmt.Sprintf("program (pid %d, mapped)", program.Process.Pid); !isRule(err, extents.OpenElsewhere) || !strings.Contains(err.Error(), want) {
+				t.Errorf("as a running program: %v, want %s", err, want)
+			}
+			running.Close()
+			program.Process.Kill()
+			program.Wait()
 
 			page := mapOnly(t, path)
 			sole("mapped by this process", "somebody else")
