@@ -1,0 +1,264 @@
+package bootvm
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Machine is a guest that runs.
+type Machine struct {
+	t       testing.TB
+	cmd     *exec.Cmd
+	console *console
+	stdin   *os.File
+	agent   net.Conn
+	reader  *bufio.Reader
+	monitor string
+	calls   int
+	gone    chan struct{}
+}
+
+// Boot says what a machine is started with.
+type Boot struct {
+	Kernel, Initrd string
+	Append         string   // kernel parameters besides the console's
+	Disks          []string // raw files, /dev/vda and so on
+	MemoryMiB      int
+}
+
+// Patience bounds a boot under emulation on a busy machine.
+const Patience = 8 * time.Minute
+
+// Start starts a machine. It is killed when the test ends.
+func Start(t testing.TB, b Boot) *Machine {
+	t.Helper()
+	dir := t.TempDir()
+	if b.MemoryMiB == 0 {
+		b.MemoryMiB = 768
+	}
+	socket := filepath.Join(dir, "agent")
+	m := &Machine{t: t, console: newConsole(t), monitor: filepath.Join(dir, "monitor"), gone: make(chan struct{})}
+	argv := []string{
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(b.MemoryMiB),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", b.Kernel, "-initrd", b.Initrd,
+		"-append", "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable " + b.Append,
+		"-serial", "stdio", "-monitor", "unix:" + m.monitor + ",server=on,wait=off",
+		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,server=on,wait=off,path=" + socket,
+		"-device", "virtserialport,chardev=agent,name=bootvm",
+	}
+	for i, disk := range b.Disks {
+		argv = append(argv, "-drive", fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe", disk, i),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
+	}
+	m.cmd = exec.Command("qemu-system-x86_64", argv...)
+	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.cmd.Stdin, m.stdin = in, out
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	go func() { _ = m.cmd.Wait(); close(m.gone) }()
+	t.Cleanup(func() {
+		m.Kill()
+		out.Close()
+		if t.Failed() {
+			t.Logf("--- console ---\n%s\n--- end of console ---", m.console.tail(150))
+		}
+	})
+	m.dial(socket)
+	return m
+}
+
+// dial connects to the agent's port, which qemu offers from the start.
+func (m *Machine) dial(socket string) {
+	m.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			m.agent, m.reader = conn, bufio.NewReaderSize(conn, 1<<20)
+			return
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("qemu did not start: %v\n%s", err, m.console.tail(20))
+		}
+	}
+}
+
+// WaitUp waits for the agent, which starts with multi-user.target.
+func (m *Machine) WaitUp() {
+	m.t.Helper()
+	if err := m.agent.SetReadDeadline(time.Now().Add(Patience)); err != nil {
+		m.t.Fatal(err)
+	}
+	line, err := m.reader.ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != "READY" {
+		m.t.Fatalf("the guest did not come up: %q, %v", line, err)
+	}
+}
+
+// Run runs a script in the guest and returns its output and exit code.
+func (m *Machine) Run(script string) (string, int) {
+	m.t.Helper()
+	m.calls++
+	if err := m.agent.SetDeadline(time.Now().Add(Patience)); err != nil {
+		m.t.Fatal(err)
+	}
+	fmt.Fprintf(m.agent, "%d %s\n", m.calls, base64.StdEncoding.EncodeToString([]byte(script)))
+	line, err := m.reader.ReadString('\n')
+	f := strings.Fields(line)
+	if err != nil || len(f) < 2 || f[0] != strconv.Itoa(m.calls) {
+		m.t.Fatalf("no answer to %q: %q, %v", script, line, err)
+	}
+	code, err := strconv.Atoi(f[1])
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if len(f) == 2 {
+		return "", code
+	}
+	out, err := base64.StdEncoding.DecodeString(f[2])
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(out), code
+}
+
+// Must runs a script that has to succeed and returns its output without its end.
+func (m *Machine) Must(script string) string {
+	m.t.Helper()
+	out, code := m.Run("set -e\n" + script)
+	if code != 0 {
+		m.t.Fatalf("exit code %d of:\n%s\n%s", code, script, out)
+	}
+	return strings.TrimSpace(out)
+}
+
+// Type types on the console.
+func (m *Machine) Type(text string) {
+	m.t.Helper()
+	if _, err := m.stdin.WriteString(text); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// Console returns what the console has shown.
+func (m *Machine) Console() string { return m.console.text() }
+
+// WaitConsole waits until the console has shown text.
+func (m *Machine) WaitConsole(text string) {
+	m.t.Helper()
+	for deadline := time.Now().Add(Patience); !strings.Contains(m.Console(), text); time.Sleep(200 * time.Millisecond) {
+		select {
+		case <-m.gone:
+			m.t.Fatalf("the guest ended without %q on its console", text)
+		default:
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("%q did not appear on the console", text)
+		}
+	}
+}
+
+// PowerOff shuts the guest down in order and waits for its end.
+func (m *Machine) PowerOff() {
+	m.t.Helper()
+	fmt.Fprintf(m.agent, "0 %s\n", base64.StdEncoding.EncodeToString([]byte("systemctl --no-block poweroff")))
+	m.WaitEnd()
+}
+
+// WaitEnd waits until the guest has ended by itself.
+func (m *Machine) WaitEnd() {
+	m.t.Helper()
+	select {
+	case <-m.gone:
+	case <-time.After(Patience):
+		m.t.Fatal("the guest did not end")
+	}
+}
+
+// Kill is a power cut.
+func (m *Machine) Kill() {
+	select {
+	case <-m.gone:
+	default:
+		_ = syscall.Kill(-m.cmd.Process.Pid, syscall.SIGKILL)
+		<-m.gone
+	}
+	m.agent.Close()
+}
+
+// HotPlug adds a disk to the running guest.
+func (m *Machine) HotPlug(file string) {
+	m.t.Helper()
+	conn, err := net.Dial("unix", m.monitor)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "drive_add 0 file=%s,if=none,id=plugged,format=raw,cache=unsafe\ndevice_add virtio-blk-pci,drive=plugged,id=plugged\n", file)
+	time.Sleep(time.Second)
+}
+
+// LogVariable names the environment variable with a folder that keeps the consoles of
+// all machines, to be watched while they run.
+const LogVariable = "DMLOOP_BOOT_LOG"
+
+// console keeps all that a guest writes.
+type console struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+	log *os.File // may be nil
+}
+
+func newConsole(t testing.TB) *console {
+	c := &console{}
+	if dir := os.Getenv(LogVariable); dir != "" {
+		f, err := os.CreateTemp(dir, strings.ReplaceAll(t.Name(), "/", "-")+"-*.log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.log = f
+	}
+	return c
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.log != nil {
+		if _, err := c.log.Write(p); err != nil {
+			return 0, err
+		}
+	}
+	return c.buf.Write(p)
+}
+
+func (c *console) text() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}
+
+func (c *console) tail(lines int) string {
+	all := strings.Split(c.text(), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
