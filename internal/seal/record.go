@@ -80,9 +80,6 @@ func (r Record) Size() extents.Bytes { return r.Moved + r.Prologue + r.PageSize 
 // it, or less when the image is shorter than its prologue.
 func (r Record) Kept() extents.Bytes { return min(r.Prologue, r.Payload) }
 
-// trailer returns the offset of the trailer's record: the last sector.
-func (r Record) trailer() extents.Bytes { return r.Size() - sectorSize }
-
 // place reports whether r and o put the same pieces at the same offsets.
 func (r Record) place(o Record) bool {
 	return r.UUID == o.UUID && r.PageSize == o.PageSize && r.Prologue == o.Prologue && r.Payload == o.Payload && r.Moved == o.Moved
