@@ -65,6 +65,10 @@ func TestReadAgreesWithFilefrag(t *testing.T) {
 // makeFiles makes files of all sorts of layouts and returns their paths.
 func makeFiles(t *testing.T, dir, fs string, block int64) []string {
 	in := func(name string) string { return filepath.Join(dir, name) }
+	var files []string
+	if fs != "f2fs" { // sorts blocks as it writes
+		files = append(files, vmtest.FragmentedFile(t, dir, "fragmented", 3000, block))
+	}
 	vmtest.RandomFile(t, in("plain"), 8<<20, 1)
 	vmtest.RandomFile(t, in("odd-size"), 3<<20+777, 2)
 	vmtest.Must(t, "truncate", "-s", "0", in("empty"))
@@ -76,14 +80,11 @@ func makeFiles(t *testing.T, dir, fs string, block int64) []string {
 	vmtest.Must(t, "dd", "if=/dev/urandom", "of="+in("unwritten"), "bs=4096", "count=3", "seek=100", "conv=notrunc", "status=none")
 	vmtest.RandomFile(t, in("preallocated"), 1<<20, 3)
 	vmtest.Must(t, "fallocate", "-n", "-o", "1M", "-l", "2M", in("preallocated"))
-	files := []string{in("plain"), in("odd-size"), in("empty"), in("sparse"), in("unwritten"), in("preallocated")}
+	files = append(files, in("plain"), in("odd-size"), in("empty"), in("sparse"), in("unwritten"), in("preallocated"))
 	if fs == "xfs" || fs == "btrfs" {
 		vmtest.Must(t, "cp", "--reflink=always", in("plain"), in("clone"))
 		vmtest.Must(t, "dd", "if=/dev/urandom", "of="+in("clone"), "bs=4096", "count=2", "seek=7", "conv=notrunc", "status=none")
 		files = append(files, in("clone"))
-	}
-	if fs != "f2fs" { // sorts blocks as it writes
-		files = append(files, vmtest.FragmentedFile(t, dir, "fragmented", 3000, block))
 	}
 	return files
 }
