@@ -29,45 +29,83 @@ func Read(f *os.File) (Layout, error) {
 	if err != nil {
 		return Layout{}, err
 	}
-	call := func(buf []byte) error { return ioctl.Buffer(int(f.Fd()), fiemapRequest, buf) }
-	rows, err := readRows(Bytes(info.Size()), call)
+	rows, err := readRows(Bytes(info.Size()), fiemap(f))
 	if err != nil {
 		return Layout{}, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return Layout{Size: Bytes(info.Size()), Extents: rows}, nil
 }
 
-// readRows calls until the row with FlagLast, until a call returns no rows, or
+// Each is Read for who wants to see the rows one batch after the other and not to
+// keep them: the slice is used again for the next batch. An error of visit ends the
+// reading and is returned as it is.
+func Each(f *os.File, visit func(rows []Extent) error) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	var refused error
+	err = eachBatch(Bytes(info.Size()), fiemap(f), func(rows []Extent, _ Bytes) error {
+		refused = visit(rows)
+		return refused
+	})
+	if err != nil && refused == nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return err
+}
+
+func fiemap(f *os.File) func(buf []byte) error {
+	return func(buf []byte) error { return ioctl.Buffer(int(f.Fd()), fiemapRequest, buf) }
+}
+
+// readRows collects all batches.
+func readRows(size Bytes, call func(buf []byte) error) ([]Extent, error) {
+	var rows []Extent
+	err := eachBatch(size, call, func(batch []Extent, done Bytes) error {
+		if cap(rows)-len(rows) < len(batch) {
+			rows = slices.Grow(rows, len(batch)+expected(len(rows)+len(batch), done, size))
+		}
+		rows = append(rows, batch...)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
+}
+
+// eachBatch calls until the row with FlagLast, until a call returns no rows, or
 // until a whole batch lies behind size, which only a file that grows while it is
 // read, or an enormous preallocation, can do. Each call starts where the
 // rows before it end, so the number of calls is finite whatever the kernel says.
-func readRows(size Bytes, call func(buf []byte) error) ([]Extent, error) {
+// visit is told, too, up to which byte the batch reaches.
+func eachBatch(size Bytes, call func(buf []byte) error, visit func(rows []Extent, done Bytes) error) error {
 	buf := make([]byte, headerSize+batchRows*rowSize)
 	var rows []Extent
 	for start := Bytes(0); ; {
 		encodeRequest(buf, start)
 		if err := call(buf); err != nil {
-			return nil, err
+			return err
 		}
-		before := len(rows)
 		var err error
-		if rows, err = decodeReply(rows, buf); err != nil {
-			return nil, err
+		if rows, err = decodeReply(rows[:0], buf); err != nil {
+			return err
 		}
-		if len(rows) == before {
-			return rows, nil
+		if len(rows) == 0 {
+			return nil
 		}
 		last := rows[len(rows)-1]
-		if last.Flags&FlagLast != 0 || rows[before].Logical > size {
-			return rows, nil
+		if err := visit(rows, last.end()); err != nil {
+			return err
+		}
+		if last.Flags&FlagLast != 0 || rows[0].Logical > size {
+			return nil
 		}
 		if last.end() <= start {
-			return nil, fmt.Errorf("FIEMAP from byte %d returned rows that end at byte %d", start, last.end())
+			return fmt.Errorf("FIEMAP from byte %d returned rows that end at byte %d", start, last.end())
 		}
 		start = last.end()
-		if cap(rows)-len(rows) < batchRows {
-			rows = slices.Grow(rows, expected(len(rows), start, size))
-		}
 	}
 }
 

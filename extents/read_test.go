@@ -138,3 +138,25 @@ func TestReadErrors(t *testing.T) {
 		t.Errorf("Read of a closed file: %v", err)
 	}
 }
+
+func TestEachBatch(t *testing.T) {
+	k := &kernel{rows: plainRows(2*batchRows + 5)}
+	size := Bytes(len(k.rows)) * 4096
+	var got []Extent
+	err := eachBatch(size, k.call, func(rows []Extent, done Bytes) error {
+		got = append(got, rows...)
+		if end := rows[len(rows)-1].end(); done != end {
+			t.Errorf("a batch reaches byte %d, not %d", done, end)
+		}
+		return nil
+	})
+	if err != nil || !slices.Equal(got, k.rows) {
+		t.Errorf("%d rows, %v", len(got), err)
+	}
+	enough := errors.New("enough")
+	k.calls = 0
+	err = eachBatch(size, k.call, func([]Extent, Bytes) error { return enough })
+	if !errors.Is(err, enough) || k.calls != 1 {
+		t.Errorf("after an error: %d calls, %v", k.calls, err)
+	}
+}

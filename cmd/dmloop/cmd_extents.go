@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -41,95 +40,131 @@ func runExtents(ctx context.Context, env *cliEnv, resume bool, svg, path string)
 	if err != nil {
 		return err
 	}
-	switch {
-	case svg != "":
-		return writeSVG(svg, e)
-	case resume:
-		offset, err := resumeOffset(path, e.Layout)
+	defer e.Close()
+	if svg != "" || resume {
+		layout, err := e.Layout()
+		if err != nil {
+			return err
+		}
+		if svg != "" {
+			return writeSVG(svg, e, layout)
+		}
+		offset, err := resumeOffset(path, layout)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintln(env.stdout, offset)
 		return nil
 	}
-	out := bufio.NewWriterSize(env.stdout, 1<<16)
-	if env.json {
-		err = extentsJSON(out, e)
-	} else {
-		err = extentsText(out, e, terminal(env.stdout))
+	list := &extentList{out: bufio.NewWriterSize(env.stdout, 1<<16), file: e, device: e.Device.String()}
+	list.begin, list.one, list.end = list.beginText, list.textRow, func() {}
+	switch {
+	case env.json:
+		list.begin, list.one, list.end = list.beginJSON, list.jsonRow, list.endJSON
+	case terminal(env.stdout):
+		list.width = 16
 	}
+	return list.print()
+}
+
+// extentList prints extents as they are read: a file may have millions. Nothing is
+// printed before the first of them is there, so that a file system that does not
+// tell gives an error and no heading.
+type extentList struct {
+	out        *bufio.Writer
+	file       *lifecycle.FileExtents
+	device     string
+	width      int // of a column; 0 for one blank between them
+	count      int
+	row        []byte
+	flags      extents.Flags // of the row before, with their text
+	names      []string
+	begin, end func()
+	one        func(extents.Extent)
+}
+
+func (l *extentList) print() error {
+	err := l.file.Each(func(rows []extents.Extent) error {
+		for _, e := range rows {
+			if l.count == 0 {
+				l.begin()
+			}
+			if l.count == 0 || e.Flags != l.flags {
+				l.flags, l.names = e.Flags, e.Flags.Names()
+			}
+			l.row = l.row[:0]
+			l.one(e)
+			l.count++
+			if _, err := l.out.Write(l.row); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
+		_ = l.out.Flush() // what was read before is worth seeing
 		return err
 	}
-	return out.Flush()
+	if l.count == 0 {
+		l.begin()
+	}
+	l.end()
+	return l.out.Flush()
 }
 
-// extentsJSON writes row by row: half a million extents must not be in memory twice.
-func extentsJSON(out *bufio.Writer, e *lifecycle.FileExtents) error {
-	fmt.Fprintf(out, "{\"image\":%s,\"size\":%d,\"filesystem\":%s,\"extents\":[", jsonString(e.Path), int64(e.Layout.Size), jsonString(e.Filesystem))
-	device := jsonString(e.Device.String())
-	var row []byte
-	for i, x := range e.Layout.Extents {
-		row = row[:0]
+func (l *extentList) beginJSON() {
+	fmt.Fprintf(l.out, "{\"image\":%s,\"size\":%d,\"filesystem\":%s,\"extents\":[",
+		jsonString(l.file.Path), int64(l.file.Size), jsonString(l.file.Filesystem))
+}
+
+func (l *extentList) endJSON() { l.out.WriteString("\n]}\n") }
+
+func (l *extentList) jsonRow(e extents.Extent) {
+	if l.count > 0 {
+		l.row = append(l.row, ',')
+	}
+	l.row = append(l.row, "\n{\"logical\":"...)
+	l.row = strconv.AppendInt(l.row, int64(e.Logical), 10)
+	l.row = append(l.row, ",\"length\":"...)
+	l.row = strconv.AppendInt(l.row, int64(e.Length), 10)
+	l.row = append(l.row, ",\"physical\":"...)
+	l.row = strconv.AppendInt(l.row, int64(e.Physical), 10)
+	l.row = append(append(append(l.row, ",\"device\":\""...), l.device...), "\",\"flags\":["...)
+	for i, name := range l.names {
 		if i > 0 {
-			row = append(row, ',')
+			l.row = append(l.row, ',')
 		}
-		row = append(row, "\n{\"logical\":"...)
-		row = strconv.AppendInt(row, int64(x.Logical), 10)
-		row = append(row, ",\"length\":"...)
-		row = strconv.AppendInt(row, int64(x.Length), 10)
-		row = append(row, ",\"physical\":"...)
-		row = strconv.AppendInt(row, int64(x.Physical), 10)
-		row = append(row, ",\"device\":"...)
-		row = append(row, device...)
-		row = append(row, ",\"flags\":["...)
-		for j, name := range x.Flags.Names() {
-			if j > 0 {
-				row = append(row, ',')
-			}
-			row = strconv.AppendQuote(row, name)
-		}
-		row = append(row, "]}"...)
-		if _, err := out.Write(row); err != nil {
-			return err
-		}
+		l.row = strconv.AppendQuote(l.row, name)
 	}
-	_, err := out.WriteString("\n]}\n")
-	return err
+	l.row = append(l.row, "]}"...)
 }
 
-// extentsText writes columns: aligned for people, parted by one blank otherwise.
-func extentsText(out *bufio.Writer, e *lifecycle.FileExtents, people bool) error {
-	width := 0
-	if people {
-		width = 16
-		fmt.Fprintf(out, "%*s %*s %*s %s\n", width, "LOGICAL", width, "PHYSICAL", width, "LENGTH", "FLAGS")
+// beginText and textRow write columns: aligned for people, parted by one blank otherwise.
+func (l *extentList) beginText() {
+	if l.width > 0 {
+		fmt.Fprintf(l.out, "%*s %*s %*s FLAGS\n", l.width, "LOGICAL", l.width, "PHYSICAL", l.width, "LENGTH")
 	} else {
-		out.WriteString("LOGICAL PHYSICAL LENGTH DEVICE FLAGS\n")
+		l.out.WriteString("LOGICAL PHYSICAL LENGTH DEVICE FLAGS\n")
 	}
-	device := e.Device.String()
-	var row []byte
-	for _, x := range e.Layout.Extents {
-		row = row[:0]
-		for _, v := range []extents.Bytes{x.Logical, x.Physical, x.Length} {
-			row = appendRight(row, int64(v), width)
-			row = append(row, ' ')
-		}
-		if !people {
-			row = append(row, device...)
-			row = append(row, ' ')
-		}
-		names := x.Flags.Names()
-		if len(names) == 0 {
-			row = append(row, '-')
-		}
-		row = append(row, strings.Join(names, ",")...)
-		row = append(row, '\n')
-		if _, err := out.Write(row); err != nil {
-			return err
-		}
+}
+
+func (l *extentList) textRow(e extents.Extent) {
+	for _, v := range [...]extents.Bytes{e.Logical, e.Physical, e.Length} {
+		l.row = append(appendRight(l.row, int64(v), l.width), ' ')
 	}
-	return nil
+	if l.width == 0 {
+		l.row = append(append(l.row, l.device...), ' ')
+	}
+	for i, name := range l.names {
+		if i > 0 {
+			l.row = append(l.row, ',')
+		}
+		l.row = append(l.row, name...)
+	}
+	if len(l.names) == 0 {
+		l.row = append(l.row, '-')
+	}
+	l.row = append(l.row, '\n')
 }
 
 func appendRight(row []byte, v int64, width int) []byte {

@@ -22,28 +22,28 @@ const (
 )
 
 // writeSVG draws where a file lies into a new file.
-func writeSVG(path string, e *lifecycle.FileExtents) error {
+func writeSVG(path string, e *lifecycle.FileExtents, l extents.Layout) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: path, Message: "the picture cannot be written", Err: errors.Unwrap(err)}
 	}
 	out := bufio.NewWriter(f)
-	drawSVG(out, e)
+	drawSVG(out, e, l)
 	return errors.Join(out.Flush(), f.Close())
 }
 
-func drawSVG(out *bufio.Writer, e *lifecycle.FileExtents) {
-	low, high := span(e.Layout.Extents)
-	inFile := scale{0, max(e.Layout.Size, 1)}
+func drawSVG(out *bufio.Writer, e *lifecycle.FileExtents, l extents.Layout) {
+	low, high := span(l.Extents)
+	inFile := scale{0, max(l.Size, 1)}
 	onDevice := scale{low, max(high-low, 1)}
 	fmt.Fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d 320\" font-family=\"sans-serif\" font-size=\"13\">\n", svgWidth)
 	fmt.Fprintln(out, `<rect width="100%" height="100%" fill="white"/>`)
 	fmt.Fprintf(out, "<text x=\"%d\" y=\"30\" font-size=\"16\">%s</text>\n", svgMargin, html.EscapeString(e.Path))
 	fmt.Fprintf(out, "<text x=\"%d\" y=\"%d\">file: %s, %s, %s</text>\n", svgMargin, svgFile-8,
-		humanSize(e.Layout.Size), plural(len(e.Layout.Extents), "extent"), html.EscapeString(e.Filesystem))
+		humanSize(l.Size), plural(len(l.Extents), "extent"), html.EscapeString(e.Filesystem))
 	fmt.Fprintf(out, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#888\"/>\n", svgMargin, svgFile, svgWidth-2*svgMargin, svgBar)
 	fmt.Fprintf(out, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#888\"/>\n", svgMargin, svgDevice, svgWidth-2*svgMargin, svgBar)
-	for i, x := range e.Layout.Extents {
+	for i, x := range l.Extents {
 		drawExtent(out, i, x, inFile, onDevice)
 	}
 	fmt.Fprintf(out, "<text x=\"%d\" y=\"%d\">device %s: bytes %d to %d</text>\n", svgMargin, svgDevice+svgBar+18, e.Device, int64(low), int64(high))

@@ -8,35 +8,58 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/image"
 )
 
-// FileExtents is where a file lies, as the kernel lists it: nothing is clipped or
-// merged, nothing judged.
+// FileExtents is an open file whose extents can be listed, as the kernel lists
+// them: nothing is clipped or merged, nothing judged.
 type FileExtents struct {
 	Path       string
 	Filesystem string
 	Device     dmtable.Device // the host device; anonymous on btrfs and the like
-	Layout     extents.Layout
+	Size       extents.Bytes
+	img        *image.Image
 }
 
-// Extents reads where the file at path lies.
+// Extents opens the file at path to list where it lies. The caller closes it.
 func (s *System) Extents(ctx context.Context, path string) (*FileExtents, error) {
 	img, err := s.openImage(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer img.Close()
+	e := &FileExtents{Path: path, img: img}
 	facts, err := img.Facts()
 	if err != nil {
-		return nil, fail(path, "", err)
+		return nil, errors.Join(fail(path, "", err), img.Close())
 	}
-	layout, err := extents.Read(img.File())
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, refuse(path, []extents.Problem{{Rule: extents.UnsupportedFS,
-			Message: "the file system (" + facts.Filesystem + ") does not tell where its files lie"}})
-	}
+	id, err := img.Identity()
 	if err != nil {
-		return nil, fail(path, "", err)
+		return nil, errors.Join(fail(path, "", err), img.Close())
 	}
-	return &FileExtents{Path: path, Filesystem: facts.Filesystem, Device: facts.Device, Layout: layout}, nil
+	e.Filesystem, e.Device, e.Size = facts.Filesystem, facts.Device, id.Size
+	return e, nil
+}
+
+// Close closes the file.
+func (e *FileExtents) Close() error { return e.img.Close() }
+
+// Each hands the extents to visit, batch by batch; the slice is used again. When it
+// fails before the first batch, the file system does not tell.
+func (e *FileExtents) Each(visit func(rows []extents.Extent) error) error {
+	err := extents.Each(e.img.File(), visit)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return refuse(e.Path, []extents.Problem{{Rule: extents.UnsupportedFS,
+			Message: "the file system (" + e.Filesystem + ") does not tell where its files lie"}})
+	}
+	return fail(e.Path, "", err)
+}
+
+// Layout reads all extents at once.
+func (e *FileExtents) Layout() (extents.Layout, error) {
+	l := extents.Layout{Size: e.Size}
+	err := e.Each(func(rows []extents.Extent) error {
+		l.Extents = append(l.Extents, rows...)
+		return nil
+	})
+	return l, err
 }
