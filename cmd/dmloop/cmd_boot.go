@@ -28,7 +28,7 @@ write it as a kernel command line that needs none. See dmloop-boot(8).`,
 		},
 	}
 	cmd.AddCommand(newBootSaveCommand(env), newBootListCommand(env), newBootRemoveCommand(env), newBootActivateCommand(env),
-		newBootVerifyCommand(env), newBootRootCommand(env), newBootCmdlineCommand(env))
+		newBootVerifyCommand(env), newBootReleaseCommand(env), newBootRootCommand(env), newBootCmdlineCommand(env))
 	return cmd
 }
 

@@ -52,6 +52,25 @@ initramfs asks this, so that root= need not change.`,
 	return cmd
 }
 
+func newBootReleaseCommand(env *cliEnv) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "release NAME...",
+		Short: "Let the host file systems of boot images be unmounted",
+		Long: `End the kernel's claim on sealed images and leave them immutable and mapped. The unit
+dmloop-boot@NAME.service runs this when the machine goes down, before the host file
+system is unmounted.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sys := env.system()
+			defer sys.Close()
+			return each(args, func(name string) error { return sys.ReleaseClaim(cmd.Context(), name) })
+		},
+		ValidArgsFunction: completeMappings(env),
+	}
+	jsonFlag(env, cmd)
+	return cmd
+}
+
 // bootlineOptions are the flags of boot cmdline.
 type bootlineOptions struct {
 	boot.CmdlineOptions

@@ -74,7 +74,7 @@ func (b Booter) Activate(ctx context.Context, m Manifest, fallback Fallback) (Ou
 	if err != nil {
 		return Outcome{}, err
 	}
-	host := hostfiles.BootHost{Name: m.Record.Name, Device: shim, Type: m.Host.Filesystem, Point: Point(m.Record.Name)}
+	host := hostfiles.BootHost{Name: m.Record.Name, Device: shim, Type: m.Host.Filesystem, Point: Point(m.Record.Name), Image: m.Path}
 	var reasons []string
 	if reasons = m.HostDifferences(device.Size, partUUID); len(reasons) == 0 {
 		if m.Way == BeforeMount {

@@ -11,6 +11,7 @@ type BootHost struct {
 	Device string // that holds the file system, such as /dev/mapper/host
 	Type   string // of the file system
 	Point  string // where it is, or is to be, mounted
+	Image  string // path of the image below Point
 	// Mounted says that the initramfs left it mounted there. Otherwise the image was
 	// mapped from its manifest alone and is verified once it is mounted.
 	Mounted bool
@@ -42,7 +43,11 @@ Type=%[5]s
 		o.Links["local-fs.target.wants/"+mount] = "../" + mount
 	}
 	verify := "dmloop-boot@" + instance(h.Name) + ".service"
-	o.Files[verify+".d/50-host.conf"] = header + fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n", mount, mount)
+	after := mount
+	if swap := swapUnit(h.Point + h.Image); len(swap) <= maxUnitName {
+		after += " " + swap
+	}
+	o.Files[verify+".d/50-host.conf"] = header + fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n", mount, after)
 	o.Links["sysinit.target.wants/"+verify] = unitDir + "/dmloop-boot@.service"
 	// The guard looks at images by their path, and must let go before the mount ends.
 	o.Files[GuardUnit+".d/50-boot-"+instance(h.Name)+".conf"] = header + fmt.Sprintf("[Unit]\nAfter=%s %s\n", mount, verify)

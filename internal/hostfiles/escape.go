@@ -18,6 +18,13 @@ func deviceUnit(path string) string { return unit.UnitNamePathEscape(path) + ".d
 // mountUnit returns the name of the mount unit of a mount point.
 func mountUnit(path string) string { return unit.UnitNamePathEscape(path) + ".mount" }
 
+// swapUnit returns the name of the unit that systemd makes for an active swap file. A
+// sealed image is one; what releases it stops before systemd tries to.
+func swapUnit(path string) string { return unit.UnitNamePathEscape(path) + ".swap" }
+
+// maxUnitName is the longest name that systemd takes for a unit.
+const maxUnitName = 255
+
 // quote writes a value for a unit setting that takes words and expands specifiers.
 func quote(value string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `%`, `%%`).Replace(value) + `"`

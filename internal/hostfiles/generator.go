@@ -111,6 +111,9 @@ func dropIn(in Input, e tab.Entry) string {
 		}
 	} else {
 		add("RequiresMountsFor=%s", quote(e.Source))
+		if swap := swapUnit(e.Source); len(swap) <= maxUnitName {
+			add("After=%s", swap)
+		}
 		if !e.NoGuard && !in.Initrd {
 			add("Wants=%s\nAfter=%s", GuardUnit, GuardUnit)
 		}

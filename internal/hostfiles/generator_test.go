@@ -71,8 +71,8 @@ func input(t *testing.T, text string) Input {
 			in.Initrd = true
 		case "hosts":
 			in.Hosts = []BootHost{
-				{Name: "root", Device: "/dev/mapper/host", Type: "ext4", Point: "/run/dmloop/host/root", Mounted: true},
-				{Name: "a-b", Device: "/dev/mapper/host2", Type: "xfs", Point: "/run/dmloop/host/a-b"},
+				{Name: "root", Device: "/dev/mapper/host", Type: "ext4", Point: "/run/dmloop/host/root", Image: "/root.img", Mounted: true},
+				{Name: "a-b", Device: "/dev/mapper/host2", Type: "xfs", Point: "/run/dmloop/host/a-b", Image: "/dir/a b.img"},
 			}
 		default:
 			t.Fatalf("unknown part %q", name)

@@ -160,3 +160,35 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	_, err = pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, func(on bool) error { return s.swapClaim(img, on) })
 	return fail(m.Name, "", err)
 }
+
+// ReleaseClaim ends the kernel's claim on a sealed image and leaves its other pins, for
+// the moment before the host file system is unmounted while the mapping stays: the
+// machine goes down with its root file system on it.
+func (s *System) ReleaseClaim(ctx context.Context, name string) error {
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := s.find(store, name)
+	if err != nil || !m.Sealed {
+		return err
+	}
+	img, err := s.openRecorded(ctx, m.Image)
+	if err != nil {
+		return fail(m.Name, "", err)
+	}
+	defer img.Close()
+	var kept []pin.Kind
+	for _, p := range m.Pins {
+		if k := pin.Kind(p.Kind); p.Ours && k != pin.Swap {
+			kept = append(kept, k)
+		}
+	}
+	claim := func(on bool) error { return s.swapClaim(img, on) }
+	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, claim); err != nil {
+		return fail(m.Name, "", err)
+	}
+	_, err = pin.Set(img.File(), m.Image.Filesystem, m.Name, kept, claim)
+	return fail(m.Name, "", err)
+}

@@ -39,7 +39,7 @@ type Boot struct {
 }
 
 // Patience bounds a boot under emulation on a busy machine.
-const Patience = 8 * time.Minute
+const Patience = 20 * time.Minute
 
 // Start starts a machine. It is killed when the test ends.
 func Start(t testing.TB, b Boot) *Machine {
