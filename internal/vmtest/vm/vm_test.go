@@ -83,6 +83,7 @@ func TestFaults(t *testing.T) {
 		"[    1.0] general protection fault, probably for non-canonical":    true,
 		"[  242.0] INFO: task dmloop:77 blocked for more than 120 seconds.": true,
 		"[    1.0] Kernel panic - not syncing: Attempted to kill init!":     true,
+		"[   99.0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [a:1]": false,
 		"[    1.0] DEBUG: all is well":                                      false,
 		"[    1.0] device-mapper: ioctl: 4.48.0 initialised":                false,
 		"[    1.0] WARNING: clocksource: timekeeping watchdog on CPU0":      false,
