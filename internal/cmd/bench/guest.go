@@ -12,7 +12,7 @@ import (
 type bed struct {
 	program string // dmloop
 	rounds  int
-	uml     bool
+	kernel  string
 	disks   []string
 	dir     string // mount point of the host file system
 	group   string
@@ -56,7 +56,7 @@ func measure(o options) (err error) {
 		}
 	}()
 	b := &bed{
-		program: o.program, rounds: o.rounds, uml: os.Getenv("DMLOOP_GUEST") == "uml",
+		program: o.program, rounds: o.rounds, kernel: os.Getenv("DMLOOP_GUEST"),
 		disks: strings.Split(os.Getenv("DMLOOP_DISKS"), ":"), dir: "/mnt",
 	}
 	if _, err := os.Stat(b.program); err != nil {

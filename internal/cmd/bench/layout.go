@@ -61,7 +61,7 @@ func (b *bed) againstScript() {
 	file := b.path("image.img")
 	fragmented(file, n)
 	goal := 0.6
-	if b.uml {
+	if b.kernel == "uml" {
 		goal = 0.2
 	}
 	us, them := b.sample(
