@@ -20,8 +20,8 @@ func TestFragmentedImage(t *testing.T) {
 	for _, kind := range []hostKind{ext4Host, xfsHost} {
 		t.Run(kind.name, func(t *testing.T) {
 			h := newHost(t, kind, "shim")
-			const pieces, block = 20000, 4096
-			image := vmtest.FragmentedFile(t, h.dir, "image.img", pieces, block)
+			const pieces, blocks, block = 20000, 20400, 4096
+			image := vmtest.FragmentedFile(t, h.dir, "image.img", blocks, block)
 			between := vmtest.ChecksumFile(t, image+".neighbour")
 			want := expect(t, 0, "table", image).Stdout
 			if n := strings.Count(want, "\n"); n < pieces {
@@ -38,7 +38,7 @@ func TestFragmentedImage(t *testing.T) {
 			if got := vmtest.ChecksumFile(t, dev); got != content {
 				t.Error("the device does not show the file's content")
 			}
-			wrote := fill(t, dev, pieces*block, 3)
+			wrote := fill(t, dev, blocks*block, 3)
 			expect(t, 0, "unmap", "image")
 			if got := vmtest.ChecksumFile(t, image); got != wrote {
 				t.Error("the file does not hold what was written through the device")

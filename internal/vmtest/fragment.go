@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FragmentedFile makes a fully written file of n blocks in n extents and
-// returns its path. Two files grow in turn by one block each, so that each
-// keeps the other's blocks apart; the second stays, as NAME.neighbour. Does not
-// work on f2fs, which sorts blocks as it writes them.
+// FragmentedFile makes a fully written file of n blocks in n extents, or up to one
+// in a hundred less, and returns its path. Two files grow in turn by one block
+// each, so that each keeps the other's blocks apart, but for the few places where
+// ext4 goes on behind its own metadata; the second stays, as NAME.neighbour. Does
+// not work on f2fs, which sorts blocks as it writes them.
 func FragmentedFile(t testing.TB, dir, name string, n int, blockSize int64) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -36,8 +37,8 @@ func FragmentedFile(t testing.TB, dir, name string, n int, blockSize int64) stri
 	for i, f := range files {
 		writeRandom(t, f, int64(n)*blockSize, uint64(i))
 	}
-	if got := CountExtents(t, path); got != n {
-		t.Fatalf("%s has %d extents, not %d", path, got, n)
+	if got := CountExtents(t, path); got < n-n/100 || got > n {
+		t.Fatalf("%s has %d extents, not about %d", path, got, n)
 	}
 	return path
 }
