@@ -144,7 +144,7 @@ func verifyPinned(img *image.Image, path string) error {
 	var broken *ProblemsError
 	if errors.As(err, &broken) {
 		for i := range broken.Problems {
-			broken.Problems[i].Hint = "unpin the file and try again: f2fs_io pinfile unset IMAGE"
+			broken.Problems[i].Hint = "unpin the file and try again: f2fs_io pinfile unset IMAGE (f2fs-tools 1.16)"
 		}
 	}
 	return err

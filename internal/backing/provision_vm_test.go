@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"dmloop/extents"
+	"dmloop/internal/ioctl"
 	"dmloop/internal/vmtest"
 
 	"golang.org/x/sys/unix"
@@ -105,7 +106,7 @@ func TestProvisionPinned(t *testing.T) {
 	shell(t, dir, "head -c 1M /dev/urandom >f; truncate -s 16M f; sync f")
 	path := filepath.Join(dir, "f")
 	before := vmtest.ChecksumFile(t, path)
-	pinned := vmtest.Run(t, "f2fs_io", "pinfile", "set", path).Code == 0
+	pinned := setPin(t, path, 1) == nil
 	_, err := Provision(context.Background(), path, Options{})
 	if pinned && !hasProblem(err, extents.Hole) || !pinned && err != nil {
 		t.Errorf("pinned %v: %v", pinned, err)
@@ -116,13 +117,26 @@ func TestProvisionPinned(t *testing.T) {
 	if !pinned {
 		return
 	}
-	vmtest.Must(t, "f2fs_io", "pinfile", "unset", path)
+	if err := setPin(t, path, 0); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Provision(context.Background(), path, Options{}); err != nil {
 		t.Errorf("unpinned: %v", err)
 	}
 	if vmtest.ChecksumFile(t, path) != before {
 		t.Error("the content changed after unpinning")
 	}
+}
+
+// setPin pins or unpins a file on f2fs; f2fs_io can do the latter only since 1.16.
+func setPin(t *testing.T, path string, pin uint32) error {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	return ioctl.Pointer(int(f.Fd()), f2fsSetPin, &pin)
 }
 
 func TestProvisionCompressed(t *testing.T) {
