@@ -15,6 +15,7 @@
 #   TREE      the folder that the demo makes an image of (part of Go's sources)
 #   BENCH     kernels that benchmarks run on (uml,new)
 #   ROUNDS    how often each side of a benchmark is measured (7)
+#   REBOOTS   how often the boot tests reboot a machine, and cut its power (2)
 # The environment's DMLOOP_CACHE names the folder that keeps guest kernels.
 
 PREFIX      ?= /usr/local
@@ -31,6 +32,7 @@ HOSTFS      ?= ext4
 TREE        ?= $(shell $(GO) env GOROOT)/src/crypto
 BENCH       ?= uml,new
 ROUNDS      ?= 7
+REBOOTS     ?= 2
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -38,10 +40,16 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fdisk fio gcc kmod \
 	libc6-dev lvm2 mount qemu-system-x86 strace user-mode-linux util-linux xfsprogs xz-utils zstd
 
+# Those that only the boot tests use: whole Debian guests and a kernel made for them.
+BOOT_PACKAGES := bc bison debootstrap flex libelf-dev libssl-dev lintian make rpm
+
+# What every change has to show on the oldest and the newest kernel.
+SMOKE := ^Test(DataPath|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ListAndStatus|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped|Gate|Verity|Encrypted).*|ReadAgreesWithFilefrag|SealHoldUnseal|TablesAreDmsetups|SetAndUndo|RulesOfRealFiles)$$
+
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall demo man packages test test-unit test-guest test-matrix fuzz lint deps bench guests clean
+.PHONY: all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint deps bench guests clean
 
 all: build
 
@@ -67,11 +75,11 @@ man:
 packages: build man
 	internal/hostfiles/packages/build.sh
 
-# Everything, ending in one line of counts. The full set of guest tests runs in
-# User Mode Linux, the others leave out those named TestFull….
+# Everything, ending in one line of counts. All guest tests run in User Mode Linux;
+# the other kernels run those that SMOKE names, and all of them in test-matrix.
 test: deps
 	$(MAKE) --no-print-directory build lint fuzz
-	$(GUEST) test -unit -kernel uml,6.1,6.12,new -jobs $(JOBS) $(if $(V),-v) ./...
+	$(GUEST) test -unit -kernel uml,6.1,6.12,new -smoke '$(SMOKE)' -jobs $(JOBS) $(if $(V),-v) ./...
 
 test-unit:
 	$(GO) test -race $(if $(RUN),-run '$(RUN)') $(PKG)
@@ -81,6 +89,12 @@ test-guest: deps
 
 test-matrix:
 	$(MAKE) --no-print-directory test-guest KERNEL=uml,6.1,6.12,new
+
+# Boots of whole Debian guests, with systemd and udev. Ninety minutes on two
+# processors under emulation with REBOOTS=20, a third of it with 2.
+test-boot: deps packages
+	$(MAKE) --no-print-directory deps PACKAGES='$(BOOT_PACKAGES)'
+	DMLOOP_BOOT_ROUNDS=$(REBOOTS) $(GO) test -tags boot -count=1 -timeout 6h $(if $(RUN),-run '$(RUN)') $(if $(V),-v) ./internal/vmtest/bootvm
 
 # Every fuzz target for a short while.
 fuzz:
@@ -96,9 +110,9 @@ fuzz:
 lint:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted: $$files"; exit 1; fi
 	$(GO) vet ./...
-	$(GO) vet -tags vmtest,runner ./...
+	$(GO) vet -tags vmtest,runner,boot ./...
 	$(GO) vet -tags man ./cmd/dmloop
-	$(GO) run $(STATICCHECK) -tags vmtest,runner ./...
+	$(GO) run $(STATICCHECK) -tags vmtest,runner,boot ./...
 
 # Installs what is missing, and is quick when nothing is.
 deps:

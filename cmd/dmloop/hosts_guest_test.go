@@ -44,7 +44,6 @@ var (
 	ext4Host   = hostKind{"ext4", "ext4", []string{"-b", "4096"}} // small ones get 1 KiB
 	ext4Host1K = hostKind{"ext4-1k", "ext4", []string{"-b", "1024"}}
 	xfsHost    = hostKind{"xfs", "xfs", nil}
-	f2fsHost   = hostKind{"f2fs", "f2fs", nil}
 )
 
 // host is a mounted file system on a stack of devices.

@@ -23,6 +23,7 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int
 	fs.SetOutput(stderr)
 	kernels := fs.String("kernel", strings.Join(vm.Kernels, ","), "`names` of the kernels with commas between; empty for none")
 	fs.StringVar(&o.Pattern, "run", "", "only tests that match, as go test -run")
+	fs.StringVar(&o.Smoke, "smoke", "", "on kernels other than uml only those tests that match this too")
 	fs.BoolVar(&o.Unit, "unit", false, "also run the tests that need no guest")
 	fs.IntVar(&o.Jobs, "jobs", 2, "guests at a time")
 	fs.DurationVar(&o.Timeout, "timeout", 30*time.Minute, "kill a guest after this time")

@@ -20,6 +20,7 @@ import (
 type Options struct {
 	Packages []string      // patterns as for go list
 	Pattern  string        // as go test -run
+	Smoke    string        // on kernels other than uml, of these only those that match this too
 	Unit     bool          // also the tests that need no guest, with the race detector
 	Kernels  []string      // empty: no guest tests
 	Jobs     int           // guests at a time
@@ -139,6 +140,9 @@ func guests(ctx context.Context, o Options, packages []guestPackage, bins string
 // oneGuest boots kernel once and runs all packages in it.
 func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPackage, bins string) (Counts, error) {
 	chosen, err := choose(packages, kernel, o.Pattern)
+	if err == nil && kernel != vm.KernelUML {
+		chosen, err = choose(chosen, kernel, o.Smoke)
+	}
 	if err != nil {
 		return Counts{}, err
 	}
