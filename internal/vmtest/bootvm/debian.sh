@@ -23,9 +23,12 @@ version=$(ls "$kernel/lib/modules")
 from=$kernel/lib/modules/$version to=$new/lib/modules/$version
 mkdir -p "$to/kernel/drivers" "$to/kernel/fs"
 cp "$from"/modules.order "$from"/modules.builtin* "$to/"
-for part in arch crypto lib drivers/md drivers/virtio drivers/block drivers/scsi drivers/cdrom drivers/ata drivers/char \
+for part in arch/x86/crypto crypto lib drivers/md drivers/virtio drivers/block drivers/scsi drivers/cdrom drivers/ata drivers/char \
 	fs/ext4 fs/jbd2 fs/mbcache.ko fs/xfs fs/f2fs fs/btrfs fs/nls fs/9p fs/netfs fs/fscache net/9p; do
-	[ ! -e "$from/kernel/$part" ] || { mkdir -p "$to/kernel/${part%/*}"; cp -r "$from/kernel/$part" "$to/kernel/${part%/*}/"; }
+	[ -e "$from/kernel/$part" ] || continue
+	folder=$to/kernel/$(dirname "$part")
+	mkdir -p "$folder"
+	cp -r "$from/kernel/$part" "$folder/"
 done
 depmod -b "$new" "$version"
 

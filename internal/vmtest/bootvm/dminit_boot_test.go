@@ -1,0 +1,158 @@
+//go:build boot
+
+package bootvm
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/vmtest/vm"
+)
+
+//go:embed uml.sh
+var umlScript []byte
+
+// umlKernel returns the kernel that uml.sh builds, from the cache where it is.
+func umlKernel(t *testing.T) string {
+	t.Helper()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := filepath.Join(cache, "boot", "linux-um")
+	if err := os.MkdirAll(filepath.Dir(kernel), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.OpenFile(kernel+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(kernel); err != nil {
+		script := filepath.Join(t.TempDir(), "uml.sh")
+		write(t, script, umlScript, 0o755)
+		host(t, script, kernel)
+	}
+	return kernel
+}
+
+// uml runs a User Mode Linux kernel to its end and returns what it has printed.
+func uml(t *testing.T, kernel string, args ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, kernel, append([]string{"mem=512M", "umid=g", "uml_dir=" + dir + "/", "con=null", "con0=null,fd:1", "panic=-1"}, args...)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	if err := cmd.Run(); err != nil {
+		t.Logf("%s ended: %v", filepath.Base(kernel), err)
+	}
+	return strings.ReplaceAll(out.String(), "\r", "")
+}
+
+// dmInitSetUp runs as process 1 with the host's tree as root. It installs a root file
+// system of one program into an image on /dev/ubda1, and writes the kernel's
+// parameters to /dev/ubdb. The parameters also have to be right for dmsetup.
+const dmInitSetUp = `#!/bin/sh
+fail() { echo "FAILED: $*"; poweroff -f; echo o >/proc/sysrq-trigger; sleep 100; }
+set -e
+trap 'fail line $LINENO' EXIT
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+mount -t tmpfs mnt /mnt
+mkdir /mnt/host /mnt/root
+DMLOOP shim /dev/ubda1 host
+mkfs.ext4 -q -F /dev/mapper/host
+mount /dev/mapper/host /mnt/host
+DMLOOP create /mnt/host/root.img 24M
+DMLOOP map --no-guard /mnt/host/root.img
+mkfs.ext4 -q -F -E nodiscard /dev/mapper/root
+mount /dev/mapper/root /mnt/root
+mkdir /mnt/root/bin /mnt/root/dev /mnt/root/proc /mnt/root/sys /mnt/root/host
+cp /bin/busybox /mnt/root/bin/
+cat >/mnt/root/init <<'END'
+#!/bin/busybox sh
+busybox=/bin/busybox
+$busybox mount -t proc proc /proc
+$busybox mount -t sysfs sysfs /sys
+$busybox mount -t devtmpfs dev /dev 2>/dev/null
+echo "ROOT IS $($busybox sed -n 's,^\([^ ]*\) / .*,\1,p' /proc/mounts | $busybox tail -n 1) $($busybox cat /sys/block/dm-1/dm/name)"
+$busybox mount -t ext4 /dev/dm-0 /host && echo "HOST HAS $($busybox ls /host | $busybox tr '\n' ' ')"
+echo written >/host/later && $busybox umount /host && echo "HOST WRITTEN"
+echo alive >/alive && $busybox sync && echo "ROOT WRITTEN"
+$busybox poweroff -f
+END
+chmod +x /mnt/root/init
+umount /mnt/root
+DMLOOP boot cmdline root --device /dev/ubda1 >/tmp/line
+DMLOOP boot cmdline root --concise --device "$(lsblk -no MAJ:MIN /dev/ubda1 | tr -d ' ')" >/tmp/concise
+dmsetup remove --noudevsync root
+umount /mnt/host
+dmsetup remove --noudevsync host
+dmsetup create --noudevsync --concise "$(cat /tmp/concise)"
+dmsetup mknodes
+mount /dev/mapper/root /mnt/root && [ -x /mnt/root/init ] && umount /mnt/root
+dmsetup remove --noudevsync root
+dmsetup remove --noudevsync host
+echo "DMSETUP TOOK IT"
+cat /tmp/line >/dev/ubdb
+sync
+trap - EXIT
+echo "SET UP"
+echo o >/proc/sysrq-trigger
+sleep 100
+`
+
+// TestDMInit boots a kernel with its root file system in a file and no initramfs.
+func TestDMInit(t *testing.T) {
+	kernel := umlKernel(t)
+	// In a folder that the guest sees: its /tmp and /run are its own.
+	dir, err := os.MkdirTemp("/var/tmp", "dmloop-dminit-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	disk := PartitionedDisk(t, dir, "disk.raw", 128<<20)
+	line := EmptyDisk(t, dir, "line.raw", 64<<10)
+	script := filepath.Join(dir, "init")
+	write(t, script, []byte(strings.ReplaceAll(dmInitSetUp, "DMLOOP", filepath.Join(moduleRoot(t), "bin/dmloop"))), 0o755)
+	out := uml(t, kernel, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+script, "ubd0="+disk, "ubd1="+line)
+	if !strings.Contains(out, "SET UP") {
+		t.Fatalf("the image was not set up:\n%s", out)
+	}
+	contains(t, out, "DMSETUP TOOK IT")
+	text, err := os.ReadFile(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parameters := strings.TrimSpace(strings.Trim(string(text), "\x00"))
+	t.Log(parameters)
+	create, root, found := strings.Cut(parameters, " root=")
+	if !found || !strings.HasPrefix(create, `dm-mod.create="`) {
+		t.Fatalf("parameters: %q", parameters)
+	}
+	out = uml(t, kernel, create, "root="+root, "rootfstype=ext4", "rw", "init=/init", "ubd0="+disk)
+	contains(t, out, "ROOT IS /dev/root root", "HOST HAS ", "root.img", "HOST WRITTEN", "ROOT WRITTEN")
+	t.Log(out)
+	Fsck(t, disk)
+}

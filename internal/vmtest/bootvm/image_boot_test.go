@@ -1,0 +1,213 @@
+//go:build boot
+
+package bootvm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// rounds is how often a machine is rebooted and how often its power is cut:
+// DMLOOP_BOOT_ROUNDS, or 2.
+func rounds(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("DMLOOP_BOOT_ROUNDS")
+	if text == "" {
+		return 2
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("DMLOOP_BOOT_ROUNDS=%s", text)
+	}
+	return n
+}
+
+// install makes the host partition on /dev/vdb with an image in which the tree on
+// /dev/vdc is the root file system, and puts the initramfs for it on /dev/vdd.
+const install = `
+mkfs.%[1]s -q %[2]s /dev/vdb1
+udevadm settle
+dmloop shim /dev/vdb1 host
+mount /dev/mapper/host /mnt
+mkdir /mnt/other && cp -r /usr/share/initramfs-tools /mnt/other && (cd /mnt/other && find . -type f -exec sha256sum {} + >/mnt/sums)
+size=$(blockdev --getsize64 /dev/vdc)
+%[4]s
+dmloop map /mnt/root.img
+dd if=/dev/vdc of=/dev/mapper/root bs=4M oflag=direct status=none
+mkdir -p /root/new && mount /dev/mapper/root /root/new
+printf '/dev/mapper/root / ext4 defaults 0 1\n/dev/mapper/host /host %[1]s defaults 0 0\n' >/root/new/etc/fstab
+mkdir -p /root/new/host /root/new/etc/dmloop/boot
+dmloop boot save root %[3]s
+dmloop boot list
+cp /etc/dmloop/boot/root.manifest /root/new/etc/dmloop/boot/
+for d in dev proc sys; do mount --bind /$d /root/new/$d; done
+chroot /root/new update-initramfs -u -k all
+tar -C /root/new/boot -cf /dev/vdd $(cd /root/new/boot && ls initrd.img-*)
+umount /root/new/dev /root/new/proc /root/new/sys /root/new
+dmloop boot cmdline root || true
+`
+
+// imageGuest is a machine whose root file system is a file.
+type imageGuest struct {
+	boot Boot
+	disk string
+}
+
+// installImage installs a Debian into an image on a partition with this file system.
+func installImage(t *testing.T, fstype, mkfsOptions, saveOptions, create string) imageGuest {
+	t.Helper()
+	g := Prepare(t, work)
+	dir := t.TempDir()
+	root := plainDisk(t, g, "")
+	disk := PartitionedDisk(t, dir, "host.raw", 1400<<20)
+	content := PlainFilesystem(t, dir, "content.raw", g.Tree, 900<<20)
+	handover := EmptyDisk(t, dir, "handover.raw", 128<<20)
+	m := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{root, disk, content, handover}})
+	m.WaitUp()
+	t.Log(m.Must(fmt.Sprintf(install, fstype, mkfsOptions, saveOptions, create)))
+	m.Must("systemctl stop dmloop-guard; dmsetup remove --retry root; umount /mnt; dmsetup remove --retry host; lsblk")
+	m.PowerOff()
+	host(t, "tar", "-C", dir, "-xf", handover)
+	initrds, err := filepath.Glob(filepath.Join(dir, "initrd.img-*"))
+	if err != nil || len(initrds) != 1 {
+		t.Fatal(initrds, err)
+	}
+	return imageGuest{disk: disk, boot: Boot{Kernel: g.Kernel, Initrd: initrds[0], Append: "root=/dev/mapper/root ro", Disks: []string{disk}}}
+}
+
+// up boots and looks at what has to be true at each boot.
+func (i imageGuest) up(t *testing.T) *Machine {
+	t.Helper()
+	m := Start(t, i.boot)
+	m.WaitUp()
+	out := m.Must(`
+findmnt -no SOURCE /
+findmnt -no SOURCE,OPTIONS /run/dmloop/host/root
+findmnt -no SOURCE,OPTIONS /host
+dmloop list --noheadings --raw -o NAME,STATE,PIN,GRADE,GUARD
+dmloop verify root
+(cd /host/other && sha256sum --quiet -c /host/sums) && echo others unchanged
+cat /proc/loops 2>/dev/null; losetup -a
+systemctl is-active dmloop-guard getty.target`)
+	for n, line := range strings.Split(out, "\n") {
+		switch {
+		case n == 0 && line != "/dev/mapper/root",
+			(n == 1 || n == 2) && (!strings.HasPrefix(line, "/dev/mapper/host") || !strings.Contains(line, "rw,")),
+			n == 3 && !strings.HasPrefix(line, "root healthy "),
+			strings.Contains(line, "loop0"):
+			t.Errorf("line %d: %q in\n%s", n, line, out)
+		}
+	}
+	contains(t, out, "immutable", "others unchanged", "\nactive\nactive")
+	healthy(t, m)
+	return m
+}
+
+// survive reboots, cuts the power, and checks the host file system each time.
+func (i imageGuest) survive(t *testing.T, fsck func()) {
+	t.Helper()
+	m := i.up(t)
+	t.Log(m.Must("dmloop status root; lsblk; systemd-analyze time; journalctl -b --no-pager -g dmloop | tail -n 30"))
+	for n := range rounds(t) {
+		m.Must(fmt.Sprintf("echo %d >/count; dd if=/dev/urandom of=/junk bs=1M count=8 conv=fsync status=none; sha256sum /junk >/junk.sum; sync", n))
+		m.PowerOff()
+		checkShutdown(t, m.Console())
+		fsck()
+		m = i.up(t)
+		if got := m.Must("cat /count; sha256sum -c --quiet /junk.sum && echo whole"); got != fmt.Sprintf("%d\nwhole", n) {
+			t.Errorf("after reboot %d: %q", n, got)
+		}
+		// Cut in the middle of writing to both file systems.
+		m.Must("(while :; do dd if=/dev/urandom of=/busy bs=256k count=8 conv=fsync; dd if=/dev/urandom of=/host/busy bs=256k count=8 conv=fsync; done) >/dev/null 2>&1 & sleep 3")
+		m.Kill()
+		m = i.up(t)
+		if got := m.Must("cat /count; sha256sum -c --quiet /junk.sum && echo whole"); got != fmt.Sprintf("%d\nwhole", n) {
+			t.Errorf("after power cut %d: %q", n, got)
+		}
+	}
+	m.PowerOff()
+	fsck()
+}
+
+const createPlain = "dmloop create /mnt/root.img $size"
+
+// TestImageRootExt4 boots a Debian whose root file system is a file on ext4.
+func TestImageRootExt4(t *testing.T) {
+	i := installImage(t, "ext4", "", "", createPlain)
+	i.survive(t, func() { Fsck(t, i.disk) })
+	i.refuse(t)
+}
+
+// TestImageRootXfs does so on xfs with reflink, where the pin is worth less and the
+// guard has to start in the real root.
+func TestImageRootXfs(t *testing.T) {
+	i := installImage(t, "xfs", "", "", createPlain)
+	i.survive(t, func() { xfsRepair(t, i.disk) })
+}
+
+// TestImageRootBeforeMount maps from the manifest alone.
+func TestImageRootBeforeMount(t *testing.T) {
+	i := installImage(t, "ext4", "", "--before-mount", createPlain)
+	i.survive(t, func() { Fsck(t, i.disk) })
+}
+
+// TestImageRootSealed boots from a sealed image, which is claimed at each boot.
+func TestImageRootSealed(t *testing.T) {
+	i := installImage(t, "ext4", "", "", createPlain+" && dmloop seal /mnt/root.img")
+	m := i.up(t)
+	contains(t, m.Must("dmloop list --noheadings -o PIN root; swapon --show=NAME --noheadings"), "swap", "root.img")
+	m.PowerOff()
+	i.up(t).Kill()
+	i.up(t).PowerOff()
+}
+
+// xfsRepair checks the xfs file system in the disk's partition.
+func xfsRepair(t *testing.T, disk string) {
+	t.Helper()
+	part := filepath.Join(t.TempDir(), "part.raw")
+	host(t, "dd", "if="+disk, "of="+part, "bs=1M", "skip=1", "conv=sparse", "status=none")
+	host(t, "truncate", "-s", strconv.FormatInt(1398<<20, 10), part)
+	host(t, "xfs_repair", "-n", "-f", part)
+	if err := os.Remove(part); err != nil {
+		t.Error(err)
+	}
+}
+
+// refuse has the image moved behind the manifest's back, in three ways.
+func (i imageGuest) refuse(t *testing.T) {
+	t.Helper()
+	g := Prepare(t, work)
+	for name, move := range map[string]string{
+		"rewritten":    "cp /mnt/root.img /mnt/copy && mv /mnt/copy /mnt/root.img",
+		"defragmented": "fallocate -p -o 1M -l 1M /mnt/root.img && fallocate -l 300M /mnt/hole && dd if=/dev/zero of=/mnt/root.img bs=1M seek=1 count=1 conv=notrunc,fsync status=none && rm /mnt/hole",
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := Copy(t, i.disk, filepath.Join(t.TempDir(), "moved.raw"))
+			helper := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{plainDisk(t, g, ""), disk}})
+			helper.WaitUp()
+			t.Log(helper.Must("mount /dev/vdb1 /mnt && chattr -i /mnt/root.img && filefrag /mnt/root.img && " + move + " && filefrag /mnt/root.img && umount /mnt"))
+			helper.PowerOff()
+
+			boot := i.boot
+			boot.Disks = []string{disk}
+			m := Start(t, boot)
+			m.WaitConsole("refused")
+			m.WaitConsole("(initramfs)")
+			contains(t, m.Console(), "dmloop: root: refused: ")
+			m.Type("reboot -f\n")
+			m.WaitEnd()
+
+			boot.Append += " dmloop.fallback=loop"
+			m = Start(t, boot)
+			m.WaitUp()
+			contains(t, m.Console(), "refused: ", "on a loop device instead")
+			contains(t, m.Must("findmnt -no SOURCE /; losetup -a; dmsetup table root"), "/dev/mapper/root\n", "root.img", "linear 7:")
+			m.Must("touch /works && sync")
+			m.PowerOff()
+		})
+	}
+}

@@ -1,0 +1,162 @@
+//go:build boot
+
+package bootvm
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// The tables of a guest with images on a second disk, one of them on a third disk that
+// is not there at first.
+const (
+	tabFstab = "/dev/mapper/host\t/srv\text4\tdefaults\t0 2\n" +
+		"/dev/mapper/data\t/srv/data\text4\tdefaults\t0 2\n" +
+		"/dev/mapper/late\t/late\text4\tnofail\t0 2\n"
+	tabLines = "host UUID=" + dataUUID + " - shim\n" +
+		"data /srv/data.img\n" +
+		"missing /srv/missing.img - nofail\n" +
+		"ondemand /srv/ondemand.img - noauto\n" +
+		"late UUID=" + lateUUID + " - shim,nofail,x-systemd.device-timeout=5s\n" +
+		"lateimage /late/late.img - nofail\n"
+	lateUUID = "bbbbbbbb-bbbb-cccc-dddd-eeeeeeeeeeee"
+	many     = 50
+)
+
+// setUpData makes the disks' file systems and images, by hand and without the tables.
+const setUpData = `
+for d in vdb:%[1]s vdc:%[2]s; do
+	mkfs.ext4 -q -U ${d#*:} /dev/${d%%:*}1
+	udevadm settle
+	dmloop shim /dev/${d%%:*}1 set-${d%%:*}
+	mount /dev/mapper/set-${d%%:*} /mnt
+	case $d in
+	vdb*) images="data ondemand $(seq -f n%%g 1 %[3]d)" ;;
+	*) images=late ;;
+	esac
+	for i in $images; do
+		dmloop create /mnt/$i.img 2M
+		mkfs.ext4 -q -F -E nodiscard /mnt/$i.img
+		dmloop provision /mnt/$i.img
+	done
+	umount /mnt
+	dmsetup remove --retry set-${d%%:*}
+done
+`
+
+func TestTab(t *testing.T) {
+	g := Prepare(t, work)
+	dir := t.TempDir()
+	root := plainDisk(t, g, "")
+	data := PartitionedDisk(t, dir, "data.raw", 512<<20)
+	late := PartitionedDisk(t, dir, "late.raw", 128<<20)
+	boot := Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{root, data, late}}
+
+	m := Start(t, boot)
+	m.WaitUp()
+	m.Must(fmt.Sprintf(setUpData, dataUUID, lateUUID, many))
+	lines := tabLines
+	for i := range many {
+		lines += fmt.Sprintf("n%[1]d /srv/n%[1]d.img\n", i+1)
+	}
+	m.Must("mkdir -p /srv /late; cat >/etc/dmlooptab <<'END'\n" + lines + "END\ncat >>/etc/fstab <<'END'\n" + tabFstab + "END")
+	m.PowerOff()
+
+	// With the late disk absent everything else is there.
+	boot.Disks = []string{root, data}
+	m = Start(t, boot)
+	m.WaitUp()
+	checkTab(t, m)
+	verifyUnits(t, m)
+	m.HotPlug(late)
+	m.Must("for i in $(seq 60); do [ -e /dev/mapper/lateimage ] && break; sleep 1; done; udevadm settle; [ -e /dev/mapper/lateimage ]")
+	contains(t, m.Must("findmnt -no SOURCE /late; dmloop list --noheadings -o NAME,STATE lateimage"), "/dev/mapper/late\n", "lateimage", "healthy")
+	checkUdev(t, m)
+	m.PowerOff()
+	checkShutdown(t, m.Console())
+	Fsck(t, data)
+	Fsck(t, root)
+	Fsck(t, late)
+
+	// The pins that were set for the mappings are gone with them.
+	m = Start(t, boot)
+	m.WaitUp()
+	out, _ := m.Run("systemctl stop srv-data.mount; dmloop deactivate --all; lsattr /srv/data.img; dmloop list; dmloop activate --all; dmloop activate --all; dmloop list --noheadings -o NAME | wc -l")
+	contains(t, out, "--------------e------- /srv/data.img")
+	if f := strings.Fields(out); f[len(f)-1] != fmt.Sprint(many+1) {
+		t.Errorf("not all came up again:\n%s", out)
+	}
+	m.PowerOff()
+}
+
+// checkTab looks at a boot with all lines but the late ones.
+func checkTab(t *testing.T, m *Machine) {
+	t.Helper()
+	state, _ := m.Run("systemctl is-system-running --wait; systemctl --failed --no-legend --plain | cut -d' ' -f1")
+	if got := strings.Fields(state); len(got) != 2 || got[1] != "dmloop@missing.service" {
+		log, _ := m.Run("journalctl -b -p warning --no-pager | tail -n 60; systemctl list-jobs")
+		t.Errorf("systemd: %q; only the missing image is to fail\n%s", got, log)
+	}
+	contains(t, m.Must("systemctl status dmloop@missing.service || true"), "no such file")
+	if cycles, code := m.Run("journalctl -b --no-pager | grep -i 'ordering cycle'"); code == 0 {
+		t.Errorf("ordering cycle:\n%s", cycles)
+	}
+	if got := m.Must("findmnt -no SOURCE /srv /srv/data 2>/dev/null; findmnt -no SOURCE /srv; findmnt -no SOURCE /srv/data"); !strings.Contains(got, "/dev/mapper/data") || !strings.Contains(got, "/dev/mapper/host") {
+		t.Errorf("mounted from %q", got)
+	}
+	list := m.Must("dmloop list --noheadings -o NAME,STATE,GUARD,GRADE")
+	if n := strings.Count(list, "healthy"); n != many+1 {
+		t.Errorf("%d healthy mappings:\n%s", n, list)
+	}
+	if strings.Contains(list, "ondemand") {
+		t.Error("a noauto line came up")
+	}
+	t.Log(m.Must("systemd-analyze time; systemd-analyze critical-chain --no-pager dmloop.target; systemctl show -P ActiveEnterTimestampMonotonic dmloop@n1.service dmloop.target"))
+	m.Must("systemctl start dmloop@ondemand.service && [ -e /dev/mapper/ondemand ] && systemctl stop dmloop@ondemand.service && [ ! -e /dev/mapper/ondemand ]")
+}
+
+// verifyUnits has systemd itself judge what is shipped and generated.
+func verifyUnits(t *testing.T, m *Machine) {
+	t.Helper()
+	out, code := m.Run(`systemd-analyze verify --man=no /usr/lib/systemd/system/dmloop*.target /usr/lib/systemd/system/dmloop-guard.service dmloop@data.service dmloop@host.service dmloop-host@` + dataUUID + `.target dmloop-boot@x.service srv-data.mount`)
+	if code != 0 || out != "" {
+		t.Errorf("systemd-analyze verify: exit code %d\n%s", code, out)
+	}
+	exposure, _ := m.Run("systemd-analyze security --no-pager dmloop-guard.service | tail -n 1; systemd-analyze security --no-pager dmloop@data.service | tail -n 1")
+	t.Log(exposure)
+}
+
+// checkUdev: links are there when map returns and gone when unmap does, and a
+// coldplug in between loses none.
+func checkUdev(t *testing.T, m *Machine) {
+	t.Helper()
+	m.Must(`
+uuid=$(blkid -p -o value -s UUID /srv/ondemand.img)
+for i in 1 2 3; do
+	dmloop map /srv/ondemand.img links
+	[ -b /dev/mapper/links ] && [ -L /dev/mapper/links ] && [ -e /dev/disk/by-uuid/$uuid ] && [ -e /dev/disk/by-dmloop/links ]
+	udevadm trigger --action=add && udevadm settle
+	[ -b /dev/mapper/links ] && [ -e /dev/disk/by-uuid/$uuid ] && [ -e /dev/disk/by-dmloop/links ]
+	[ "$(readlink -f /dev/disk/by-uuid/` + dataUUID + `)" = "$(readlink -f /dev/mapper/host)" ]
+	dmloop unmap links
+	[ ! -e /dev/mapper/links ] && [ ! -e /dev/disk/by-uuid/$uuid ] && [ ! -e /dev/disk/by-dmloop/links ]
+done
+dmsetup udevcookies | grep -c 0x0d4d && exit 1
+[ "$(systemctl is-active srv-data.mount)" = active ]
+`)
+}
+
+// checkShutdown reads the console for what went wrong at the end.
+func checkShutdown(t *testing.T, console string) {
+	t.Helper()
+	_, end, found := strings.Cut(console, "Stopped target")
+	if !found {
+		end = console
+	}
+	for _, bad := range []string{"Failed unmounting", "Failed to unmount", "Could not detach", "Failed to start", "FAILED"} {
+		if at := strings.Index(end, bad); at >= 0 {
+			t.Errorf("at shutdown: %s", strings.SplitN(end[max(0, at-80):], "\n", 4))
+		}
+	}
+}

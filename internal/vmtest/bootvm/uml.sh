@@ -1,0 +1,31 @@
+#!/bin/sh
+# Builds a User Mode Linux kernel with everything that the boot tests want built in,
+# CONFIG_DM_INIT above all, from Debian's source of the running release.
+#
+#   uml.sh KERNEL
+#
+# KERNEL appears when it is complete. Ten minutes on two processors.
+set -eu
+
+kernel=$1
+work=$kernel.build
+
+rm -rf "$work"
+mkdir -p "$work"
+cd "$work"
+package=$(apt-cache depends linux-source | sed -n 's/.*Depends: \(linux-source-[0-9.]*\)$/\1/p' | head -n 1)
+apt-get -q download "$package" >/dev/null
+dpkg -x "$package"_*.deb package
+mkdir linux
+tar -C linux --strip-components=1 -xf package/usr/src/linux-source-*.tar.xz
+cd linux
+make -s ARCH=um defconfig
+scripts/config -d DEBUG_INFO -d MODULES -e MD -e BLK_DEV_DM -e DM_INIT -e DM_VERITY -e DM_CRYPT -e DM_SNAPSHOT -e DM_FLAKEY \
+	-e EXT4_FS -e XFS_FS -e F2FS_FS -e BTRFS_FS -e BLK_DEV_LOOP -e PARTITION_ADVANCED -e MSDOS_PARTITION -e EFI_PARTITION \
+	-e DEVTMPFS -e TMPFS -e HOSTFS -e SECURITY -e FANOTIFY -e FANOTIFY_ACCESS_PERMISSIONS -e CRYPTO_SHA256 -e SWAP
+make -s ARCH=um olddefconfig
+make -s ARCH=um -j"$(nproc)" linux
+strip linux
+mv linux "$kernel"
+cd /
+rm -rf "$work"
