@@ -31,19 +31,38 @@ func newPinCommand(env *cliEnv) *cobra.Command {
 		Short: "Pin images by hand, as map does, and leave them pinned",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sys := env.system()
-			defer sys.Close()
-			return each(args, func(path string) error {
-				kinds, err := sys.Pin(cmd.Context(), path)
-				if err == nil {
-					fmt.Fprintf(env.stdout, "%s: %s\n", printable(path), strings.Join(kinds, " "))
-				}
-				return err
-			})
+			return runPin(cmd.Context(), env, args)
 		},
 	}
 	jsonFlag(env, cmd)
 	return cmd
+}
+
+func runPin(ctx context.Context, env *cliEnv, images []string) error {
+	sys := env.system()
+	defer sys.Close()
+	type pinned struct {
+		Image string   `json:"image"`
+		Pin   []string `json:"pin"`
+	}
+	out := []pinned{}
+	err := each(images, func(path string) error {
+		kinds, err := sys.Pin(ctx, path)
+		if err != nil {
+			return err
+		}
+		out = append(out, pinned{path, kinds})
+		if !env.json {
+			fmt.Fprintf(env.stdout, "%s: %s\n", printable(path), strings.Join(kinds, " "))
+		}
+		return nil
+	})
+	if !env.json {
+		return err
+	}
+	return errors.Join(err, printJSON(env, struct {
+		Images []pinned `json:"images"`
+	}{out}))
 }
 
 func newUnpinCommand(env *cliEnv) *cobra.Command {
