@@ -49,7 +49,7 @@ var calls = []string{"fsetxattr", "fremovexattr", "fallocate", "pwrite64", "ftru
 
 // Seal and unseal are killed at every system call; what is left is finished both
 // ways, also in a copy that lost its attributes.
-func TestFullKillAtEverySystemCall(t *testing.T) {
+func TestLongKillAtEverySystemCall(t *testing.T) {
 	eachHost(t, func(t *testing.T, h host) {
 		size := 9 * 4096
 		if h.block < 4096 {

@@ -18,7 +18,7 @@ import (
 // recorded, and the power is cut after each of them, and in the middle: of the
 // writes since the last flush some arrive, of those to the image some sectors.
 // After each cut the file system is mounted and the image finished.
-func TestFullPowerCutBelowFileSystem(t *testing.T) {
+func TestLongPowerCutBelowFileSystem(t *testing.T) {
 	for _, k := range hosts {
 		if k.name == "ext4-2k" || k.name == "xfs-1k" {
 			continue // nothing that ext4-1k and xfs do not show

@@ -120,7 +120,7 @@ var testName = regexp.MustCompile(`^Test([^a-z]|$)`)
 // (see package vmtest).
 func runsOn(test, kernel string) bool {
 	switch {
-	case strings.HasPrefix(test, "TestFull"):
+	case strings.HasPrefix(test, "TestFull"), strings.HasPrefix(test, "TestLong"):
 		return kernel == vm.KernelUML
 	case strings.HasPrefix(test, "TestQemu"):
 		return kernel != vm.KernelUML
@@ -131,7 +131,8 @@ func runsOn(test, kernel string) bool {
 }
 
 // choose narrows packages to the tests that belong on kernel and match the
-// part of pattern before the first slash, as go test's -run does.
+// part of pattern before the first slash, as go test's -run does. Tests named
+// TestLong… run only when the pattern says Long.
 func choose(packages []guestPackage, kernel, pattern string) ([]guestPackage, error) {
 	top, _, _ := strings.Cut(pattern, "/")
 	match, err := regexp.Compile(top)
@@ -141,7 +142,8 @@ func choose(packages []guestPackage, kernel, pattern string) ([]guestPackage, er
 	var chosen []guestPackage
 	for _, pkg := range packages {
 		pkg.Tests = slices.DeleteFunc(slices.Clone(pkg.Tests), func(name string) bool {
-			return !runsOn(name, kernel) || !match.MatchString(name)
+			unasked := strings.HasPrefix(name, "TestLong") && !strings.Contains(top, "Long")
+			return unasked || !runsOn(name, kernel) || !match.MatchString(name)
 		})
 		if len(pkg.Tests) > 0 {
 			chosen = append(chosen, pkg)
