@@ -24,8 +24,14 @@ type finding struct {
 	hint           string
 }
 
+// hints are what to do about the rules that are judged here.
+var hints = map[extents.Rule]string{
+	extents.NotAligned: "copy the image to a file system whose blocks are as large as the device's",
+	extents.OutOfRange: "the device is smaller than its file system believes: see dmsetup table, and check the file system before anything is written",
+}
+
 func (p *problems) add(rule extents.Rule, offset, length extents.Bytes, what string) {
-	p.addHint(rule, offset, length, what, "")
+	p.addHint(rule, offset, length, what, hints[rule])
 }
 
 func (p *problems) addHint(rule extents.Rule, offset, length extents.Bytes, what, hint string) {

@@ -47,9 +47,10 @@ func (e *FileExtents) Close() error { return e.img.Close() }
 // fails before the first batch, the file system does not tell.
 func (e *FileExtents) Each(visit func(rows []extents.Extent) error) error {
 	err := extents.Each(e.img.File(), visit)
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
 		return refuse(e.Path, []extents.Problem{{Rule: extents.UnsupportedFS,
-			Message: "the file system (" + e.Filesystem + ") does not tell where its files lie"}})
+			Message: "the file system (" + e.Filesystem + ") does not tell where its files lie",
+			Hint:    "copy the file to ext4, xfs or f2fs"}})
 	}
 	return fail(e.Path, "", err)
 }

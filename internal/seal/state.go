@@ -61,7 +61,10 @@ func (s State) Problem() (extents.Problem, bool) {
 			Hint: fmt.Sprintf("unseal it on a kernel with pages of %d bytes", s.Record.PageSize),
 		}, true
 	}
-	return extents.Problem{Rule: extents.SealCorrupt, Message: s.Reason}, true
+	return extents.Problem{
+		Rule: extents.SealCorrupt, Message: s.Reason,
+		Hint: "do not write to it: copy it first, and then put the damaged part back from a backup (docs/sealed-format.md)",
+	}, true
 }
 
 // Inspect tells the state of an image. It reads the first 64 KiB, the last
