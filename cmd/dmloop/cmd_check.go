@@ -39,8 +39,7 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 		Use:   "check IMAGE...",
 		Short: "Tell whether images can be mapped, and if not, everything that is in the way",
 		Long: `Run all rules over images and print every problem with its place and what to do.
-Nothing is changed. Exits with 3 when an image is not mappable, with 5 when it is
-only in use at the moment.`,
+Nothing is changed. Exits with 3 when an image is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runCheck(cmd.Context(), env, *o, args)
@@ -57,16 +56,14 @@ func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, image
 	defer sys.Close()
 	out := checkJSON{Images: []checkedJSON{}}
 	var failed []error
-	worst := lifecycle.Class(0)
+	refused := false
 	for _, path := range images {
 		c, err := checkOne(ctx, sys, o, path)
 		if err != nil {
 			failed = append(failed, err)
 			continue
 		}
-		if !c.Mappable {
-			worst = worse(worst, lifecycle.ClassOf(lifecycle.Refuse(path, c.Problems)))
-		}
+		refused = refused || !c.Mappable
 		out.Images = append(out.Images, c)
 		if !env.json {
 			printChecked(env, c)
@@ -80,18 +77,10 @@ func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, image
 	switch {
 	case len(failed) > 0:
 		return errors.Join(failed...)
-	case worst != 0:
-		return reported{worst}
+	case refused: // in use at the moment only, too: that is not mappable now
+		return reported{lifecycle.NotMappable}
 	}
 	return nil
-}
-
-// worse keeps NotMappable over Busy.
-func worse(a, b lifecycle.Class) lifecycle.Class {
-	if a == lifecycle.NotMappable {
-		return a
-	}
-	return b
 }
 
 // checkOne turns a file that cannot even be judged, such as a directory, into an
