@@ -44,6 +44,7 @@ var (
 	ext4Host   = hostKind{"ext4", "ext4", []string{"-b", "4096"}} // small ones get 1 KiB
 	ext4Host1K = hostKind{"ext4-1k", "ext4", []string{"-b", "1024"}}
 	xfsHost    = hostKind{"xfs", "xfs", nil}
+	f2fsHost   = hostKind{"f2fs", "f2fs", nil}
 )
 
 // host is a mounted file system on a stack of devices.
@@ -101,18 +102,23 @@ func (h *host) image(t testing.TB, name, size string) string {
 	return h.path(name)
 }
 
-// roomAtBorder takes all free space but 32 MiB around the border of the linear
-// stack, so that an image of 24 MiB has to lie on both disks.
+// roomAtBorder leaves free space only around the border of the linear stack, so that
+// an image of 24 MiB has to lie on both disks.
 func (h *host) roomAtBorder(t testing.TB) {
 	t.Helper()
+	h.fillExcept(t, border*512-16<<20, border*512+16<<20)
+}
+
+// fillExcept takes the free space of the file system except for a stretch of its
+// device.
+func (h *host) fillExcept(t testing.TB, from, to int64) {
+	t.Helper()
 	filler := h.path("filler")
-	size := strings.TrimSpace(vmtest.Must(t, "stat", "-f", "-c", "%a %S", h.dir))
 	var blocks, block int64
-	if _, err := fmt.Sscan(size, &blocks, &block); err != nil {
+	if _, err := fmt.Sscan(vmtest.Must(t, "stat", "-f", "-c", "%a %S", h.dir), &blocks, &block); err != nil {
 		t.Fatal(err)
 	}
 	vmtest.Must(t, "fallocate", "-l", fmt.Sprint(blocks*block-6<<20), filler)
-	const from, to = border*512 - 16<<20, border*512 + 16<<20
 	for _, e := range filefrag(t, filler) {
 		lo, hi := max(e.Physical, from), min(e.Physical+e.Length, to)
 		if lo < hi {

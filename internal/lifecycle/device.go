@@ -54,7 +54,7 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 	for {
 		info, err := conn.Info(dm.ByUUID(uuid))
 		if errors.Is(err, dm.ErrNotFound) {
-			return true, udev.Unlink(name)
+			return true, s.unlink(name)
 		}
 		if err != nil {
 			return false, err
@@ -64,7 +64,7 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 		}
 		err = s.removeOnce(conn, uuid, false)
 		if err == nil || errors.Is(err, dm.ErrNotFound) {
-			return true, udev.Unlink(name)
+			return true, s.unlink(name)
 		}
 		if !errors.Is(err, dm.ErrBusy) {
 			return false, err
@@ -74,6 +74,15 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// unlink removes what led to the device. What somebody put in the place of the link
+// is not ours to remove, and keeps nothing else from being released.
+func (s *System) unlink(name string) error {
+	if err := udev.Unlink(name); err != nil {
+		s.log.Warn("the device is gone, the path to it is not", "device", name, "error", err)
+	}
+	return nil
 }
 
 func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {
