@@ -109,7 +109,7 @@ func trace(t testing.TB, path string) string {
 	return vmtest.Run(t, "sh", "-c", script, path).Stdout
 }
 
-func TestRulesOnExt4(t *testing.T) {
+func TestLongRulesOnExt4(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	provoke(t, h, []provoked{
 		{"a folder", "mkdir f", extents.NotRegular, whole, 0, 0, ""},
@@ -171,7 +171,7 @@ func TestRulesOnExt4(t *testing.T) {
 }
 
 // Somebody has the image open, in all the ways in which one can.
-func TestOpenElsewhere(t *testing.T) {
+func TestLongOpenElsewhere(t *testing.T) {
 	h := newHost(t, xfsHost, "shim")
 	image := h.image(t, "image.img", "4M")
 	for name, c := range map[string]struct{ start, says, end string }{
@@ -202,7 +202,7 @@ func TestOpenElsewhere(t *testing.T) {
 }
 
 // Pages that somebody keeps changing cannot be dropped.
-func TestDirtyCache(t *testing.T) {
+func TestLongDirtyCache(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image := h.image(t, "image.img", "4M")
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
@@ -248,7 +248,7 @@ func TestDirtyCache(t *testing.T) {
 	nothingLeft(t, image)
 }
 
-func TestRulesOnXFS(t *testing.T) {
+func TestLongRulesOnXFS(t *testing.T) {
 	h := newHost(t, xfsHost, "shim")
 	big := "head -c 1M /dev/urandom >f; sync f; "
 	provoke(t, h, []provoked{
@@ -289,7 +289,7 @@ func TestRulesOnXFS(t *testing.T) {
 func withoutTimes(trace string) string { _, rest, _ := strings.Cut(trace, "\n"); return rest }
 
 // A mapping that lies where another one is, made behind dmloop's back.
-func TestOverlap(t *testing.T) {
+func TestLongOverlap(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image := h.image(t, "image.img", "8M")
 	table := expect(t, 0, "table", image).Stdout
@@ -322,7 +322,7 @@ func TestOverlap(t *testing.T) {
 
 // The host device shrinks under its file system: the middle of the image is beyond
 // its end, the first and the last pages can still be read.
-func TestOutOfRange(t *testing.T) {
+func TestLongOutOfRange(t *testing.T) {
 	h := newHost(t, hostKind{"", "ext4", []string{"-b", "4096", "-O", "^has_journal"}}, "linear")
 	image := h.path("image.img")
 	shell(t, h.dir, "truncate -s 8M image.img")
@@ -364,7 +364,7 @@ func TestOutOfRange(t *testing.T) {
 	nothingLeft(t, image)
 }
 
-func TestDataJournal(t *testing.T) {
+func TestLongDataJournal(t *testing.T) {
 	t.Run("mount option", func(t *testing.T) {
 		h := newHost(t, ext4Host, "shim", "-o", "data=journal")
 		provoke(t, h, []provoked{{"data=journal", kib64, extents.DataJournal, whole, 0, 0, ""}})
@@ -379,7 +379,7 @@ func TestDataJournal(t *testing.T) {
 }
 
 // Hosts on which nothing can be mapped, each named.
-func TestHostsThatCannotLend(t *testing.T) {
+func TestLongHostsThatCannotLend(t *testing.T) {
 	t.Run("mounted straight from a disk", func(t *testing.T) {
 		disk := vmtest.Disk(t, 0)
 		vmtest.Mkfs(t, "ext4", disk)
@@ -475,7 +475,7 @@ func TestHostsThatCannotLend(t *testing.T) {
 }
 
 // File systems on several devices, where an address does not say on which.
-func TestSeveralDevices(t *testing.T) {
+func TestLongSeveralDevices(t *testing.T) {
 	t.Run("xfs with a real-time device", func(t *testing.T) {
 		a, b := smallDisk(t, 0), smallDisk(t, 1)
 		vmtest.Mkfs(t, "xfs", a, "-m", "reflink=0,rmapbt=0", "-r", "rtdev="+b)
@@ -499,7 +499,7 @@ func TestSeveralDevices(t *testing.T) {
 	})
 }
 
-func TestRulesOnF2FS(t *testing.T) {
+func TestLongRulesOnF2FS(t *testing.T) {
 	h := newHost(t, f2fsHost, "shim")
 	provoke(t, h, []provoked{
 		{"a hole", kib64 + "truncate -s 128K f; sync f", extents.Hole, 65536, 65536, 0, ""},
@@ -569,7 +569,7 @@ func TestQemuCrypt(t *testing.T) {
 }
 
 // A suspended host answers nobody; dmloop must not hang for ever, nor go on.
-func TestSuspendedHost(t *testing.T) {
+func TestLongSuspendedHost(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image := h.image(t, "image.img", "1M")
 	vmtest.Must(t, "sync")

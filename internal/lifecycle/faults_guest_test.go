@@ -125,7 +125,7 @@ func (s scene) left(t *testing.T) string {
 
 // Every request of map is made to fail in turn, once: nothing remains. When all the
 // later ones fail too, what remains has a record, and the next command clears it.
-func TestMapWhenTheNthRequestFails(t *testing.T) {
+func TestLongMapWhenTheNthRequestFails(t *testing.T) {
 	ctx := context.Background()
 	for _, c := range []struct {
 		name, fstype string
@@ -194,7 +194,7 @@ func TestMapWhenTheNthRequestFails(t *testing.T) {
 }
 
 // The same for unmap: it may fail, but then it is listed, and the next one succeeds.
-func TestUnmapWhenTheNthRealRequestFails(t *testing.T) {
+func TestLongUnmapWhenTheNthRealRequestFails(t *testing.T) {
 	ctx := context.Background()
 	for _, c := range []struct {
 		name   string
@@ -257,7 +257,7 @@ func TestUnmapWhenTheNthRealRequestFails(t *testing.T) {
 }
 
 // An interrupted map leaves nothing, whenever it is interrupted.
-func TestMapInterrupted(t *testing.T) {
+func TestLongMapInterrupted(t *testing.T) {
 	s := newScene(t, "ext4", false)
 	f := openFaulty(t)
 	for n, interrupted := 1, true; interrupted; n++ {
