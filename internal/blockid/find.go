@@ -196,14 +196,14 @@ func (f Finder) ByNumber(number dmtable.Device) (Device, error) {
 
 // Filesystem reads the superblock on the device.
 func (f Finder) Filesystem(d Device) (Filesystem, error) {
-	file, err := os.OpenFile(d.Path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	device, err := openDirect(d.Path)
 	if err != nil {
 		return Filesystem{}, err
 	}
-	defer file.Close()
+	defer device.Close()
 	head := make([]byte, headSize)
-	n, err := io.ReadFull(file, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	n, err := device.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return Filesystem{}, err
 	}
 	found, ok := Identify(head[:n])
@@ -241,10 +241,10 @@ func (f Finder) PartUUID(d Device) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(f.Dev, strings.ReplaceAll(filepath.Base(disk), "!", "/"))
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	whole, err := openDirect(path)
 	if err != nil {
 		return "", err
 	}
-	defer file.Close()
-	return partitionUUID(file, size, number)
+	defer whole.Close()
+	return partitionUUID(whole, size, number)
 }

@@ -76,7 +76,7 @@ trap 'fail line $LINENO' EXIT
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-mount -t devtmpfs dev /dev
+mountpoint -q /dev || mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
 mount -t tmpfs mnt /mnt
@@ -105,13 +105,15 @@ END
 chmod +x /mnt/root/init
 umount /mnt/root
 DMLOOP boot cmdline root --device /dev/ubda1 >/tmp/line
-DMLOOP boot cmdline root --concise --device "$(lsblk -no MAJ:MIN /dev/ubda1 | tr -d ' ')" >/tmp/concise
+DMLOOP boot cmdline root --concise --device "$(lsblk -dno MAJ:MIN /dev/ubda1 | tr -d ' ')" >/tmp/concise
 dmsetup remove --noudevsync root
 umount /mnt/host
 dmsetup remove --noudevsync host
 dmsetup create --noudevsync --concise "$(cat /tmp/concise)"
 dmsetup mknodes
-mount /dev/mapper/root /mnt/root && [ -x /mnt/root/init ] && umount /mnt/root
+mount /dev/mapper/root /mnt/root
+test -x /mnt/root/init
+umount /mnt/root
 dmsetup remove --noudevsync root
 dmsetup remove --noudevsync host
 echo "DMSETUP TOOK IT"

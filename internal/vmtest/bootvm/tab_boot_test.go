@@ -133,17 +133,19 @@ func checkUdev(t *testing.T, m *Machine) {
 	t.Helper()
 	m.Must(`
 uuid=$(blkid -p -o value -s UUID /srv/ondemand.img)
+links="/dev/disk/by-uuid/$uuid /dev/disk/by-dmloop/links /dev/mapper/links"
 for i in 1 2 3; do
 	dmloop map /srv/ondemand.img links
-	[ -b /dev/mapper/links ] && [ -L /dev/mapper/links ] && [ -e /dev/disk/by-uuid/$uuid ] && [ -e /dev/disk/by-dmloop/links ]
-	udevadm trigger --action=add && udevadm settle
-	[ -b /dev/mapper/links ] && [ -e /dev/disk/by-uuid/$uuid ] && [ -e /dev/disk/by-dmloop/links ]
-	[ "$(readlink -f /dev/disk/by-uuid/` + dataUUID + `)" = "$(readlink -f /dev/mapper/host)" ]
+	for link in $links; do test -L $link; test -b $link; done
+	udevadm trigger --action=add
+	udevadm settle
+	for link in $links; do test -L $link; test -b $link; done
+	test "$(readlink -f /dev/disk/by-uuid/` + dataUUID + `)" = "$(readlink -f /dev/mapper/host)"
 	dmloop unmap links
-	[ ! -e /dev/mapper/links ] && [ ! -e /dev/disk/by-uuid/$uuid ] && [ ! -e /dev/disk/by-dmloop/links ]
+	for link in $links; do test ! -e $link; test ! -L $link; done
 done
-dmsetup udevcookies | grep -c 0x0d4d && exit 1
-[ "$(systemctl is-active srv-data.mount)" = active ]
+if dmsetup udevcookies | grep 0xd4d; then exit 1; fi
+test "$(systemctl is-active srv-data.mount)" = active
 `)
 }
 
