@@ -41,7 +41,7 @@ PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fd
 	libc6-dev lvm2 mount qemu-system-x86 strace user-mode-linux util-linux xfsprogs xz-utils zstd
 
 # Those that only the boot tests use: whole Debian guests and a kernel made for them.
-BOOT_PACKAGES := bc bison debootstrap flex libelf-dev libssl-dev lintian make rpm
+BOOT_PACKAGES := bc bison cryptsetup-bin debootstrap flex libelf-dev libssl-dev lintian make rpm
 
 # What every change has to show on the oldest and the newest kernel.
 SMOKE := ^Test(DataPath|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|TablesAreDmsetups)$$

@@ -5,7 +5,6 @@ package bootvm
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,44 +12,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"dmloop/internal/vmtest/vm"
 )
 
-//go:embed uml.sh
-var umlScript []byte
-
-// umlKernel returns the kernel that uml.sh builds, from the cache where it is.
-func umlKernel(t *testing.T) string {
-	t.Helper()
-	cache, err := vm.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kernel := filepath.Join(cache, "boot", "linux-um")
-	if err := os.MkdirAll(filepath.Dir(kernel), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.OpenFile(kernel+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(kernel); err != nil {
-		script := filepath.Join(t.TempDir(), "uml.sh")
-		write(t, script, umlScript, 0o755)
-		host(t, script, kernel)
-	}
-	return kernel
-}
-
-// uml runs a User Mode Linux kernel to its end and returns what it has printed.
-func uml(t *testing.T, kernel string, args ...string) string {
+// runUML runs a User Mode Linux kernel to its end and returns what it has printed.
+func runUML(t *testing.T, kernel string, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -86,7 +51,7 @@ mkfs.ext4 -q -F /dev/mapper/host
 mount /dev/mapper/host /mnt/host
 DMLOOP create /mnt/host/root.img 24M
 DMLOOP map --no-guard /mnt/host/root.img
-mkfs.ext4 -q -F -E nodiscard /dev/mapper/root
+mkfs.ext4 -q -F -E nodiscard -b 4096 /dev/mapper/root 4096
 mount /dev/mapper/root /mnt/root
 mkdir /mnt/root/bin /mnt/root/dev /mnt/root/proc /mnt/root/sys /mnt/root/host
 cp /bin/busybox /mnt/root/bin/
@@ -104,14 +69,19 @@ $busybox poweroff -f
 END
 chmod +x /mnt/root/init
 umount /mnt/root
-DMLOOP boot cmdline root --device /dev/ubda1 >/tmp/line
+verity=
+if [ -n "VERITY" ]; then
+	hash=$(veritysetup format --data-blocks=4096 --hash-offset=16777216 /dev/mapper/root /dev/mapper/root | sed -n 's/^Root hash:[[:space:]]*//p')
+	verity="--verity-root-hash $hash --verity-hash-offset 16777216"
+fi
+DMLOOP boot cmdline root --device /dev/ubda1 $verity >/tmp/line
 DMLOOP boot cmdline root --concise --device "$(lsblk -dno MAJ:MIN /dev/ubda1 | tr -d ' ')" >/tmp/concise
 dmsetup remove --noudevsync root
 umount /mnt/host
 dmsetup remove --noudevsync host
 dmsetup create --noudevsync --concise "$(cat /tmp/concise)"
 dmsetup mknodes
-mount /dev/mapper/root /mnt/root
+mount -o ro /dev/mapper/root /mnt/root
 test -x /mnt/root/init
 umount /mnt/root
 dmsetup remove --noudevsync root
@@ -125,8 +95,9 @@ echo o >/proc/sysrq-trigger
 sleep 100
 `
 
-// TestDMInit boots a kernel with its root file system in a file and no initramfs.
-func TestDMInit(t *testing.T) {
+// dmInit sets an image up and boots from it, and returns what both have printed.
+func dmInit(t *testing.T, verity string) (setUp, booted string) {
+	t.Helper()
 	kernel := umlKernel(t)
 	// In a folder that the guest sees: its /tmp and /run are its own.
 	dir, err := os.MkdirTemp("/var/tmp", "dmloop-dminit-")
@@ -137,24 +108,40 @@ func TestDMInit(t *testing.T) {
 	disk := PartitionedDisk(t, dir, "disk.raw", 128<<20)
 	line := EmptyDisk(t, dir, "line.raw", 64<<10)
 	script := filepath.Join(dir, "init")
-	write(t, script, []byte(strings.ReplaceAll(dmInitSetUp, "DMLOOP", filepath.Join(moduleRoot(t), "bin/dmloop"))), 0o755)
-	out := uml(t, kernel, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+script, "ubd0="+disk, "ubd1="+line)
-	if !strings.Contains(out, "SET UP") {
-		t.Fatalf("the image was not set up:\n%s", out)
+	text := strings.NewReplacer("DMLOOP", filepath.Join(moduleRoot(t), "bin/dmloop"), "VERITY", verity).Replace(dmInitSetUp)
+	write(t, script, []byte(text), 0o755)
+	setUp = runUML(t, kernel, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+script, "ubd0="+disk, "ubd1="+line)
+	if !strings.Contains(setUp, "SET UP") {
+		t.Fatalf("the image was not set up:\n%s", setUp)
 	}
-	contains(t, out, "DMSETUP TOOK IT")
-	text, err := os.ReadFile(line)
+	written, err := os.ReadFile(line)
 	if err != nil {
 		t.Fatal(err)
 	}
-	parameters := strings.TrimSpace(strings.Trim(string(text), "\x00"))
+	parameters := strings.TrimSpace(strings.Trim(string(written), "\x00"))
 	t.Log(parameters)
 	create, root, found := strings.Cut(parameters, " root=")
 	if !found || !strings.HasPrefix(create, `dm-mod.create="`) {
 		t.Fatalf("parameters: %q", parameters)
 	}
-	out = uml(t, kernel, create, "root="+root, "rootfstype=ext4", "rw", "init=/init", "ubd0="+disk)
-	contains(t, out, "ROOT IS /dev/root root", "HOST HAS ", "root.img", "HOST WRITTEN", "ROOT WRITTEN")
-	t.Log(out)
+	booted = runUML(t, kernel, create, "root="+root, "rootfstype=ext4", "rw", "init=/init", "ubd0="+disk)
 	Fsck(t, disk)
+	return setUp, booted
+}
+
+// TestDMInit boots a kernel with its root file system in a file and no initramfs.
+func TestDMInit(t *testing.T) {
+	setUp, booted := dmInit(t, "")
+	contains(t, setUp, "DMSETUP TOOK IT")
+	contains(t, booted, "dm-0 (host) is ready", "dm-1 (root) is ready", "ROOT IS /dev/root root", "HOST HAS ", "root.img", "HOST WRITTEN", "ROOT WRITTEN")
+	t.Log(booted)
+}
+
+// TestDMInitVerity does so with dm-verity on top, and cannot write.
+func TestDMInitVerity(t *testing.T) {
+	_, booted := dmInit(t, "yes")
+	contains(t, booted, "dm-2 (verity) is ready", "ROOT IS /dev/root", "HOST HAS ", "HOST WRITTEN", "Read-only file system")
+	if strings.Contains(booted, "ROOT WRITTEN") {
+		t.Errorf("verity was written to:\n%s", booted)
+	}
 }

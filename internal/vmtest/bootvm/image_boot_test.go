@@ -53,12 +53,13 @@ dmloop boot cmdline root || true
 
 // imageGuest is a machine whose root file system is a file.
 type imageGuest struct {
+	platform
 	boot Boot
 	disk string
 }
 
 // installImage installs a Debian into an image on a partition with this file system.
-func installImage(t *testing.T, fstype, mkfsOptions, saveOptions, create string) imageGuest {
+func installImage(t *testing.T, p platform, fstype, mkfsOptions, saveOptions, create string) imageGuest {
 	t.Helper()
 	g := Prepare(t, work)
 	dir := t.TempDir()
@@ -66,9 +67,9 @@ func installImage(t *testing.T, fstype, mkfsOptions, saveOptions, create string)
 	disk := PartitionedDisk(t, dir, "host.raw", 1400<<20)
 	content := PlainFilesystem(t, dir, "content.raw", g.Tree, 900<<20)
 	handover := EmptyDisk(t, dir, "handover.raw", 128<<20)
-	m := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{root, disk, content, handover}})
+	m := Start(t, p.boot(g, rootArgs, root, disk, content, handover))
 	m.WaitUp()
-	t.Log(m.Must(fmt.Sprintf(install, fstype, mkfsOptions, saveOptions, create)))
+	t.Log(m.Must(p.script(fmt.Sprintf(install, fstype, mkfsOptions, saveOptions, create))))
 	m.Must("systemctl stop dmloop-guard; dmsetup remove --retry root; umount /mnt; dmsetup remove --retry host; lsblk")
 	m.PowerOff()
 	host(t, "tar", "-C", dir, "-xf", handover)
@@ -76,7 +77,9 @@ func installImage(t *testing.T, fstype, mkfsOptions, saveOptions, create string)
 	if err != nil || len(initrds) != 1 {
 		t.Fatal(initrds, err)
 	}
-	return imageGuest{disk: disk, boot: Boot{Kernel: g.Kernel, Initrd: initrds[0], Append: "root=/dev/mapper/root ro", Disks: []string{disk}}}
+	boot := p.boot(g, "root=/dev/mapper/root ro", disk)
+	boot.Initrd = initrds[0]
+	return imageGuest{platform: p, disk: disk, boot: boot}
 }
 
 // up boots and looks at what has to be true at each boot.
@@ -136,33 +139,50 @@ func (i imageGuest) survive(t *testing.T, fsck func()) {
 const createPlain = "dmloop create /mnt/root.img $size"
 
 // TestImageRootExt4 boots a Debian whose root file system is a file on ext4.
-func TestImageRootExt4(t *testing.T) {
-	i := installImage(t, "ext4", "", "", createPlain)
+func TestImageRootExt4(t *testing.T)    { imageRootExt4(t, qemu) }
+func TestUMLImageRootExt4(t *testing.T) { imageRootExt4(t, uml) }
+
+func imageRootExt4(t *testing.T, p platform) {
+	i := installImage(t, p, "ext4", "", "", createPlain)
 	i.survive(t, func() { Fsck(t, i.disk) })
 	i.refuse(t)
 }
 
 // TestImageRootXfs does so on xfs with reflink, where the pin is worth less and the
 // guard has to start in the real root.
-func TestImageRootXfs(t *testing.T) {
-	i := installImage(t, "xfs", "", "", createPlain)
+func TestImageRootXfs(t *testing.T)    { imageRootXfs(t, qemu) }
+func TestUMLImageRootXfs(t *testing.T) { imageRootXfs(t, uml) }
+
+func imageRootXfs(t *testing.T, p platform) {
+	i := installImage(t, p, "xfs", "", "", createPlain)
 	i.survive(t, func() { xfsRepair(t, i.disk) })
 }
 
 // TestImageRootBeforeMount maps from the manifest alone.
-func TestImageRootBeforeMount(t *testing.T) {
-	i := installImage(t, "ext4", "", "--before-mount", createPlain)
+func TestImageRootBeforeMount(t *testing.T)    { imageRootBeforeMount(t, qemu) }
+func TestUMLImageRootBeforeMount(t *testing.T) { imageRootBeforeMount(t, uml) }
+
+func imageRootBeforeMount(t *testing.T, p platform) {
+	i := installImage(t, p, "ext4", "", "--before-mount", createPlain)
 	i.survive(t, func() { Fsck(t, i.disk) })
 }
 
 // TestImageRootSealed boots from a sealed image, which is claimed at each boot.
-func TestImageRootSealed(t *testing.T) {
-	i := installImage(t, "ext4", "", "", createPlain+" && dmloop seal /mnt/root.img")
-	m := i.up(t)
-	contains(t, m.Must("dmloop list --noheadings -o PIN root; swapon --show=NAME --noheadings"), "swap", "root.img")
-	m.PowerOff()
-	i.up(t).Kill()
-	i.up(t).PowerOff()
+func TestImageRootSealed(t *testing.T)    { imageRootSealed(t, qemu) }
+func TestUMLImageRootSealed(t *testing.T) { imageRootSealed(t, uml) }
+
+func imageRootSealed(t *testing.T, p platform) {
+	for _, way := range []string{"", "--before-mount"} {
+		i := installImage(t, p, "ext4", "", way, createPlain+" && dmloop seal /mnt/root.img")
+		m := i.up(t)
+		contains(t, m.Must("dmloop list --noheadings -o PIN root; swapon --show=NAME --noheadings"), "swap", "root.img")
+		m.PowerOff()
+		checkShutdown(t, m.Console())
+		Fsck(t, i.disk)
+		i.up(t).Kill()
+		i.up(t).PowerOff()
+		Fsck(t, i.disk)
+	}
 }
 
 // xfsRepair checks the xfs file system in the disk's partition.
@@ -187,9 +207,9 @@ func (i imageGuest) refuse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			disk := Copy(t, i.disk, filepath.Join(t.TempDir(), "moved.raw"))
-			helper := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{plainDisk(t, g, ""), disk}})
+			helper := Start(t, i.platform.boot(g, rootArgs, plainDisk(t, g, ""), disk))
 			helper.WaitUp()
-			t.Log(helper.Must("mount /dev/vdb1 /mnt && chattr -i /mnt/root.img && filefrag /mnt/root.img && " + move + " && filefrag /mnt/root.img && umount /mnt"))
+			t.Log(helper.Must("mount " + i.script("/dev/vdb1") + " /mnt && chattr -i /mnt/root.img && filefrag /mnt/root.img && " + move + " && filefrag /mnt/root.img && umount /mnt"))
 			helper.PowerOff()
 
 			boot := i.boot

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Machine is a guest that runs.
@@ -32,39 +34,30 @@ type Machine struct {
 
 // Boot says what a machine is started with.
 type Boot struct {
-	Kernel, Initrd string
+	Kernel, Initrd string   // an empty Kernel is User Mode Linux
 	Append         string   // kernel parameters besides the console's
-	Disks          []string // raw files, /dev/vda and so on
-	MemoryMiB      int
+	Disks          []string // raw files: /dev/vda and so on, /dev/ubda in User Mode Linux
 }
 
 // Patience bounds a boot under emulation on a busy machine.
 const Patience = 20 * time.Minute
 
+// memory of a machine.
+const memory = "768M"
+
 // Start starts a machine. It is killed when the test ends.
 func Start(t testing.TB, b Boot) *Machine {
 	t.Helper()
 	dir := t.TempDir()
-	if b.MemoryMiB == 0 {
-		b.MemoryMiB = 768
-	}
-	socket := filepath.Join(dir, "agent")
 	m := &Machine{t: t, console: newConsole(t), monitor: filepath.Join(dir, "monitor"), gone: make(chan struct{})}
-	argv := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(b.MemoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", b.Kernel, "-initrd", b.Initrd,
-		"-append", "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable " + b.Append,
-		"-serial", "stdio", "-monitor", "unix:" + m.monitor + ",server=on,wait=off",
-		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
-		"-chardev", "socket,id=agent,server=on,wait=off,path=" + socket,
-		"-device", "virtserialport,chardev=agent,name=bootvm",
+	ours, theirs := socketPair(t)
+	if b.Kernel == "" {
+		m.cmd = umlCommand(t, b, dir)
+	} else {
+		m.cmd = qemuCommand(b, m.monitor)
 	}
-	for i, disk := range b.Disks {
-		argv = append(argv, "-drive", fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe", disk, i),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
-	}
-	m.cmd = exec.Command("qemu-system-x86_64", argv...)
+	m.agent, m.reader = ours, bufio.NewReaderSize(ours, 1<<20)
+	m.cmd.ExtraFiles = []*os.File{theirs}
 	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
 	in, out, err := os.Pipe()
 	if err != nil {
@@ -76,6 +69,7 @@ func Start(t testing.TB, b Boot) *Machine {
 		t.Fatal(err)
 	}
 	in.Close()
+	theirs.Close()
 	go func() { _ = m.cmd.Wait(); close(m.gone) }()
 	t.Cleanup(func() {
 		m.Kill()
@@ -84,23 +78,56 @@ func Start(t testing.TB, b Boot) *Machine {
 			t.Logf("--- console ---\n%s\n--- end of console ---", m.console.tail(150))
 		}
 	})
-	m.dial(socket)
 	return m
 }
 
-// dial connects to the agent's port, which qemu offers from the start.
-func (m *Machine) dial(socket string) {
-	m.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		conn, err := net.Dial("unix", socket)
-		if err == nil {
-			m.agent, m.reader = conn, bufio.NewReaderSize(conn, 1<<20)
-			return
-		}
-		if time.Now().After(deadline) {
-			m.t.Fatalf("qemu did not start: %v\n%s", err, m.console.tail(20))
-		}
+// qemuCommand boots a Debian kernel. Descriptor 3 is the agent's port.
+func qemuCommand(b Boot, monitor string) *exec.Cmd {
+	argv := []string{
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", memory,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", b.Kernel, "-initrd", b.Initrd,
+		"-append", "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable " + b.Append,
+		"-serial", "stdio", "-monitor", "unix:" + monitor + ",server=on,wait=off",
+		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=bootvm",
 	}
+	for i, disk := range b.Disks {
+		argv = append(argv, "-drive", fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe", disk, i),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
+	}
+	return exec.Command("qemu-system-x86_64", argv...)
+}
+
+// umlCommand boots the kernel that uml.sh builds. Its sixth console is the agent's
+// port: nobody logs in there.
+func umlCommand(t testing.TB, b Boot, dir string) *exec.Cmd {
+	t.Helper()
+	argv := []string{
+		"mem=" + memory, "initrd=" + b.Initrd, "umid=g", "uml_dir=" + dir + "/",
+		"con=null", "con0=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "panic=-1", "bootvm=tty5",
+	}
+	for i, disk := range b.Disks {
+		argv = append(argv, fmt.Sprintf("ubd%d=%s", i, disk))
+	}
+	cmd := exec.Command(umlKernel(t), append(argv, strings.Fields(b.Append)...)...)
+	cmd.Env = append(os.Environ(), "TMPDIR=/dev/shm")
+	return cmd
+}
+
+// socketPair returns both ends of the line to the agent.
+func socketPair(t testing.TB) (ours net.Conn, theirs *os.File) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fds[0]), "agent")
+	defer file.Close()
+	if ours, err = net.FileConn(file); err != nil {
+		t.Fatal(err)
+	}
+	return ours, os.NewFile(uintptr(fds[1]), "agent's port")
 }
 
 // WaitUp waits for the agent, which starts with multi-user.target.

@@ -43,6 +43,31 @@ func plainDisk(t *testing.T, g *Guest, fstab string) string {
 	return RootDisk(t, dir, "root.raw", g.Tree, rootUUID, 1536<<20)
 }
 
+// A platform is a kind of machine: qemu with Debian's kernel, or User Mode Linux with
+// everything built in, which is many times as quick and has one processor.
+type platform struct {
+	name string
+	disk string // what the names of disks begin with
+}
+
+var (
+	qemu = platform{"qemu", "vd"}
+	uml  = platform{"uml", "ubd"}
+)
+
+// boot returns how the platform is started with the guest's kernel and initramfs.
+func (p platform) boot(g *Guest, arguments string, disks ...string) Boot {
+	b := Boot{Initrd: g.Initrd, Append: arguments, Disks: disks}
+	if p == qemu {
+		b.Kernel = g.Kernel
+	}
+	return b
+}
+
+// script puts the platform's names of disks into a script that has them as vda and so
+// on.
+func (p platform) script(text string) string { return strings.ReplaceAll(text, "vd", p.disk) }
+
 // healthy asserts that systemd has nothing to complain of.
 func healthy(t *testing.T, m *Machine) {
 	t.Helper()

@@ -10,11 +10,14 @@ import (
 )
 
 // TestPackages installs, upgrades and purges in a guest that runs.
-func TestPackages(t *testing.T) {
+func TestPackages(t *testing.T)    { packages(t, qemu) }
+func TestUMLPackages(t *testing.T) { packages(t, uml) }
+
+func packages(t *testing.T, p platform) {
 	g := Prepare(t, work)
-	m := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{plainDisk(t, g, ""), EmptyDisk(t, t.TempDir(), "data.raw", 256<<20)}})
+	m := Start(t, p.boot(g, rootArgs, plainDisk(t, g, ""), EmptyDisk(t, t.TempDir(), "data.raw", 256<<20)))
 	m.WaitUp()
-	m.Must("mkfs.ext4 -q /dev/vdb && dmloop shim /dev/vdb host && mount /dev/mapper/host /mnt && dmloop create /mnt/image.img 8M && dmloop map /mnt/image.img")
+	m.Must(p.script("mkfs.ext4 -q /dev/vdb && dmloop shim /dev/vdb host && mount /dev/mapper/host /mnt && dmloop create /mnt/image.img 8M && dmloop map /mnt/image.img"))
 	guard := "systemctl show -P MainPID dmloop-guard"
 	before := m.Must(guard)
 

@@ -9,12 +9,18 @@ import (
 
 // TestPersistRoot has the root file system of an installed machine mounted from a
 // shim, maps an image on it, and takes it all back.
-func TestPersistRoot(t *testing.T) {
+func TestPersistRoot(t *testing.T) { persistRoot(t, qemu) }
+
+// TestUMLPersistRoot is the same, quicker.
+func TestUMLPersistRoot(t *testing.T) { persistRoot(t, uml) }
+
+func persistRoot(t *testing.T, p platform) {
 	g := Prepare(t, work)
 	disk := plainDisk(t, g, "")
-	initrd := filepath.Join(t.TempDir(), "initrd")
+	boot := p.boot(g, rootArgs, disk)
+	newInitrd := filepath.Join(t.TempDir(), "initrd")
 
-	m := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs, Disks: []string{disk}})
+	m := Start(t, boot)
 	m.WaitUp()
 	healthy(t, m)
 	m.Must("dmloop create /srv/image.img 16M")
@@ -33,8 +39,9 @@ func TestPersistRoot(t *testing.T) {
 	t.Log(m.Must("dmloop shim --persist / 2>&1"))
 	m.PowerOff()
 
-	Extract(t, disk, "/boot/initrd.img-"+g.Version, initrd)
-	m = Start(t, Boot{Kernel: g.Kernel, Initrd: initrd, Append: rootArgs, Disks: []string{disk}})
+	Extract(t, disk, "/boot/initrd.img-"+g.Version, newInitrd)
+	boot.Initrd = newInitrd
+	m = Start(t, boot)
 	m.WaitUp()
 	healthy(t, m)
 	if got := m.Must("findmnt -no SOURCE /"); got != "/dev/mapper/shim-root" {
@@ -49,11 +56,11 @@ func TestPersistRoot(t *testing.T) {
 	m.Must("dmloop shim --persist / --revert")
 	m.PowerOff()
 
-	Extract(t, disk, "/boot/initrd.img-"+g.Version, initrd)
-	m = Start(t, Boot{Kernel: g.Kernel, Initrd: initrd, Append: rootArgs, Disks: []string{disk}})
+	Extract(t, disk, "/boot/initrd.img-"+g.Version, newInitrd)
+	m = Start(t, boot)
 	m.WaitUp()
 	healthy(t, m)
-	if got := m.Must("findmnt -no SOURCE /"); got != "/dev/vda1" {
+	if got := m.Must("findmnt -no SOURCE /"); got != p.script("/dev/vda1") {
 		t.Errorf("the root file system is on %s after the revert", got)
 	}
 	if after := m.Must("cat /etc/fstab; cat /etc/dmlooptab; ls /etc/dmloop/persist"); after != "UUID="+rootUUID+"\t/\text4\terrors=remount-ro\t0 1" {
