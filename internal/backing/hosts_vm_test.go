@@ -14,6 +14,8 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/ioctl"
 	"dmloop/internal/vmtest"
+
+	"golang.org/x/sys/unix"
 )
 
 // host is a file system that images are made on.
@@ -78,29 +80,39 @@ func flags(t *testing.T, path string) string {
 	return strings.Join(found, " ")
 }
 
-// onDisk fails the test unless the disk holds at the addresses of the extents what
-// the file holds. It takes the extents from package extents, which has its own test
-// against filefrag.
+// onDisk fails the test unless the disk, read past all caches, holds at the addresses
+// of the extents what the file holds. It takes the extents from package extents,
+// which has its own test against filefrag.
 func onDisk(t *testing.T, path, disk string) {
 	t.Helper()
-	vmtest.Must(t, "blockdev", "--flushbufs", disk)
-	file, device := open(t, path), open(t, disk)
+	file := open(t, path)
 	defer file.Close()
-	defer device.Close()
 	layout, err := extents.Read(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	device, err := os.OpenFile(disk, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
 	for _, e := range layout.Clip().Extents {
-		want, got := make([]byte, e.Length), make([]byte, e.Length)
+		want := make([]byte, e.Length)
 		if _, err := file.ReadAt(want, int64(e.Logical)); err != nil && err != io.EOF {
 			t.Fatal(err)
 		}
-		if _, err := device.ReadAt(got, int64(e.Physical)); err != nil {
+		got, err := unix.Mmap(-1, 0, len(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if n, err := device.ReadAt(got, int64(e.Physical)); err != nil || n != len(got) {
+			t.Fatalf("%s: %d bytes at %d, %v", disk, n, e.Physical, err)
 		}
 		if !bytes.Equal(got, want) {
 			t.Errorf("%s: the disk holds other bytes at %d than the file at %d", filepath.Base(path), e.Physical, e.Logical)
+		}
+		if err := unix.Munmap(got); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
