@@ -17,7 +17,7 @@ func TestCreateOnHosts(t *testing.T) {
 	for _, h := range hosts {
 		t.Run(h.name, func(t *testing.T) {
 			disk, dir := h.mount(t)
-			soil(t, dir)
+			soil(t, dir, 256)
 			path := filepath.Join(dir, "image")
 			const size = 64<<20 + 4096*3
 			if err := Create(context.Background(), path, size, Options{}); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -51,10 +52,11 @@ func (h host) mount(t *testing.T) (disk, dir string) {
 	return disk, vmtest.Mount(t, disk)
 }
 
-// soil makes sure that free blocks do not hold zeros.
-func soil(t *testing.T, dir string) {
+// soil writes to so many MiB of free blocks and frees them again, so that they do not
+// hold zeros.
+func soil(t *testing.T, dir string, mib int) {
 	t.Helper()
-	vmtest.Run(t, "sh", "-c", `tr '\000' '\252' </dev/zero | dd of="$0"/soil bs=1M count=256 iflag=fullblock oflag=direct status=none`, dir)
+	vmtest.Run(t, "sh", "-c", `tr '\000' '\252' </dev/zero | dd of="$0"/soil bs=1M count="$1" iflag=fullblock oflag=direct status=none`, dir, strconv.Itoa(mib))
 	shell(t, dir, "sync -f .; rm soil; sync -f .")
 }
 

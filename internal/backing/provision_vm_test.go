@@ -102,7 +102,7 @@ func TestProvisionOnHosts(t *testing.T) {
 // be filled. Newer kernels do not pin a file that has blocks: then there is no such file.
 func TestProvisionPinned(t *testing.T) {
 	_, dir := host{"", "f2fs", nil}.mount(t)
-	soil(t, dir)
+	soil(t, dir, 256)
 	shell(t, dir, "head -c 1M /dev/urandom >f; truncate -s 16M f; sync f")
 	path := filepath.Join(dir, "f")
 	before := vmtest.ChecksumFile(t, path)
