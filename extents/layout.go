@@ -62,9 +62,13 @@ func (l Layout) cut(from, to Bytes) Layout {
 // Merge returns the layout with rows made one that follow each other in the file
 // and on the disk with equal flags; FlagLast and FlagMerged do not count as a
 // difference and stay on the result when any row had them. Merge never changes
-// where a byte of the file lies.
+// where a byte of the file lies. The result may share its rows with l.
 func (l Layout) Merge() Layout {
-	rows := make([]Extent, 0, l.pieces())
+	pieces := l.pieces()
+	if pieces == len(l.Extents) {
+		return l
+	}
+	rows := make([]Extent, 0, pieces)
 	for i, e := range l.Extents {
 		if i > 0 && e.continues(l.Extents[i-1]) {
 			last := &rows[len(rows)-1]

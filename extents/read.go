@@ -1,6 +1,7 @@
 package extents
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -53,6 +54,40 @@ func Each(f *os.File, visit func(rows []Extent) error) error {
 		return fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return err
+}
+
+// Same reads the layout of f again, batch by batch, and reports whether every row
+// is the one that Read returned in l. A difference in rows need not be one in
+// blocks: read and Diff when it matters.
+func Same(f *os.File, l Layout) (bool, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if Bytes(info.Size()) != l.Size {
+		return false, nil
+	}
+	same, err := sameRows(l, fiemap(f))
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return same, nil
+}
+
+func sameRows(l Layout, call func(buf []byte) error) (bool, error) {
+	left := l.Extents
+	differs := errors.New("differs")
+	err := eachBatch(l.Size, call, func(rows []Extent, _ Bytes) error {
+		if len(rows) > len(left) || !slices.Equal(rows, left[:len(rows)]) {
+			return differs
+		}
+		left = left[len(rows):]
+		return nil
+	})
+	if errors.Is(err, differs) {
+		return false, nil
+	}
+	return err == nil && len(left) == 0, err
 }
 
 func fiemap(f *os.File) func(buf []byte) error {

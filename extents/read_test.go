@@ -160,3 +160,42 @@ func TestEachBatch(t *testing.T) {
 		t.Errorf("after an error: %d calls, %v", k.calls, err)
 	}
 }
+
+func TestSameRows(t *testing.T) {
+	l := Layout{Extents: plainRows(2*batchRows + 5)}
+	l.Size = Bytes(len(l.Extents)) * 4096
+	changed := func(i int, change func(*Extent)) []Extent {
+		rows := slices.Clone(l.Extents)
+		change(&rows[i])
+		return rows
+	}
+	last := len(l.Extents) - 1
+	for name, c := range map[string]struct {
+		rows []Extent
+		want bool
+	}{
+		"the same":     {l.Extents, true},
+		"moved":        {changed(batchRows, func(e *Extent) { e.Physical += 4096 }), false},
+		"shared":       {changed(0, func(e *Extent) { e.Flags |= FlagShared }), false},
+		"fewer":        {l.Extents[:last], false},
+		"one more":     {append(slices.Clone(l.Extents[:last]), Extent{Logical: l.Size - 4096, Length: 4096, Physical: l.Extents[last].Physical}, Extent{Logical: l.Size, Length: 4096, Flags: FlagLast}), false},
+		"none":         {nil, false},
+		"last differs": {changed(last, func(e *Extent) { e.Flags = FlagLast | FlagUnwritten }), false},
+	} {
+		if got, err := sameRows(l, (&kernel{rows: c.rows}).call); got != c.want || err != nil {
+			t.Errorf("%s: %t, %v", name, got, err)
+		}
+	}
+	broken := errors.New("broken")
+	if _, err := sameRows(l, func([]byte) error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("%v instead of the kernel's error", err)
+	}
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if same, err := Same(f, Layout{Size: 1}); same || err != nil {
+		t.Errorf("a file of another size: %t, %v", same, err)
+	}
+}

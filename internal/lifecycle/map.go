@@ -336,15 +336,8 @@ func (j *mapJob) proveStill() error {
 	if problems := emptyCache(cache); len(problems) > 0 {
 		return refuse(j.survey.Path, problems)
 	}
-	now, err := extents.Read(j.img.File())
-	if err != nil {
+	if err := j.proveLayout(); err != nil {
 		return err
-	}
-	if problems := now.Problems(j.survey.Facts.BlockSize, 0); len(problems) > 0 {
-		return refuse(j.survey.Path, problems)
-	}
-	if diff := extents.Diff(j.m.Layout, now.Clip().Merge()); diff != "" {
-		return refuse(j.survey.Path, []extents.Problem{unstable(diff)})
 	}
 	id, err := j.img.Identity()
 	if err != nil {
@@ -359,6 +352,25 @@ func (j *mapJob) proveStill() error {
 	}
 	if diff := j.survey.Stack.HostTable.Diff(host); diff != "" {
 		return refuse(j.survey.Path, []extents.Problem{unstable("the table of the host device changed: " + diff)})
+	}
+	return nil
+}
+
+// proveLayout compares the layout of now with the one in the table.
+func (j *mapJob) proveLayout() error {
+	same, err := extents.Same(j.img.File(), j.survey.raw)
+	if same || err != nil {
+		return err
+	}
+	now, err := extents.Read(j.img.File())
+	if err != nil {
+		return err
+	}
+	if problems := now.Problems(j.survey.Facts.BlockSize, 0); len(problems) > 0 {
+		return refuse(j.survey.Path, problems)
+	}
+	if diff := extents.Diff(j.m.Layout, now.Clip().Merge()); diff != "" {
+		return refuse(j.survey.Path, []extents.Problem{unstable(diff)})
 	}
 	return nil
 }

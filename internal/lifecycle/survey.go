@@ -56,6 +56,7 @@ type Survey struct {
 	Identity image.Identity
 	Facts    image.Facts
 	Layout   extents.Layout // of the whole file, clipped and merged
+	raw      extents.Layout // as it was read
 	Length   extents.Bytes  // bytes that the device would have
 	Sealed   bool
 	Record   seal.Record   // of a sealed image
@@ -128,12 +129,9 @@ func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (rel
 	if err != nil {
 		return release, err
 	}
-	again, err := extents.Read(img.File())
+	again, err := v.readAgain(img, first)
 	if err != nil {
 		return release, err
-	}
-	if diff := extents.Diff(first, again); diff != "" {
-		v.Problems = append(v.Problems, unstable(diff))
 	}
 	if v.InForce, err = pin.InForce(img.File(), v.Facts.Filesystem); err != nil {
 		return release, err
@@ -145,6 +143,19 @@ func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (rel
 	problems, err := s.locate(v, img, again, o)
 	v.Problems = append(v.Problems, problems...)
 	return release, err
+}
+
+// readAgain is the rule unstable. It returns the second reading.
+func (v *Survey) readAgain(img *image.Image, first extents.Layout) (extents.Layout, error) {
+	same, err := extents.Same(img.File(), first)
+	if same || err != nil {
+		return first, err
+	}
+	again, err := extents.Read(img.File())
+	if diff := extents.Diff(first, again); diff != "" && err == nil {
+		v.Problems = append(v.Problems, unstable(diff))
+	}
+	return again, err
 }
 
 // surveyUsers takes the write lease as proof that nobody else has the file open.
@@ -176,7 +187,7 @@ func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o Surv
 	if limit == 0 {
 		limit = DefaultMaxExtents
 	}
-	v.Layout = file.Clip().Merge()
+	v.raw, v.Layout = file, file.Clip().Merge()
 	problems := file.Problems(v.Facts.BlockSize, limit)
 	sound := len(problems) == 0
 	host, onHost, more, err := s.hostLayout(v, img, v.Layout)
