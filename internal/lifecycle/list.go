@@ -43,7 +43,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	var records []manifest.Manifest
 	if store != nil {
 		defer store.Close()
-		if records, err = s.records(store, targets); err != nil {
+		if records, err = s.records(store, targets, store.Head); err != nil {
 			return nil, err
 		}
 	} else if len(targets) > 0 {
@@ -74,8 +74,8 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	return found, nil
 }
 
-// records loads the records of targets, or all.
-func (s *System) records(store *manifest.Store, targets []string) ([]manifest.Manifest, error) {
+// records reads the records of targets with load, Store's Load or Head, or all.
+func (s *System) records(store *manifest.Store, targets []string, load func(name string) (manifest.Manifest, error)) ([]manifest.Manifest, error) {
 	var records []manifest.Manifest
 	if len(targets) > 0 {
 		for _, t := range targets {
@@ -92,7 +92,7 @@ func (s *System) records(store *manifest.Store, targets []string) ([]manifest.Ma
 		return nil, err
 	}
 	for _, name := range names {
-		m, err := store.Load(name)
+		m, err := load(name)
 		if errors.Is(err, manifest.ErrNotFound) {
 			continue // unmapped meanwhile
 		}

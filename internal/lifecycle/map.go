@@ -150,7 +150,7 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 
 // nameFree refuses a name or uuid that a mapping or another device has.
 func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name, uuid string) error {
-	if _, err := store.Load(name); err == nil {
+	if _, err := store.Head(name); err == nil {
 		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + name}
 	} else if !errors.Is(err, manifest.ErrNotFound) {
 		return err
@@ -381,7 +381,7 @@ func (j *mapJob) goLive() error { return j.resume(j.conn, j.m.Name, j.m.UUID, j.
 // undo takes back what a failed run made. What it cannot take back stays recorded,
 // for the next command.
 func (j *mapJob) undo(ctx context.Context) error {
-	if _, err := j.store.Load(j.m.Name); errors.Is(err, manifest.ErrNotFound) {
+	if _, err := j.store.Head(j.m.Name); errors.Is(err, manifest.ErrNotFound) {
 		return nil
 	}
 	return j.finish(ctx, j.store, &j.m, j.img)

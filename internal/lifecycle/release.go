@@ -91,12 +91,15 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 		return err
 	}
 	for _, name := range names {
-		m, err := store.Load(name)
-		if err != nil {
-			s.log.Warn("a record cannot be read", "error", err)
+		m, err := store.Head(name)
+		if err == nil && m.State != manifest.Mapping && m.State != manifest.Releasing {
 			continue
 		}
-		if m.State != manifest.Mapping && m.State != manifest.Releasing {
+		if err == nil {
+			m, err = store.Load(name)
+		}
+		if err != nil {
+			s.log.Warn("a record cannot be read", "error", err)
 			continue
 		}
 		err = s.finish(ctx, store, &m, nil)
@@ -314,7 +317,7 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 	}
 	missing := manifest.ErrNotFound
 	for _, name := range names {
-		m, err := store.Load(name)
+		m, err := store.Head(name)
 		if errors.Is(err, manifest.ErrNotFound) {
 			continue
 		}
@@ -323,7 +326,7 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 			continue
 		}
 		if m.Image.Major == id.Major && m.Image.Minor == id.Minor && m.Image.Inode == id.Inode {
-			return m, nil
+			return store.Load(name)
 		}
 	}
 	return manifest.Manifest{}, missing

@@ -30,7 +30,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 		return nil, nil
 	}
 	defer store.Close()
-	records, err := s.records(store, targets)
+	records, err := s.records(store, targets, store.Load)
 	if err != nil {
 		return nil, err
 	}

@@ -1,10 +1,12 @@
 package manifest
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 
@@ -25,28 +27,72 @@ type stored struct {
 
 // Encode returns the stored form of m.
 func Encode(m Manifest) ([]byte, error) {
+	var b bytes.Buffer
+	if err := m.encode(&b); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// encode writes the stored form row by row: megabytes of text that are in memory
+// only once cost more time to make than to write.
+func (m Manifest) encode(w io.Writer) error {
+	if m.headOnly {
+		return fmt.Errorf("the record of %s was read without its layout and table", m.Name)
+	}
 	m.Version = Version
 	head, err := json.Marshal(stored{
 		Manifest: m, FileSize: m.Layout.Size, Rows: len(m.Layout.Extents), Targets: len(m.Table),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("encoding the record of %s: %w", m.Name, err)
+		return fmt.Errorf("encoding the record of %s: %w", m.Name, err)
 	}
-	b := make([]byte, 0, len(head)+2+36*(len(m.Layout.Extents)+len(m.Table)))
-	b = append(append(b, head...), '\n')
+	out := bufio.NewWriterSize(w, 64<<10)
+	out.Write(append(head, '\n')) // an error of out comes back from Flush
 	for _, e := range m.Layout.Extents {
-		b = strconv.AppendInt(b, int64(e.Logical), 10)
-		b = append(b, ' ')
-		b = strconv.AppendInt(b, int64(e.Physical), 10)
-		b = append(b, ' ')
-		b = strconv.AppendInt(b, int64(e.Length), 10)
-		b = append(b, '\n')
+		b := strconv.AppendInt(out.AvailableBuffer(), int64(e.Logical), 10)
+		b = strconv.AppendInt(append(b, ' '), int64(e.Physical), 10)
+		b = strconv.AppendInt(append(b, ' '), int64(e.Length), 10)
+		out.Write(append(b, '\n'))
 	}
-	b = append(b, '\n')
-	if b, err = m.Table.AppendText(b); err != nil {
-		return nil, fmt.Errorf("encoding the record of %s: %w", m.Name, err)
+	out.WriteByte('\n')
+	for i := range m.Table {
+		b, err := m.Table[i : i+1].AppendText(out.AvailableBuffer())
+		var bad *dmtable.RowError
+		if errors.As(err, &bad) {
+			bad.Row = i
+		}
+		if err != nil {
+			return fmt.Errorf("encoding the record of %s: %w", m.Name, err)
+		}
+		out.Write(b)
 	}
-	return b, nil
+	return out.Flush()
+}
+
+// decodeHead reads the first line of a record.
+func decodeHead(line []byte) (stored, error) {
+	var s stored
+	if err := json.Unmarshal(line, &s); err != nil {
+		return s, fmt.Errorf("not a record: %w", err)
+	}
+	m := s.Manifest
+	if m.Version != Version {
+		return s, fmt.Errorf("record of version %d, this dmloop knows version %d", m.Version, Version)
+	}
+	if err := dmtable.CheckName(m.Name); err != nil {
+		return s, err
+	}
+	if err := dmtable.CheckUUID(m.UUID); err != nil {
+		return s, err
+	}
+	if !isUUID(m.UUID, m.Name) {
+		return s, fmt.Errorf("%q is no uuid of the mapping %s", m.UUID, m.Name)
+	}
+	if !slices.Contains(states, m.State) {
+		return s, fmt.Errorf("unknown state %q", m.State)
+	}
+	return s, nil
 }
 
 // Decode reads a stored record. Another version, a bad name or uuid, a part that is
@@ -57,27 +103,11 @@ func Decode(b []byte) (Manifest, error) {
 	if !found {
 		return Manifest{}, errors.New("not a record: it has no second line")
 	}
-	var s stored
-	if err := json.Unmarshal(head, &s); err != nil {
-		return Manifest{}, fmt.Errorf("not a record: %w", err)
+	s, err := decodeHead(head)
+	if err != nil {
+		return Manifest{}, err
 	}
 	m := s.Manifest
-	if m.Version != Version {
-		return Manifest{}, fmt.Errorf("record of version %d, this dmloop knows version %d", m.Version, Version)
-	}
-	if err := dmtable.CheckName(m.Name); err != nil {
-		return Manifest{}, err
-	}
-	if err := dmtable.CheckUUID(m.UUID); err != nil {
-		return Manifest{}, err
-	}
-	if !isUUID(m.UUID, m.Name) {
-		return Manifest{}, fmt.Errorf("%q is no uuid of the mapping %s", m.UUID, m.Name)
-	}
-	if !slices.Contains(states, m.State) {
-		return Manifest{}, fmt.Errorf("unknown state %q", m.State)
-	}
-	var err error
 	if m.Layout.Extents, rest, err = parseRows(rest, s.Rows); err != nil {
 		return Manifest{}, err
 	}

@@ -21,7 +21,7 @@ func TestEveryFieldComesBack(t *testing.T) {
 	want := sample("image")
 	v := reflect.ValueOf(want)
 	for i := range v.NumField() {
-		if v.Field(i).IsZero() {
+		if v.Type().Field(i).IsExported() && v.Field(i).IsZero() {
 			t.Errorf("the sample has no %s, so this test proves nothing of it", v.Type().Field(i).Name)
 		}
 	}

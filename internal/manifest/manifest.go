@@ -106,6 +106,8 @@ type Manifest struct {
 	Base     Base           `json:"base"` // the host device's own table
 	Layout   extents.Layout `json:"-"`    // of the whole file, clipped and merged
 	Table    dmtable.Table  `json:"-"`
+
+	headOnly bool // read by Head: layout and table are not there
 }
 
 // PinKinds lists the kinds of the recorded pins, in order.

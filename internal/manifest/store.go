@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -114,12 +115,8 @@ func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
 
 // Save writes m durably: a reader sees the old record or the new one, whole.
 func (s *Store) Save(m Manifest) error {
-	b, err := Encode(m)
-	if err != nil {
-		return err
-	}
 	temp := "." + m.Name + ".new"
-	if err := s.write(temp, b); err != nil {
+	if err := s.write(temp, m); err != nil {
 		return errors.Join(fmt.Errorf("manifest of %s: %w", m.Name, err), ignoreMissing(s.root.Remove(temp)))
 	}
 	if err := s.root.Rename(temp, m.Name+suffix); err != nil {
@@ -128,7 +125,7 @@ func (s *Store) Save(m Manifest) error {
 	return s.syncDir()
 }
 
-func (s *Store) write(name string, b []byte) error {
+func (s *Store) write(name string, m Manifest) error {
 	// A leftover of a killed command is not reused: somebody may hold it open.
 	if err := ignoreMissing(s.root.Remove(name)); err != nil {
 		return err
@@ -137,8 +134,7 @@ func (s *Store) write(name string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	if err == nil {
+	if err = m.encode(f); err == nil {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
@@ -156,14 +152,35 @@ func (s *Store) syncDir() error {
 // Load reads the manifest of the mapping called name (mangled form). The error
 // wraps ErrNotFound when there is none.
 func (s *Store) Load(name string) (Manifest, error) {
-	b, err := s.read(name + suffix)
+	return s.load(name, func(f io.Reader, size int64) (Manifest, error) {
+		b := make([]byte, size)
+		if _, err := io.ReadFull(f, b); err != nil {
+			return Manifest{}, err
+		}
+		return Decode(b)
+	})
+}
+
+// Head is Load without layout and table, which may be large. What it returns cannot
+// be saved.
+func (s *Store) Head(name string) (Manifest, error) {
+	return s.load(name, func(f io.Reader, _ int64) (Manifest, error) {
+		line, err := bufio.NewReader(f).ReadBytes('\n')
+		if err != nil {
+			return Manifest{}, fmt.Errorf("not a record: its first line has no end: %w", err)
+		}
+		head, err := decodeHead(line)
+		m := head.Manifest
+		m.headOnly = true
+		return m, err
+	})
+}
+
+func (s *Store) load(name string, decode func(f io.Reader, size int64) (Manifest, error)) (Manifest, error) {
+	m, err := s.read(name+suffix, decode)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Manifest{}, fmt.Errorf("%s: %w", name, ErrNotFound)
 	}
-	if err != nil {
-		return Manifest{}, fmt.Errorf("manifest of %s: %w", name, err)
-	}
-	m, err := Decode(b)
 	if err == nil && m.Name != name {
 		err = fmt.Errorf("it names %q", m.Name)
 	}
@@ -173,37 +190,32 @@ func (s *Store) Load(name string) (Manifest, error) {
 	return m, nil
 }
 
-func (s *Store) read(name string) ([]byte, error) {
+// read decodes a record, of which a reader sees one state or the next.
+func (s *Store) read(name string, decode func(f io.Reader, size int64) (Manifest, error)) (Manifest, error) {
 	for {
 		// os.Root follows a link within the folder, whatever flags it is given.
 		entry, err := s.root.Lstat(name)
 		if err != nil {
-			return nil, err
+			return Manifest{}, err
 		}
 		if !entry.Mode().IsRegular() || entry.Size() > sizeCap {
-			return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", name, sizeCap)
+			return Manifest{}, fmt.Errorf("%s is not a regular file of at most %d bytes", name, sizeCap)
 		}
 		f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
-			return nil, err
+			return Manifest{}, err
 		}
-		b, same, err := readSame(f, entry)
-		f.Close()
-		if same || err != nil { // else it was saved anew in between
-			return b, err
+		info, err := f.Stat()
+		if err != nil || !os.SameFile(entry, info) { // it was saved anew in between
+			f.Close()
+			if err != nil {
+				return Manifest{}, err
+			}
+			continue
 		}
+		m, err := decode(f, info.Size())
+		return m, errors.Join(err, f.Close())
 	}
-}
-
-// readSame reads all of f if it is the file of entry.
-func readSame(f *os.File, entry fs.FileInfo) (b []byte, same bool, err error) {
-	info, err := f.Stat()
-	if err != nil || !os.SameFile(entry, info) {
-		return nil, false, err
-	}
-	b = make([]byte, info.Size())
-	_, err = io.ReadFull(f, b)
-	return b, true, err
 }
 
 // Names lists the names that have a manifest, sorted.

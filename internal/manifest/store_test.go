@@ -44,6 +44,38 @@ func TestSaveLoadDelete(t *testing.T) {
 	}
 }
 
+func TestHead(t *testing.T) {
+	s, dir := openStore(t)
+	m := sample("image")
+	save(t, s, m)
+	head, err := s.Head("image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Save(head); err == nil {
+		t.Error("a record without its layout was saved")
+	}
+	if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("after that: %+v, %v", got, err)
+	}
+	head.headOnly, m.Layout, m.Table = false, head.Layout, head.Table
+	if len(head.Layout.Extents)+len(head.Table) > 0 || !reflect.DeepEqual(head, m) {
+		t.Errorf("got  %+v\nwant %+v", head, m)
+	}
+	if _, err := s.Head("other"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of nothing: %v", err)
+	}
+	path := filepath.Join(dir, "image"+suffix)
+	for _, text := range []string{"", "{", "{}", "{}\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Head("image"); err == nil {
+			t.Errorf("%q was read", text)
+		}
+	}
+}
+
 func TestNamesWithOddCharacters(t *testing.T) {
 	s, _ := openStore(t)
 	names := []string{`.hidden`, "a" + suffix, `a.new`, `a\x20b`, `..x`, strings.Repeat("n", 88), "#+-.:=@_"}
