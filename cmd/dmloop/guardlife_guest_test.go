@@ -123,7 +123,7 @@ func TestQemuGuardDeniesOpens(t *testing.T) {
 	if log := guardLog(); !strings.Contains(log, "program=cp") {
 		t.Errorf("the log does not name cp:\n%s", log)
 	}
-	for args, code := range map[string]int{"check": 5, "map": 5, "verify": 0} {
+	for args, code := range map[string]int{"check": 3, "map": 5, "verify": 0} {
 		words := []string{args, img}
 		if args == "verify" {
 			words[1] = "vol"
