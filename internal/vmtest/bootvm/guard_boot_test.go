@@ -1,0 +1,48 @@
+//go:build boot
+
+package bootvm
+
+import "testing"
+
+// TestGuardUnit runs the guard as systemd runs it, with all that its unit forbids,
+// and has it do everything that a guard does.
+func TestGuardUnit(t *testing.T) {
+	g := Prepare(t, work)
+	dir := t.TempDir()
+	m := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs,
+		Disks: []string{plainDisk(t, g, ""), EmptyDisk(t, dir, "data.raw", 512<<20)}})
+	m.WaitUp()
+	const tries = "for i in $(seq 100); do "
+	m.Must("dmsetup create host --table \"0 819200 linear /dev/vdb 0\" && mkfs.xfs -q /dev/mapper/host && mount /dev/mapper/host /mnt")
+	m.Must("dmloop create /mnt/image.img 16M && dmloop map /mnt/image.img")
+	if got := m.Must("dmloop list --noheadings -o GRADE,STATE,GUARD image"); got != "guarded  healthy  1" {
+		t.Errorf("mapped: %q", got)
+	}
+	if got := m.Must("systemctl show -P ActiveState -P StatusText dmloop-guard"); got != "active\n1 mappings, 1 of them healthy; denies opens: yes" {
+		t.Logf("the unit: %q", got) // the text follows a moment later
+	}
+	if out, code := m.Run("cat /mnt/image.img"); code == 0 {
+		t.Errorf("an open was not denied: %.100q", out)
+	}
+	contains(t, m.Must("journalctl -u dmloop-guard --no-pager"), "program=cat")
+
+	// Killed, it comes back and goes on.
+	m.Must("systemctl kill -s KILL dmloop-guard; " + tries + "dmloop list --noheadings -o GUARD image | grep -q 1 && exit 0; sleep 0.1; done; exit 1")
+	contains(t, m.Must("journalctl -u dmloop-guard --no-pager"), "adopted, unchanged")
+
+	// Its sandbox lets it set a pin again: the flag goes while it is stopped, and the
+	// kernel's claim on a sealed image keeps the grade.
+	m.Must("dmloop unmap image && dmloop seal /mnt/image.img && dmloop map /mnt/image.img")
+	m.Must("systemctl stop dmloop-guard && chattr -i /mnt/image.img && systemctl start dmloop-guard")
+	m.Must(tries + "dmloop list --noheadings -o PIN,STATE image | grep -q 'immutable.*healthy' && exit 0; sleep 0.1; done; exit 1")
+
+	// And tear down: the host device gets another table.
+	m.Must("echo 0 819208 linear /dev/vdb 0 | dmsetup load host && dmsetup resume --noflush --nolockfs host")
+	m.Must(tries + "dmloop list --noheadings -o STATE image | grep -q failed && exit 0; sleep 0.1; done; exit 1")
+	contains(t, m.Must("dmsetup table image"), "error")
+	m.Must("dmloop unmap image && umount /mnt && dmsetup remove host")
+
+	// The way down: the unit lets go before file systems are unmounted.
+	healthy(t, m)
+	m.PowerOff()
+}
