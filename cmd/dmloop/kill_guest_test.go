@@ -131,7 +131,7 @@ func look(t testing.TB, image string) remains {
 var changing = []string{"ioctl", "fsetxattr", "fremovexattr", "fsync", "renameat", "unlinkat", "symlinkat", "mknodat",
 	"fcntl", "fadvise64", "flock", "openat/3"}
 
-func TestLongKilledMap(t *testing.T) {
+func TestFullKilledMap(t *testing.T) {
 	for _, kind := range []hostKind{ext4Host, xfsHost} {
 		t.Run(kind.name, func(t *testing.T) {
 			h := newHost(t, kind, "shim")
@@ -172,7 +172,7 @@ func TestLongKilledMap(t *testing.T) {
 	}
 }
 
-func TestLongKilledUnmap(t *testing.T) {
+func TestFullKilledUnmap(t *testing.T) {
 	h := newHost(t, xfsHost, "shim")
 	image := h.image(t, "image.img", "2M")
 	sum := ""
@@ -210,7 +210,7 @@ func TestLongKilledUnmap(t *testing.T) {
 // fileCalls are those by which create and provision change something.
 var fileCalls = []string{"ioctl", "fallocate", "pwrite64", "fsync", "linkat", "fcntl", "openat/2", "fstatfs", "pread64", "statx"}
 
-func TestLongKilledCreate(t *testing.T) {
+func TestFullKilledCreate(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image := h.path("image.img")
 	points(t, fileCalls, func() []string { return []string{"create", image, "24M"} }, func(how string) {
@@ -235,7 +235,7 @@ func TestLongKilledCreate(t *testing.T) {
 	})
 }
 
-func TestLongKilledProvision(t *testing.T) {
+func TestFullKilledProvision(t *testing.T) {
 	h := newHost(t, xfsHost, "shim")
 	image := h.path("image.img")
 	sum := ""
@@ -261,7 +261,7 @@ func TestLongKilledProvision(t *testing.T) {
 
 // Killed after a while instead of at a call, so that no one place is left out by the
 // choice of calls.
-func TestLongKilledAtRandom(t *testing.T) {
+func TestFullKilledAtRandom(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image := h.image(t, "image.img", "8M")
 	start := time.Now()

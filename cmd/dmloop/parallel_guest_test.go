@@ -34,7 +34,7 @@ func together(t *testing.T, args func(i int) []string) (codes map[int]int, all s
 	return codes, all
 }
 
-func TestLongManyAtOnce(t *testing.T) {
+func TestFullManyAtOnce(t *testing.T) {
 	h := newHost(t, xfsHost, "shim")
 	images, sums := make([]string, many), make([]string, many)
 	for i := range many {
@@ -64,7 +64,7 @@ func TestLongManyAtOnce(t *testing.T) {
 	nothingLeft(t, images...)
 }
 
-func TestLongSameImageManyTimesAtOnce(t *testing.T) {
+func TestFullSameImageManyTimesAtOnce(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image := h.image(t, "image.img", "2M")
 	for _, args := range []func(i int) []string{
@@ -100,7 +100,7 @@ func TestLongSameImageManyTimesAtOnce(t *testing.T) {
 }
 
 // Ctrl-C leaves nothing of create and map, and an unharmed file of provision.
-func TestLongInterrupted(t *testing.T) {
+func TestFullInterrupted(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	interrupt := func(after time.Duration, sig syscall.Signal, args ...string) (code int, said string) {
 		t.Helper()

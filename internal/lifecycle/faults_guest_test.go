@@ -125,7 +125,7 @@ func (s scene) left(t *testing.T) string {
 
 // Every request of map is made to fail in turn, once: nothing remains. When all the
 // later ones fail too, what remains has a record, and the next command clears it.
-func TestLongMapWhenTheNthRequestFails(t *testing.T) {
+func TestFullMapWhenTheNthRequestFails(t *testing.T) {
 	ctx := context.Background()
 	for _, c := range []struct {
 		name, fstype string
@@ -194,7 +194,7 @@ func TestLongMapWhenTheNthRequestFails(t *testing.T) {
 }
 
 // The same for unmap: it may fail, but then it is listed, and the next one succeeds.
-func TestLongUnmapWhenTheNthRealRequestFails(t *testing.T) {
+func TestFullUnmapWhenTheNthRealRequestFails(t *testing.T) {
 	ctx := context.Background()
 	for _, c := range []struct {
 		name   string
@@ -257,7 +257,7 @@ func TestLongUnmapWhenTheNthRealRequestFails(t *testing.T) {
 }
 
 // An interrupted map leaves nothing, whenever it is interrupted.
-func TestLongMapInterrupted(t *testing.T) {
+func TestFullMapInterrupted(t *testing.T) {
 	s := newScene(t, "ext4", false)
 	f := openFaulty(t)
 	for n, interrupted := 1, true; interrupted; n++ {
