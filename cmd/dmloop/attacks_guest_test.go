@@ -54,9 +54,9 @@ var attacks = []attack{
 	{name: "zero range", run: fallocate(unix.FALLOC_FL_ZERO_RANGE)},
 	{name: "collapse range", fs: "ext4,xfs,f2fs", lifted: true, run: fallocate(unix.FALLOC_FL_COLLAPSE_RANGE)},
 	{name: "insert range", fs: "ext4,xfs,f2fs", run: fallocate(unix.FALLOC_FL_INSERT_RANGE)},
-	{name: "reflink from", fs: "xfs", lifted: true, run: tool("cp", "--reflink=always", "IMAGE", "DIR/clone")},
-	{name: "reflink onto", fs: "xfs", lifted: true, run: tool("xfs_io", "-c", "reflink DIR/donor", "IMAGE")},
-	{name: "dedupe", fs: "xfs", lifted: true, still: true, run: tool("xfs_io", "-c", "dedupe IMAGE 0 0 1048576", "DIR/twin")},
+	{name: "reflink from", fs: "xfs,btrfs", lifted: true, run: tool("cp", "--reflink=always", "IMAGE", "DIR/clone")},
+	{name: "reflink onto", fs: "xfs,btrfs", lifted: true, run: tool("xfs_io", "-c", "reflink DIR/donor", "IMAGE")},
+	{name: "dedupe", fs: "xfs,btrfs", lifted: true, still: true, run: tool("xfs_io", "-c", "dedupe IMAGE 0 0 1048576", "DIR/twin")},
 	{name: "copy_file_range from", run: copyRange},
 	{name: "rename over", lifted: true, run: func(p string) error { return os.Rename(beside(p, "donor"), p) }},
 	{name: "rename away", lifted: true, run: func(p string) error { return os.Rename(p, beside(p, "away")) }},
@@ -119,13 +119,14 @@ const (
 // attackMain is the program that attacks: it prints what came of it.
 func attackMain(name, image string) {
 	name, lift := strings.CutPrefix(name, "lifted: ")
-	i := slices.IndexFunc(attacks, func(a attack) bool { return a.name == name })
+	all := slices.Concat(attacks, sealedAttacks)
+	i := slices.IndexFunc(all, func(a attack) bool { return a.name == name })
 	var err error
 	if lift {
 		err = onFile(image, os.O_RDONLY, unpin)
 	}
 	if err == nil {
-		err = attacks[i].run(image)
+		err = all[i].run(image)
 	}
 	if err != nil {
 		fmt.Print(short(err))

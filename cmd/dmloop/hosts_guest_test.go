@@ -45,6 +45,7 @@ var (
 	ext4Host1K = hostKind{"ext4-1k", "ext4", []string{"-b", "1024"}}
 	xfsHost    = hostKind{"xfs", "xfs", nil}
 	f2fsHost   = hostKind{"f2fs", "f2fs", nil}
+	btrfsHost  = hostKind{"btrfs", "btrfs", nil}
 )
 
 // host is a mounted file system on a stack of devices.
@@ -139,7 +140,8 @@ func (h *host) remount(t testing.TB) {
 func (h *host) check(t testing.TB) {
 	t.Helper()
 	vmtest.Must(t, "umount", h.dir)
-	tool := map[string][]string{"ext4": {"e2fsck", "-fn"}, "xfs": {"xfs_repair", "-n"}, "f2fs": {"fsck.f2fs", "--dry-run"}}[h.kind.fstype]
+	tool := map[string][]string{"ext4": {"e2fsck", "-fn"}, "xfs": {"xfs_repair", "-n"}, "f2fs": {"fsck.f2fs", "--dry-run"},
+		"btrfs": {"btrfs", "check", "--readonly"}}[h.kind.fstype]
 	if r := vmtest.Run(t, append(tool, h.dev)...); r.Code != 0 {
 		t.Errorf("%s: exit code %d\n%s%s", tool[0], r.Code, r.Stdout, r.Stderr)
 	}

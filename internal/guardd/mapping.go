@@ -159,6 +159,11 @@ func (d *Daemon) forget(name string) bool {
 	if m.marked {
 		d.unmark(m.id, m.image.File())
 	}
+	if m.reader != nil {
+		if err := m.reader.Close(); err != nil {
+			d.Log.Warn("ending the watch of an image", "mapping", name, "error", err)
+		}
+	}
 	if m.image != nil {
 		m.image.Close()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"dmloop/extents"
@@ -139,7 +140,7 @@ func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest)
 	if err == nil {
 		defer img.Close()
 		var kinds []pin.Kind
-		if kinds, err = s.pinsInForce(img, m); err == nil {
+		if kinds, err = pinsInForce(img, m, listedClaim); err == nil {
 			for _, k := range kinds {
 				st.Pins = append(st.Pins, string(k))
 			}
@@ -210,13 +211,21 @@ func (s *System) orphans(conn *dm.Conn, records []manifest.Manifest) ([]Status, 
 	return found, nil
 }
 
-// pinsInForce lists what pins the image now, the kernel's swap claim included.
-func (s *System) pinsInForce(img *image.Image, m manifest.Manifest) ([]pin.Kind, error) {
+// listedClaim looks for a swap claim in the kernel's list, which is enough to show:
+// its proof makes a file on the host for a moment.
+func listedClaim(f *os.File) (bool, error) {
+	_, active, err := swap.Lookup(f)
+	return active, err
+}
+
+// pinsInForce lists what pins the image now, the kernel's swap claim included, for
+// which it asks claimed: swap.Active or listedClaim.
+func pinsInForce(img *image.Image, m manifest.Manifest, claimed func(*os.File) (bool, error)) ([]pin.Kind, error) {
 	kinds, err := pin.InForce(img.File(), m.Image.Filesystem)
 	if err != nil || !m.Sealed {
 		return kinds, err
 	}
-	_, active, err := swap.Lookup(img.File())
+	active, err := claimed(img.File())
 	if active {
 		kinds = append(kinds, pin.Swap)
 	}

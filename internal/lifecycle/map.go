@@ -16,6 +16,7 @@ import (
 	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/swap"
 )
 
 // MapOptions are the choices of `dmloop map`.
@@ -226,7 +227,7 @@ func (j *mapJob) run(ctx context.Context) error {
 		return err
 	}
 	steps := []func() error{
-		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.record, j.goLive,
+		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.proveClaim, j.record, j.goLive,
 		func() error { return j.watch(ctx) }, j.addPartitions,
 	}
 	for _, step := range steps {
@@ -255,7 +256,7 @@ func (j *mapJob) setPins() error {
 	}
 	j.releaseLease()
 	j.m.Proof = j.survey.Proved
-	inForce, err := j.pinsInForce(j.img, j.m)
+	inForce, err := pinsInForce(j.img, j.m, swap.Active)
 	if err != nil {
 		return err
 	}
@@ -352,6 +353,24 @@ func (j *mapJob) proveStill() error {
 	}
 	if diff := j.survey.Stack.HostTable.Diff(host); diff != "" {
 		return refuse(j.survey.Path, []extents.Problem{unstable("the table of the host device changed: " + diff)})
+	}
+	return nil
+}
+
+// proveClaim proves that the kernel still holds a sealed image: the layout was read
+// while it did, and stands while it does.
+func (j *mapJob) proveClaim() error {
+	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
+		return nil
+	}
+	active, err := swap.Active(j.img.File())
+	if err != nil {
+		return fmt.Errorf("proving that the kernel holds the image as a swap file: %w", err)
+	}
+	if !active {
+		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+			Message: "somebody ended the kernel's hold on the image while it was being mapped (swapoff)",
+			Hint:    "see who runs swapoff, and map it again"}})
 	}
 	return nil
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"dmloop/extents"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/swap"
 )
 
 // unpinnable predicts the rule of this name: whether a pin of grade guarded or
@@ -55,10 +57,14 @@ func (s *System) Pin(ctx context.Context, path string) ([]string, error) {
 		return nil, refuse(path, problems)
 	}
 	claim := func(on bool) error { return s.swapClaim(img, on) }
-	if _, err := pin.Set(img.File(), v.Facts.Filesystem, "", pin.Wanted(v.Facts.Filesystem, v.Sealed), claim); err != nil {
+	kinds := pin.Wanted(v.Facts.Filesystem, v.Sealed)
+	if slices.Contains(kinds, pin.Swap) {
+		release() // swapon opens the file for writing and would wait for the lease
+	}
+	if _, err := pin.Set(img.File(), v.Facts.Filesystem, "", kinds, claim); err != nil {
 		return nil, fail(path, "", err)
 	}
-	inForce, err := s.pinsInForce(img, manifest.Manifest{Image: manifest.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed})
+	inForce, err := pinsInForce(img, manifest.Manifest{Image: manifest.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed}, swap.Active)
 	if err != nil {
 		return nil, fail(path, "", err)
 	}

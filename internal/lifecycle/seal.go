@@ -70,22 +70,62 @@ func contentLayout(file extents.Layout, sealed bool, r seal.Record) (extents.Lay
 
 // swapClaim takes or ends the kernel's claim on an image; package pin calls it at
 // its place among the pins.
+// The kernel itself says whether there is something to do.
 func (s *System) swapClaim(img *image.Image, on bool) error {
-	entry, active, err := swap.Lookup(img.File())
+	if !on {
+		return s.releaseClaim(img)
+	}
+	err := swap.Claim(img.File())
+	switch h, herr := swap.HibernationConfigured(); {
+	case errors.Is(err, swap.ErrActive):
+		return nil
+	case err == nil && herr == nil && h.Configured:
+		s.log.Warn("this system is set up to suspend to disk and may pick the page of swap in the image, on which that fails: name the right swap area and its offset on the kernel command line (resume=, resume_offset=)",
+			"image", img.Path(), "found", h.Where)
+	}
+	return claimError(img.Path(), err)
+}
+
+// releaseClaim ends the kernel's claim and wipes what it may have paged to the image.
+func (s *System) releaseClaim(img *image.Image) error {
+	err := swap.Release(img.File())
+	if errors.Is(err, swap.ErrNotActive) {
+		return nil
+	}
+	if err != nil {
+		return releaseError(img.Path(), err)
+	}
+	if err := scrub(img); err != nil {
+		s.log.Warn("the image still holds what the kernel paged to it, 4 KiB of some process's memory; dmloop unseal wipes it",
+			"image", img.Path(), "error", err)
+	}
+	return nil
+}
+
+// releaseError says what a claim that cannot be ended means for the user.
+func releaseError(path string, err error) error {
+	switch {
+	case errors.Is(err, swap.ErrNoMemory):
+		return &Error{Class: Failure, Subject: path, Message: "the page of memory that the kernel keeps in the image cannot be read back", Err: err,
+			Hint: "free some memory and try again"}
+	case errors.Is(err, swap.ErrReadOnlyFS):
+		return &Error{Class: Failure, Subject: path, Message: "the kernel still holds the image as a swap file", Err: err,
+			Hint: "mount the file system read-write: mount -o remount,rw MOUNTPOINT"}
+	}
+	return err
+}
+
+// scrub wipes the kernel's part of a sealed image that nothing holds.
+func scrub(img *image.Image) error {
+	st, err := seal.Inspect(img.File())
+	if err != nil || st.Kind != seal.Sealed {
+		return err
+	}
+	rw, err := reopen(img)
 	if err != nil {
 		return err
 	}
-	switch {
-	case active == on:
-		s.log.Debug("swap claim is as wanted", "image", img.Path(), "active", on, "entry", entry.Path)
-		return nil
-	case on:
-		if h, err := swap.HibernationConfigured(); err == nil && h.Configured {
-			s.log.Warn("hibernation is configured and may pick the image's 4 KiB of swap: give the kernel resume= and resume_offset=", "image", img.Path())
-		}
-		return claimError(img.Path(), swap.Claim(img.File()))
-	}
-	return swap.Release(img.File())
+	return errors.Join(seal.Scrub(rw, st.Record), rw.Close())
 }
 
 // claimError says what a refused claim means for the user.
@@ -97,7 +137,11 @@ func claimError(path string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, swap.ErrNoSlot):
-		return problem("the kernel has no place for one more swap file (about 22 fit)", "unmap another sealed image, or swapoff a swap area")
+		return problem("the kernel has no place for one more swap file (22 to 28 fit, by its configuration)",
+			"unmap another sealed image, or swapoff a swap area: swapon --show")
+	case errors.Is(err, swap.ErrBusy):
+		return &Error{Class: Busy, Subject: path, Message: "the file system is busy with a change that excludes swap files (on btrfs a balance, or a device that is added, removed or resized)", Err: err,
+			Hint: "wait until it is done: btrfs balance status MOUNTPOINT"}
 	case errors.Is(err, swap.ErrNoSwap):
 		return &Error{Class: KernelLacks, Subject: path, Message: "this kernel has no swap (CONFIG_SWAP)", Err: err}
 	case errors.Is(err, swap.ErrRefused):
@@ -109,20 +153,34 @@ func claimError(path string, err error) error {
 // Seal moves the first pages of an image aside and puts a swap header there, so
 // that the kernel can hold it still. A seal or unseal that was cut is finished.
 func (s *System) Seal(ctx context.Context, path string) error {
-	return s.rewrite(ctx, path, func(img *image.Image, rw *os.File) error {
-		layout := func() (extents.Layout, error) { return extents.Read(rw) }
-		_, err := seal.Seal(rw, layout)
+	return s.rewrite(ctx, path, func(img *image.Image, facts image.Facts, rw *os.File) error {
+		v := &Survey{Path: path, Facts: facts, Sealed: true} // as it is going to be
+		_, err := seal.Seal(rw, func() (extents.Layout, error) { return s.sealLayout(v, img, rw) })
 		return err
 	})
 }
 
+// sealLayout reads the layout of a file that is being sealed, in addresses of the host
+// device. What no map would take is refused while nothing is changed yet.
+func (s *System) sealLayout(v *Survey, img *image.Image, rw *os.File) (extents.Layout, error) {
+	file, err := extents.Read(rw)
+	if err != nil || len(file.Problems(v.Facts.BlockSize, 0)) > 0 {
+		return file, err // package seal refuses it
+	}
+	_, onHost, problems, err := s.hostLayout(v, img, file)
+	if err == nil && len(problems) > 0 {
+		err = &seal.RefusedError{Problem: problems[0]}
+	}
+	return onHost, err
+}
+
 // Unseal puts the image's first pages back. It refuses while the image is mapped.
 func (s *System) Unseal(ctx context.Context, path string) error {
-	return s.rewrite(ctx, path, func(_ *image.Image, rw *os.File) error { return seal.Unseal(rw) })
+	return s.rewrite(ctx, path, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Unseal(rw) })
 }
 
 // rewrite runs change on a writable descriptor of an image that nobody else uses.
-func (s *System) rewrite(ctx context.Context, path string, change func(*image.Image, *os.File) error) error {
+func (s *System) rewrite(ctx context.Context, path string, change func(*image.Image, image.Facts, *os.File) error) error {
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return err
@@ -155,7 +213,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	if err != nil {
 		return fail(path, "", err)
 	}
-	err = change(img, rw)
+	err = change(img, facts, rw)
 	var refused *seal.RefusedError
 	if errors.As(err, &refused) {
 		err = refuse(path, withHints(path, []extents.Problem{refused.Problem}))

@@ -72,5 +72,6 @@ func (s *System) observeAll(ctx context.Context, m manifest.Manifest) guard.Obse
 		return guard.Observed{Own: guard.Read(guard.OwnState{}, err)}
 	}
 	r := &observe.Reader{Mapper: conn, Image: img, Record: m}
+	defer r.Close()
 	return r.Full(ctx, r.Quick(ctx))
 }

@@ -36,6 +36,16 @@ type Reader struct {
 	// Leaving reports whether a command is at work that takes the mapping down, which
 	// explains a device that is gone. Nil means never.
 	Leaving func() bool
+
+	claim *swap.Probe // nil until a sealed image is asked about
+}
+
+// Close gives back what the Reader keeps for its next reading. The image stays open.
+func (r *Reader) Close() error {
+	if r.claim == nil {
+		return nil
+	}
+	return r.claim.Close()
 }
 
 // Quick reads device-mapper first, and the image only while the host device runs: a
@@ -108,19 +118,20 @@ func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {
 		}, err)
 }
 
-// inForce lists what pins the image, the kernel's swap claim included.
+// inForce lists what pins the image, the kernel's swap claim included, which is
+// proved anew each time: the list of swap areas goes by paths, and those may lead
+// elsewhere from here.
 func (r *Reader) inForce() ([]pin.Kind, error) {
 	kinds, err := pin.InForce(r.Image.File(), r.Record.Image.Filesystem)
 	if err != nil || !r.Record.Sealed {
 		return kinds, err
 	}
-	_, active, err := swap.Lookup(r.Image.File())
-	if active {
-		return append(kinds, pin.Swap), nil
+	if r.claim == nil {
+		r.claim = swap.NewProbe(r.Image.File())
 	}
-	if openers := othersOpen(r.Image); err == nil && (openers == guard.Untold || openers == guard.Writers) {
-		// The list goes by paths, which may lead elsewhere from here.
-		err = errors.New("the kernel's list of swap areas does not show the image, but something holds it open for writing")
+	active, err := r.claim.Active()
+	if active {
+		kinds = append(kinds, pin.Swap)
 	}
 	return kinds, err
 }

@@ -113,6 +113,56 @@ func TestClaimErrors(t *testing.T) {
 	})
 }
 
+// The proof by a descriptor for reading needs a file beside the image. On a file
+// system that is full or read-only, and keeps that from being made, the kernel's list
+// and the image's being open for writing have to do, together.
+func TestProbe(t *testing.T) {
+	eachHost(t, func(t *testing.T, h host) {
+		path := h.create("image", 1<<20, 1)
+		f := h.open(path)
+		h.seal(f)
+		ro, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ro.Close()
+		kept := swap.NewProbe(ro)
+		defer kept.Close()
+		is := func(when string, want bool) {
+			t.Helper()
+			for name, p := range map[string]*swap.Probe{"kept": kept, "new": swap.NewProbe(ro), "writable": swap.NewProbe(f)} {
+				if active, err := p.Active(); err != nil || active != want {
+					t.Errorf("%s, %s probe: %v, %v", when, name, active, err)
+				}
+				if p != kept {
+					p.Close()
+				}
+			}
+		}
+		is("before the claim", false)
+		h.claim(f)
+		vmtest.Must(t, "chattr", "+i", path)
+		is("claimed", true)
+		// A directory in which nothing can be made.
+		vmtest.Must(t, "chattr", "+i", h.dir)
+		is("claimed, in an immutable directory", true)
+		vmtest.Must(t, "chattr", "-i", h.dir, path)
+		if err := swap.Release(f); err != nil {
+			t.Fatal(err)
+		}
+		vmtest.Must(t, "chattr", "+i", h.dir)
+		if active, err := kept.Active(); err != nil || active { // it has a file from before
+			t.Errorf("released: %v, %v", active, err)
+		}
+		// Open for writing by f, but no swap: without a file to copy to nobody knows.
+		if active, err := swap.Active(ro); err == nil || active {
+			t.Errorf("released, in an immutable directory: %v, %v", active, err)
+		}
+		vmtest.Must(t, "chattr", "-i", h.dir)
+		is("released", false)
+	})
+}
+
 // Somebody activates a sealed image by hand, as the swap file that it says it is,
 // and the kernel really pages to it: the content is not touched.
 func TestPagedTo(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strings"
 	"testing"
 
@@ -80,13 +81,37 @@ var movers = map[string][]string{
 	},
 }
 
+// stores tries a store to memory and reports whether it worked: SIGBUS is no.
+func stores(m []byte) (ok bool) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if recover() != nil {
+			ok = false
+		}
+	}()
+	m[0]++
+	return true
+}
+
 // The kernel refuses to change a held image, older descriptors and mappings too.
 func TestHeldIsHeld(t *testing.T) {
 	eachHost(t, func(t *testing.T, h host) {
 		path := h.create("image", 1<<20, 1)
 		f, old := h.open(path), h.open(path)
+		memory, err := unix.Mmap(int(old.Fd()), 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Munmap(memory)
+		memory[70000]++ // a page that is dirty already, and as it was
+		memory[70000]--
 		r := h.seal(f)
 		h.claim(f)
+		for _, at := range []int{70000, 300000} {
+			if stores(memory[at : at+1]) {
+				t.Errorf("an older mapping of memory writes at %d", at)
+			}
+		}
 		before := h.shown(f, r)
 		if _, err := old.WriteAt([]byte("x"), 70000); err == nil {
 			t.Error("an older descriptor writes")

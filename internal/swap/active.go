@@ -9,67 +9,131 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Active proves whether the kernel holds f as a swap file now, by asking it for
-// something that it refuses with ETXTBSY then and has no effect otherwise. Any
-// descriptor that is open for reading will do; the error says that it could not
-// be told.
+// Active proves whether the kernel holds f as a swap file now: one answer of a Probe.
+func Active(f *os.File) (bool, error) {
+	p := NewProbe(f)
+	active, err := p.Active()
+	return active, errors.Join(err, p.Close())
+}
+
+// Probe proves, as often as it is asked, whether the kernel holds a file as a swap
+// file, by asking for something that the kernel refuses with ETXTBSY then and that
+// has no effect otherwise. It is not safe for concurrent use.
 //
 // With a descriptor that is open for writing too that is a shared writable mapping
 // (do_mmap in mm/mmap.c), which is undone at once. It works on an immutable file
-// and makes nothing. Else, since an immutable file can no longer be opened for
-// writing, it is a copy of nothing to a new file without a name beside it
-// (generic_copy_file_checks in fs/read_write.c, since 5.3).
-func Active(f *os.File) (bool, error) {
-	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
-	if err != nil {
-		return false, &os.PathError{Op: "fcntl F_GETFL", Path: f.Name(), Err: err}
-	}
-	if flags&unix.O_ACCMODE == unix.O_RDWR {
-		return refusesMapping(f)
-	}
-	return refusesCopy(f)
+// and makes nothing.
+//
+// An immutable file cannot be opened for writing any more. With a descriptor that
+// is open for reading only, a read lease answers "no": it is granted only while
+// nobody has the file open for writing, which swapping has. Else the proof is a copy
+// of nothing to a file without a name (generic_copy_file_checks in fs/read_write.c,
+// since 5.3), which the Probe makes beside the file and keeps for the next time.
+type Probe struct {
+	file    *os.File
+	scratch *os.File // nil until it is needed
 }
 
-func refusesMapping(f *os.File) (bool, error) {
-	m, err := unix.Mmap(int(f.Fd()), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+// NewProbe returns a Probe of f, which stays the caller's and has to stay open.
+func NewProbe(f *os.File) *Probe { return &Probe{file: f} }
+
+// Close gives back what the Probe keeps. It may be used again.
+func (p *Probe) Close() error {
+	if p.scratch == nil {
+		return nil
+	}
+	err := p.scratch.Close()
+	p.scratch = nil
+	return err
+}
+
+// Active tells whether the kernel holds the file now. The error says that it could
+// not be told.
+func (p *Probe) Active() (bool, error) {
+	flags, err := unix.FcntlInt(p.file.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return false, p.fail("fcntl F_GETFL", err)
+	}
+	if flags&unix.O_ACCMODE == unix.O_RDWR {
+		return p.refusesMapping()
+	}
+	if p.noWriter() {
+		return false, p.Close() // a file kept open for writing would be in the way of a read-only remount
+	}
+	active, err := p.refusesCopy()
+	if err != nil {
+		return p.listed(err)
+	}
+	return active, nil
+}
+
+func (p *Probe) fail(op string, err error) error {
+	return &os.PathError{Op: op, Path: p.file.Name(), Err: err}
+}
+
+func (p *Probe) refusesMapping() (bool, error) {
+	m, err := unix.Mmap(int(p.file.Fd()), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	switch {
 	case errors.Is(err, unix.ETXTBSY):
 		return true, nil
 	case err != nil:
-		return false, &os.PathError{Op: "mmap", Path: f.Name(), Err: err}
+		return false, p.fail("mmap", err)
 	}
 	if err := unix.Munmap(m); err != nil {
-		return false, &os.PathError{Op: "munmap", Path: f.Name(), Err: err}
+		return false, p.fail("munmap", err)
 	}
 	return false, nil
 }
 
-// refusesCopy copies from behind the end of f, which is nothing. The kernel looks
-// at the two files' nature before it looks at the range.
-func refusesCopy(f *os.File) (bool, error) {
-	path, err := os.Readlink(self(f))
-	if err != nil {
-		return false, err
+// noWriter reports whether a read lease shows that nobody has the file open for
+// writing.
+func (p *Probe) noWriter() bool {
+	if _, err := unix.FcntlInt(p.file.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		return false
 	}
-	dir := filepath.Dir(path)
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return false, &os.PathError{Op: "open O_TMPFILE", Path: dir, Err: err}
+	_, err := unix.FcntlInt(p.file.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+	return err == nil
+}
+
+// refusesCopy copies from behind the end of the file, which is nothing. The kernel
+// looks at the two files' nature before it looks at the range.
+func (p *Probe) refusesCopy() (bool, error) {
+	if p.scratch == nil {
+		path, err := os.Readlink(self(p.file))
+		if err != nil {
+			return false, err
+		}
+		dir := filepath.Dir(path)
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return false, &os.PathError{Op: "open O_TMPFILE", Path: dir, Err: err}
+		}
+		p.scratch = os.NewFile(uintptr(fd), dir)
 	}
-	defer unix.Close(fd)
-	st, err := f.Stat()
+	st, err := p.file.Stat()
 	if err != nil {
 		return false, err
 	}
 	from, to := st.Size(), int64(0)
-	n, err := unix.CopyFileRange(int(f.Fd()), &from, fd, &to, os.Getpagesize(), 0)
+	n, err := unix.CopyFileRange(int(p.file.Fd()), &from, int(p.scratch.Fd()), &to, os.Getpagesize(), 0)
 	switch {
 	case errors.Is(err, unix.ETXTBSY):
 		return true, nil
 	case err != nil:
-		return false, &os.PathError{Op: "copy_file_range", Path: f.Name(), Err: err}
+		return false, errors.Join(p.fail("copy_file_range", err), p.Close()) // the next one is made afresh
 	case n != 0:
-		return false, fmt.Errorf("%s: the file grew while it was asked about", f.Name())
+		return false, fmt.Errorf("%s: the file grew while it was asked about", p.file.Name())
 	}
 	return false, nil
+}
+
+// listed answers for a file system that takes no new file because it is full or
+// read-only: the kernel lists the very inode as an active swap area, and somebody
+// has it open for writing, as swapping has. Either of them alone proves nothing.
+func (p *Probe) listed(unproved error) (bool, error) {
+	_, found, err := Lookup(p.file)
+	if err == nil && found && !p.noWriter() {
+		return true, nil
+	}
+	return false, errors.Join(unproved, err)
 }

@@ -29,6 +29,7 @@ var groups = []struct {
 	{"small", (*bed).againstLosetup},
 	{"map", (*bed).againstScript},
 	{"extents", (*bed).againstFilefrag},
+	{"seal", (*bed).againstUnsealed},
 }
 
 func groupNames() []string {

@@ -1,0 +1,51 @@
+package lifecycle
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/swap"
+)
+
+// What the kernel refuses is told in words that say what to do.
+func TestClaimErrors(t *testing.T) {
+	for _, c := range []struct {
+		fail  func(string, error) error
+		kind  error
+		errno error
+		class Class
+		words []string // of message and hint
+	}{
+		{claimError, swap.ErrNoSlot, unix.EPERM, NotMappable, []string{"unpinnable", "no place for one more swap file", "unmap another sealed image"}},
+		{claimError, swap.ErrNoSwap, unix.ENOSYS, KernelLacks, []string{"CONFIG_SWAP"}},
+		{claimError, swap.ErrBusy, unix.EBUSY, Busy, []string{"balance", "btrfs balance status"}},
+		{claimError, swap.ErrRefused, unix.EINVAL, NotMappable, []string{"unpinnable", "does not take the image", "dmesg"}},
+		{claimError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"read-only"}},
+		{releaseError, swap.ErrNoMemory, unix.ENOMEM, Failure, []string{"cannot be read back", "free some memory"}},
+		{releaseError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"still holds", "remount,rw"}},
+		{releaseError, swap.ErrImmutable, unix.EPERM, NotPermitted, []string{"immutable"}},
+	} {
+		err := c.fail("/srv/img", &swap.Error{Op: "swapon", Path: "/srv/img", Kind: c.kind, Errno: c.errno})
+		if got := ClassOf(err); got != c.class || !errors.Is(err, c.kind) && c.class != NotMappable {
+			t.Errorf("%v: class %v, want %v", err, got, c.class)
+		}
+		text := err.Error()
+		for e := new(Error); errors.As(err, &e); err = e.Err {
+			text += e.Hint
+			for _, p := range e.Problems {
+				text += p.Message + p.Hint
+			}
+		}
+		for _, word := range append(c.words, "/srv/img") {
+			if !strings.Contains(text, word) {
+				t.Errorf("%q lacks %q", text, word)
+			}
+		}
+	}
+	if err := claimError("/srv/img", nil); err != nil {
+		t.Error(err)
+	}
+}
