@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -134,7 +135,6 @@ func TestSealedFileSystemInside(t *testing.T) {
 			if round == 2 { // made plain, and sealed and mapped in one go
 				expect(t, 0, "unseal", image)
 				vmtest.Must(t, "e2fsck", "-fn", image)
-				expect(t, 0, "map", "--dry-run", "--no-guard", "--unsafe", image, "vol")
 			}
 			dev := mapSealed(t, image, "vol", "--seal")
 			if round == 0 {
@@ -276,7 +276,17 @@ func TestSealedOnReadOnlyHost(t *testing.T) {
 		dev := mapSealed(t, image, "vol")
 		vmtest.Must(t, "sync")
 		vmtest.Must(t, "sh", "-c", "echo u > /proc/sysrq-trigger") // in the background
-		await(t, "the read-only host", 20e9, func() bool {
+		if h.kind.fstype == "btrfs" {                              // refuses even that while it has swap files
+			time.Sleep(time.Second)
+			if vmtest.Run(t, "mount", "-o", "remount,ro", h.dir).Code == 0 {
+				t.Error("the host is read-only")
+			}
+			expect(t, 0, "verify", "vol")
+			expect(t, 0, "unmap", "vol")
+			nothingLeft(t, image)
+			return
+		}
+		await(t, "the read-only host", 20*time.Second, func() bool {
 			var st unix.Statfs_t
 			return unix.Statfs(h.dir, &st) == nil && st.Flags&unix.ST_RDONLY != 0
 		})
@@ -473,7 +483,11 @@ func (h *host) refusedWhileOpen(t *testing.T, image, sum string) {
 	}
 	for _, what := range []string{"by a descriptor", "by a mapping of memory"} {
 		for _, args := range [][]string{{"seal", image}, {"map", "--no-guard", "--unsafe", image, "vol"}, {"unseal", image}} {
-			if r := dmloop(t, args...); r.Code != 5 || !strings.Contains(r.Stderr, "open-elsewhere") {
+			code := 5
+			if args[0] == "map" && strings.Contains(cli("check", image).Stdout, "(unsealed)") {
+				code = 3 // btrfs has one more rule
+			}
+			if r := dmloop(t, args...); r.Code != code || !strings.Contains(r.Stderr, "open-elsewhere") {
 				t.Errorf("%s, open %s: exit code %d, %s", args[0], what, r.Code, r.Stderr)
 			}
 		}
