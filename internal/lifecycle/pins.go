@@ -15,7 +15,7 @@ import (
 // unpinnable predicts the rule of this name: whether a pin of grade guarded or
 // better can be had for the image as it is. Setting the pins has the last word.
 func (v *Survey) unpinnable() *extents.Problem {
-	wanted := pin.Wanted(v.Facts.Filesystem, v.Sealed)
+	wanted := pin.Resulting(v.Facts.Filesystem, pin.Wanted(v.Facts.Filesystem, v.Sealed))
 	grade := pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink, InForce: wanted, Proof: true})
 	problem := func(message, hint string) *extents.Problem {
 		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}

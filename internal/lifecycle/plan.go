@@ -48,12 +48,12 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	}
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
 	p.Grade = pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
-		InForce: wantedPins(v, o.Pin), Proof: true})
+		InForce: pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)), Proof: true})
 	p.Status = Status{
 		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly, Extents: len(v.Layout.Extents),
 		Grade: string(p.Grade), State: manifest.Mapping, Guard: !o.NoGuard,
 	}
-	for _, k := range wantedPins(v, o.Pin) {
+	for _, k := range pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)) {
 		p.Status.Pins = append(p.Status.Pins, string(k))
 	}
 	return p, nil

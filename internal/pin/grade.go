@@ -37,15 +37,21 @@ type Evidence struct {
 // GradeOf computes the grade from what is really in force.
 //
 // An active swap file is refused by the kernel to every mover, older descriptors
-// included (IS_SWAPFILE checks, Linux 6.1 to 7.3). The immutable flag stops every
+// included (IS_SWAPFILE checks, Linux 6.1 to 7.3). f2fs's garbage collector asks
+// for the pin alone (f2fs_gc_pinned_control in fs/f2fs/gc.c), which swapon sets and
+// which can be lifted while the file is swap. The immutable flag stops every
 // open for writing, so it is worth as much where no older descriptor exists and
 // no operation needs one: not on xfs with reflink (FICLONE from an immutable file
 // shares its extents) and not on f2fs (its garbage collector may drop the pin).
 func GradeOf(e Evidence) Grade {
 	has := func(k Kind) bool { return slices.Contains(e.InForce, k) }
 	switch e.Filesystem {
-	case "ext4", "xfs", "f2fs":
+	case "ext4", "xfs":
 		if has(Swap) {
+			return Kernel
+		}
+	case "f2fs":
+		if has(Swap) && has(F2FS) {
 			return Kernel
 		}
 	case "btrfs":

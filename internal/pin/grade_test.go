@@ -33,7 +33,9 @@ func TestGradeOf(t *testing.T) {
 		{"f2fs", false, true, []Kind{p}, Unsafe},
 		{"f2fs", false, false, []Kind{p, i}, Unsafe},
 		{"f2fs", false, false, []Kind{p, s, i}, Kernel},
-		{"btrfs", true, true, []Kind{i}, Unsafe}, // balance and snapshot ignore it
+		{"f2fs", false, false, []Kind{p, s}, Kernel},
+		{"f2fs", false, true, []Kind{s, i}, Unsafe}, // its collector moves what has no pin, swap or not
+		{"btrfs", true, true, []Kind{i}, Unsafe},    // balance and snapshot ignore it
 		{"btrfs", true, true, []Kind{s, i}, Kernel},
 		{"btrfs", true, false, []Kind{s}, Kernel},
 		{"tmpfs", false, true, []Kind{i, s, p, n}, Unsafe},
@@ -58,9 +60,12 @@ func TestWanted(t *testing.T) {
 		{"xfs", false, []Kind{NoDefrag, Immutable}},
 		{"xfs", true, []Kind{NoDefrag, Swap, Immutable}},
 		{"f2fs", false, []Kind{F2FS, Immutable}},
-		{"f2fs", true, []Kind{F2FS, Swap, Immutable}},
+		{"f2fs", true, []Kind{Swap, Immutable}},
 	} {
 		got := Wanted(c.fs, c.sealed)
+		if grade := GradeOf(Evidence{Filesystem: c.fs, InForce: Resulting(c.fs, got), Proof: true}); c.sealed && grade != Kernel || grade == Unsafe {
+			t.Errorf("%s, sealed %v: grade %s", c.fs, c.sealed, grade)
+		}
 		if !equal(got, c.want) {
 			t.Errorf("%s, sealed %v: %v, want %v", c.fs, c.sealed, got, c.want)
 		}

@@ -69,19 +69,28 @@ func writeMark(f *os.File, filesystem string, m Mark) error {
 
 // Wanted lists the pins that the file system offers, in the order in which they
 // are set. The swap claim comes right before the immutable flag: swapon refuses an
-// immutable file, and so does swapoff, which is why it is released after it.
+// immutable file, and so does swapoff, which is why it is released after it. f2fs
+// pins a swap file by itself, also one that it would not pin for anybody else.
 func Wanted(filesystem string, sealed bool) []Kind {
 	var kinds []Kind
-	switch filesystem {
-	case "xfs":
+	switch {
+	case filesystem == "xfs":
 		kinds = append(kinds, NoDefrag)
-	case "f2fs":
+	case filesystem == "f2fs" && !sealed:
 		kinds = append(kinds, F2FS)
 	}
 	if sealed {
 		kinds = append(kinds, Swap)
 	}
 	return append(kinds, Immutable)
+}
+
+// Resulting lists what is in force when the wanted kinds are set.
+func Resulting(filesystem string, wanted []Kind) []Kind {
+	if filesystem != "f2fs" || !slices.Contains(wanted, Swap) || slices.Contains(wanted, F2FS) {
+		return wanted
+	}
+	return append([]Kind{F2FS}, wanted...) // f2fs_swap_activate in fs/f2fs/data.c
 }
 
 // Claim takes or gives back the kernel's swap claim on the file; package swap
