@@ -399,7 +399,8 @@ func TestSealedManyExtents(t *testing.T) {
 			expect(t, 0, "seal", image)
 			h.refusedWhileOpen(t, image, vmtest.ChecksumFile(t, image))
 			dev := mapSealed(t, image, "vol")
-			if rows := strings.Count(vmtest.Must(t, "dmsetup", "table", "vol"), "\n"); rows < 5000 {
+			rows := strings.Count(vmtest.Must(t, "dmsetup", "table", "vol"), "\n")
+			if t.Logf("%d rows", rows); rows < 5000 && kind.fstype != "f2fs" { // newer ones put a file in order at swapon
 				t.Errorf("%d rows", rows)
 			}
 			if vmtest.ChecksumFile(t, dev) != was {
@@ -484,8 +485,8 @@ func (h *host) refusedWhileOpen(t *testing.T, image, sum string) {
 	for _, what := range []string{"by a descriptor", "by a mapping of memory"} {
 		for _, args := range [][]string{{"seal", image}, {"map", "--no-guard", "--unsafe", image, "vol"}, {"unseal", image}} {
 			code := 5
-			if args[0] == "map" && strings.Contains(cli("check", image).Stdout, "(unsealed)") {
-				code = 3 // btrfs has one more rule
+			if out := cli("check", image).Stdout; args[0] == "map" && (strings.Contains(out, "(unsealed)") || strings.Contains(out, "(unpinnable)")) {
+				code = 3 // btrfs, and f2fs of newer kernels, map sealed images only
 			}
 			if r := dmloop(t, args...); r.Code != code || !strings.Contains(r.Stderr, "open-elsewhere") {
 				t.Errorf("%s, open %s: exit code %d, %s", args[0], what, r.Code, r.Stderr)
@@ -588,10 +589,12 @@ var sealedAttacks = []attack{
 // Every attack on images, against the grade kernel of a sealed image and with no guard
 // to notice anything: each is refused, or it does no harm. After each of them all free
 // space of the host is given to somebody else, and every block of the device written.
-func TestSealedAttacksExt4(t *testing.T)  { attackSealed(t, ext4Host) }
-func TestSealedAttacksXFS(t *testing.T)   { attackSealed(t, xfsHost) }
-func TestSealedAttacksF2FS(t *testing.T)  { attackSealed(t, f2fsHost) }
-func TestSealedAttacksBtrfs(t *testing.T) { attackSealed(t, btrfsHost) }
+func TestSealedAttacksExt4(t *testing.T)     { attackSealed(t, ext4Host) }
+func TestSealedAttacksBtrfs(t *testing.T)    { attackSealed(t, btrfsHost) }
+func TestLongSealedAttacksXFS(t *testing.T)  { attackSealed(t, xfsHost) }
+func TestQemuSealedAttacksXFS(t *testing.T)  { attackSealed(t, xfsHost) }
+func TestLongSealedAttacksF2FS(t *testing.T) { attackSealed(t, f2fsHost) }
+func TestQemuSealedAttacksF2FS(t *testing.T) { attackSealed(t, f2fsHost) }
 
 func attackSealed(t *testing.T, kind hostKind) {
 	h := newHost(t, kind, "shim")
@@ -675,4 +678,114 @@ func attackSealed(t *testing.T, kind hostKind) {
 	unchanged(t)
 	h.check(t)
 	nothingLeft(t, image)
+}
+
+// The power goes off while a sealed image is mapped: what the disk has then is a sealed
+// image with a pin that nobody holds any more, and the next map takes it.
+func TestSealedAfterPowerCut(t *testing.T) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		image := h.image(t, "image.img", "4M")
+		fill(t, image, 4<<20, 1)
+		expect(t, 0, "seal", image)
+		sum := fill(t, mapSealed(t, image, "vol"), 4<<20, 2)
+		vmtest.Must(t, "sync")
+		after := smallDisk(t, 1)
+		vmtest.Must(t, "dd", "if="+h.dev, "of="+after, "bs=1M", "iflag=direct", "oflag=direct", "status=none")
+		expect(t, 0, "unmap", "vol")
+		vmtest.Umount(t, h.dir)
+		if h.kind.fstype == "btrfs" { // takes the copy for the same device
+			vmtest.Must(t, "wipefs", "-qa", h.dev)
+			vmtest.Must(t, "btrfs", "device", "scan", "--forget")
+		}
+		expect(t, 0, "shim", after, "after")
+		t.Cleanup(func() { vmtest.DmsetupRemove(t, "after") })
+		next := &host{kind: h.kind, dev: "/dev/mapper/after", dir: vmtest.Mount(t, "/dev/mapper/after")}
+		image = next.path("image.img")
+		if flags := vmtest.Must(t, "lsattr", image); !strings.Contains(strings.Fields(flags)[0], "i") {
+			t.Errorf("the flag is not on the disk: %s", flags)
+		}
+		expect(t, 0, "check", image)
+		if vmtest.ChecksumFile(t, mapSealed(t, image, "vol")) != sum {
+			t.Error("the device shows something else")
+		}
+		sum = fill(t, "/dev/mapper/vol", 4<<20, 3)
+		expect(t, 0, "unmap", "vol")
+		nothingLeft(t, image)
+		expect(t, 0, "unseal", image)
+		if vmtest.ChecksumFile(t, image) != sum {
+			t.Error("the image is something else")
+		}
+		next.check(t)
+	})
+}
+
+// On btrfs, images in subvolumes with snapshots, and files that it cannot lend.
+func TestSealedBtrfs(t *testing.T) {
+	h := newHost(t, btrfsHost, "shim")
+	cow := h.path("cow.img")
+	vmtest.RandomFile(t, cow, 1<<20, 1)
+	before := trace(t, cow)
+	if r := expect(t, 3, "seal", cow); !strings.Contains(r.Stderr, "(btrfs-cow)") {
+		t.Errorf("seal of a file that is copied on write: %s", r.Stderr)
+	}
+	if after := trace(t, cow); after != before {
+		t.Errorf("the file was\n%s\nand is\n%s", before, after)
+	}
+
+	sub, image := h.path("sub"), h.path("sub/image.img")
+	vmtest.Must(t, "btrfs", "-q", "subvolume", "create", sub)
+	expect(t, 0, "create", image, "4M")
+	old := fill(t, image, 4<<20, 2)
+	snapshot := h.path("snapshot")
+	vmtest.Must(t, "btrfs", "-q", "subvolume", "snapshot", sub, snapshot)
+	if r := expect(t, 3, "check", image); !strings.Contains(r.Stdout, "(shared)") {
+		t.Errorf("check of a snapshot's file: %s", r.Stdout)
+	}
+	if r := expect(t, 3, "seal", image); !strings.Contains(r.Stderr, "(shared)") {
+		t.Errorf("seal of a snapshot's file: %s", r.Stderr)
+	}
+	expect(t, 0, "provision", image)
+	expect(t, 0, "seal", image)
+	dev := mapSealed(t, image, "vol")
+	if vmtest.ChecksumFile(t, dev) != old {
+		t.Error("the device shows something else")
+	}
+	sum := fill(t, dev, 4<<20, 3)
+	if vmtest.Run(t, "btrfs", "subvolume", "snapshot", sub, h.path("another")).Code == 0 {
+		t.Error("a snapshot of a mapped image was made")
+	}
+	if vmtest.Run(t, "btrfs", "subvolume", "delete", sub).Code == 0 {
+		t.Error("the subvolume of a mapped image was deleted")
+	}
+	vmtest.Must(t, "btrfs", "-q", "subvolume", "snapshot", snapshot, h.path("another")) // no image of ours in there
+	vmtest.Must(t, "sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+	for _, dir := range []string{snapshot, h.path("another")} {
+		if vmtest.ChecksumFile(t, filepath.Join(dir, "image.img")) != old {
+			t.Errorf("the file in %s changed", dir)
+		}
+	}
+	expect(t, 0, "verify", "vol")
+	expect(t, 0, "unmap", "vol")
+	expect(t, 0, "unseal", image)
+	if vmtest.ChecksumFile(t, image) != sum {
+		t.Error("unsealed to something else")
+	}
+	nothingLeft(t, image)
+	h.check(t)
+}
+
+// A system that suspends to disk may choose the image's page of swap: map says so.
+func TestQemuSealedHibernation(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	expect(t, 0, "seal", image)
+	if r := expect(t, 0, "map", "--no-guard", image, "vol"); strings.Contains(r.Stderr, "suspend to disk") {
+		t.Errorf("warned without a reason: %s", r.Stderr)
+	}
+	expect(t, 0, "unmap", "vol")
+	vmtest.Must(t, "sh", "-c", "lsblk -dno MAJ:MIN "+vmtest.Disk(t, 1)+" | tr -d ' ' > /sys/power/resume")
+	if r := expect(t, 0, "map", "--no-guard", image, "vol"); !strings.Contains(r.Stderr, "suspend to disk") {
+		t.Errorf("no warning: %q", r.Stderr)
+	}
+	expect(t, 0, "unmap", "vol")
 }

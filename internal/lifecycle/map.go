@@ -294,6 +294,11 @@ func (j *mapJob) locateAgain() error {
 	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
 		return nil
 	}
+	if j.m.Image.Filesystem != "btrfs" { // whose addresses stay when the device below them changes
+		if same, err := extents.Same(j.img.File(), j.survey.raw); same || err != nil {
+			return err
+		}
+	}
 	now, err := extents.Read(j.img.File())
 	if err != nil {
 		return err

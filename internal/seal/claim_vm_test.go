@@ -170,6 +170,13 @@ func TestPagedTo(t *testing.T) {
 		path := h.create("image", 4<<20+h.block, 1)
 		f := h.open(path)
 		r := h.seal(f)
+		// On a disk that does not rotate, kernels before 6.12 look for room by clusters,
+		// which a single page is none of, and rarely find it.
+		rotational := "/sys/block/" + filepath.Base(h.dev) + "/queue/rotational"
+		if err := os.WriteFile(rotational, []byte("1"), 0); err != nil {
+			t.Fatal(err)
+		}
+		defer os.WriteFile(rotational, []byte("0"), 0)
 		vmtest.Must(t, "swapon", path)
 		used := int64(0)
 		for range 20 {
@@ -178,8 +185,8 @@ func TestPagedTo(t *testing.T) {
 			}
 		}
 		t.Logf("%d bytes of swap used", used)
-		if used == 0 && vmtest.Kernel(t) == "new" {
-			t.Error("the kernel did not page out")
+		if used == 0 {
+			t.Error("the kernel did not page out: nothing is shown")
 		}
 		if !bytes.Equal(h.raw(h.shown(f, r)), image(4<<20+int(h.block), 1)) {
 			t.Error("the content has changed")
