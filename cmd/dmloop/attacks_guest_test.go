@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,8 +26,17 @@ type attack struct {
 	// lifted attacks are tried once more after somebody took the immutable flag away.
 	lifted bool
 	run    func(image string) error
+	helper string // the other file that it takes: "donor" or "twin"
+	// alone attacks are also tried with the guard stopped or killed.
+	alone bool
 	// still needs the image's first MiB as it was: the writing job keeps off it.
 	still bool
+	// older has the image open before it is mapped.
+	older bool
+	// unpins only takes the pin away, so that there has to be one.
+	unpins bool
+	// hides takes the path to the image away.
+	hides bool
 	// below changes the device stack; then nothing of the image's blocks is ours.
 	below bool
 	// outside makes the mapping write behind the host file system.
@@ -35,8 +45,8 @@ type attack struct {
 
 // attacks is every line of the matrix, in order.
 var attacks = []attack{
-	{name: "read", run: func(p string) error { return onFile(p, os.O_RDONLY, func(*os.File) error { return nil }) }},
-	{name: "write", lifted: true, run: func(p string) error {
+	{name: "read", alone: true, run: func(p string) error { return onFile(p, os.O_RDONLY, func(*os.File) error { return nil }) }},
+	{name: "write", lifted: true, alone: true, run: func(p string) error {
 		return onFile(p, os.O_WRONLY, func(f *os.File) error { _, err := f.WriteAt(make([]byte, 4096), 8192); return err })
 	}},
 	{name: "append", lifted: true, run: func(p string) error {
@@ -45,41 +55,68 @@ var attacks = []attack{
 	{name: "ftruncate down", lifted: true, run: func(p string) error {
 		return onFile(p, os.O_WRONLY, func(f *os.File) error { return f.Truncate(1 << 20) })
 	}},
-	{name: "ftruncate up", run: func(p string) error {
+	{name: "ftruncate up", lifted: true, run: func(p string) error {
 		return onFile(p, os.O_WRONLY, func(f *os.File) error { return f.Truncate(imageSize + 4096) })
 	}},
-	{name: "truncate(2) down by path", lifted: true, run: func(p string) error { return os.Truncate(p, 1<<20) }},
-	{name: "truncate(2) up by path", run: func(p string) error { return os.Truncate(p, imageSize+4096) }},
-	{name: "punch hole", lifted: true, run: fallocate(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)},
-	{name: "zero range", run: fallocate(unix.FALLOC_FL_ZERO_RANGE)},
-	{name: "collapse range", fs: "ext4,xfs,f2fs", lifted: true, run: fallocate(unix.FALLOC_FL_COLLAPSE_RANGE)},
-	{name: "insert range", fs: "ext4,xfs,f2fs", run: fallocate(unix.FALLOC_FL_INSERT_RANGE)},
-	{name: "reflink from", fs: "xfs,btrfs", lifted: true, run: tool("cp", "--reflink=always", "IMAGE", "DIR/clone")},
-	{name: "reflink onto", fs: "xfs,btrfs", lifted: true, run: tool("xfs_io", "-c", "reflink DIR/donor", "IMAGE")},
-	{name: "dedupe", fs: "xfs,btrfs", lifted: true, still: true, run: tool("xfs_io", "-c", "dedupe IMAGE 0 0 1048576", "DIR/twin")},
-	{name: "copy_file_range from", run: copyRange},
-	{name: "rename over", lifted: true, run: func(p string) error { return os.Rename(beside(p, "donor"), p) }},
+	{name: "truncate(2) down by path", lifted: true, alone: true, run: func(p string) error { return os.Truncate(p, 1<<20) }},
+	{name: "truncate(2) up by path", lifted: true, run: func(p string) error { return os.Truncate(p, imageSize+4096) }},
+	{name: "ftruncate through an older descriptor", older: true, run: func(p string) error {
+		return onFile(p, os.O_RDWR, func(f *os.File) error { awaitTurn(); return f.Truncate(1 << 20) })
+	}},
+	{name: "reflink through an older descriptor", fs: "xfs", older: true, run: func(p string) error {
+		return onFile(p, os.O_RDONLY, func(f *os.File) error {
+			return onFile(beside(p, "clone"), os.O_RDWR|os.O_CREATE, func(to *os.File) error {
+				awaitTurn()
+				return unix.IoctlFileClone(int(to.Fd()), int(f.Fd()))
+			})
+		})
+	}},
+	{name: "write through an older memory mapping", older: true, run: writeMapped},
+	{name: "open while the flag is off, then ftruncate", alone: true, run: func(p string) error {
+		if err := onFile(p, os.O_RDONLY, unpin); err != nil {
+			return err
+		}
+		return onFile(p, os.O_RDWR, func(f *os.File) error {
+			if err := onFile(p, os.O_RDONLY, makeImmutable); err != nil {
+				return err
+			}
+			return f.Truncate(1 << 20)
+		})
+	}},
+	{name: "punch hole", lifted: true, alone: true, run: fallocate(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)},
+	{name: "zero range", lifted: true, run: fallocate(unix.FALLOC_FL_ZERO_RANGE)},
+	{name: "collapse range", lifted: true, run: fallocate(unix.FALLOC_FL_COLLAPSE_RANGE)},
+	{name: "insert range", lifted: true, run: fallocate(unix.FALLOC_FL_INSERT_RANGE)},
+	{name: "reflink from", fs: "xfs,btrfs", lifted: true, alone: true, run: tool("cp", "--reflink=always", "IMAGE", "DIR/clone")},
+	{name: "reflink onto", fs: "xfs,btrfs", lifted: true, helper: "donor", run: tool("xfs_io", "-c", "reflink DIR/donor", "IMAGE")},
+	{name: "dedupe, image as source", fs: "xfs,btrfs", lifted: true, alone: true, still: true, helper: "twin",
+		run: tool("xfs_io", "-c", "dedupe IMAGE 0 0 1048576", "DIR/twin")},
+	{name: "dedupe, image as destination", fs: "xfs,btrfs", lifted: true, still: true, helper: "twin",
+		run: tool("xfs_io", "-c", "dedupe DIR/twin 0 0 1048576", "IMAGE")},
+	{name: "copy_file_range from", lifted: true, run: func(p string) error { return copyRange(p, beside(p, "copy")) }},
+	{name: "copy_file_range onto", lifted: true, helper: "donor", run: func(p string) error { return copyRange(beside(p, "donor"), p) }},
+	{name: "rename over", lifted: true, alone: true, helper: "donor", run: func(p string) error { return os.Rename(beside(p, "donor"), p) }},
 	{name: "rename away", lifted: true, run: func(p string) error { return os.Rename(p, beside(p, "away")) }},
-	{name: "unlink", lifted: true, run: os.Remove},
-	{name: "hard link", run: func(p string) error { return os.Link(p, beside(p, "link")) }},
-	{name: "chattr -i", run: func(p string) error { return onFile(p, os.O_RDONLY, unpin) }},
+	{name: "unlink", lifted: true, alone: true, run: os.Remove},
+	{name: "hard link", lifted: true, run: func(p string) error { return os.Link(p, beside(p, "link")) }},
+	{name: "chattr -i", unpins: true, alone: true, run: func(p string) error { return onFile(p, os.O_RDONLY, unpin) }},
 	{name: "file_setattr(2) by path", only: "new", run: fileSetattr},
-	{name: "file_setattr(2), then truncate(2)", only: "new", run: func(p string) error {
+	{name: "file_setattr(2), then truncate(2)", only: "new", alone: true, run: func(p string) error {
 		if err := fileSetattr(p); err != nil {
 			return err
 		}
 		return os.Truncate(p, 1<<20)
 	}},
 	{name: "e4defrag", fs: "ext4", lifted: true, run: tool("e4defrag", "IMAGE")},
-	{name: "EXT4_IOC_MOVE_EXT", fs: "ext4", lifted: true, run: moveExt},
+	{name: "EXT4_IOC_MOVE_EXT", fs: "ext4", lifted: true, alone: true, helper: "donor", run: func(p string) error { return moveExt(p, beside(p, "donor")) }},
+	{name: "EXT4_IOC_MOVE_EXT, image as donor", fs: "ext4", lifted: true, helper: "donor", run: func(p string) error { return moveExt(beside(p, "donor"), p) }},
 	{name: "xfs_fsr", fs: "xfs", lifted: true, run: tool("xfs_fsr", "-v", "IMAGE")},
-	{name: "XFS_IOC_SWAPEXT", fs: "xfs", lifted: true, run: tool("xfs_io", "-c", "swapext DIR/donor", "IMAGE")},
-	{name: "XFS_IOC_EXCHANGE_RANGE", fs: "xfs", only: "6.12,new", lifted: true, run: tool("xfs_io", "-c", "exchangerange DIR/donor", "IMAGE")},
-	{name: "F2FS_IOC_DEFRAGMENT", fs: "f2fs", lifted: true, run: f2fsDefragment},
-	{name: "f2fs garbage collection", fs: "f2fs", run: f2fsCollect},
-	{name: "f2fs unpin", fs: "f2fs", lifted: true, run: func(p string) error {
-		return onFile(p, os.O_RDONLY, func(f *os.File) error { var off uint32; return ioctl.Pointer(int(f.Fd()), f2fsPin, &off) })
-	}},
+	{name: "XFS_IOC_SWAPEXT", fs: "xfs", lifted: true, alone: true, helper: "donor", run: tool("xfs_io", "-c", "swapext DIR/donor", "IMAGE")},
+	{name: "XFS_IOC_SWAPEXT, image as donor", fs: "xfs", lifted: true, helper: "donor", run: tool("xfs_io", "-c", "swapext IMAGE", "DIR/donor")},
+	{name: "XFS_IOC_EXCHANGE_RANGE", fs: "xfs", only: "6.12,new", lifted: true, helper: "donor", run: tool("xfs_io", "-c", "exchangerange DIR/donor", "IMAGE")},
+	{name: "F2FS_IOC_DEFRAGMENT", fs: "f2fs", lifted: true, alone: true, run: f2fsDefragment},
+	{name: "f2fs garbage collection", fs: "f2fs", alone: true, run: f2fsCollect},
+	{name: "f2fs unpin", fs: "f2fs", lifted: true, alone: true, run: f2fsUnpin},
 	{name: "remount read-only and back", run: func(p string) error {
 		dir := filepath.Dir(p)
 		if err := tool("mount", "-o", "remount,ro", dir)(p); err != nil {
@@ -88,13 +125,14 @@ var attacks = []attack{
 		return tool("mount", "-o", "remount,rw", dir)(p)
 	}},
 	{name: "umount", run: tool("umount", "DIR")},
+	{name: "umount -l", alone: true, hides: true, run: tool("umount", "-l", "DIR")},
 	{name: "host device suspended and resumed", run: func(p string) error {
 		if err := tool("dmsetup", "suspend", hostName)(p); err != nil {
 			return err
 		}
 		return tool("dmsetup", "resume", "--noudevsync", hostName)(p)
 	}},
-	{name: "own device reloaded", outside: true, run: func(p string) error {
+	{name: "own device reloaded", alone: true, outside: true, run: func(p string) error {
 		// Onto a free place of the same disk: behind the host file system.
 		load := fmt.Sprintf("disk=$(dmsetup table vol | awk 'NR==1 {print $4}'); echo 0 %d linear $disk %d | dmsetup load vol", imageSize/512, hostSectors)
 		if err := tool("sh", "-c", load)(p); err != nil {
@@ -103,7 +141,7 @@ var attacks = []attack{
 		return tool("dmsetup", "resume", "--noudevsync", "vol")(p)
 	}},
 	{name: "own device removed by force", run: tool("dmsetup", "remove", "--force", "--noudevsync", "vol")},
-	{name: "host device reloaded elsewhere (as pvmove does)", below: true, run: func(p string) error {
+	{name: "host device reloaded elsewhere (as pvmove does)", alone: true, below: true, run: func(p string) error {
 		if err := tool("sh", "-c", "dmsetup table "+hostName+" | sed 's/ 0$/ 2048/' | dmsetup load "+hostName)(p); err != nil {
 			return err
 		}
@@ -184,9 +222,9 @@ func fallocate(mode uint32) func(string) error {
 	}
 }
 
-func copyRange(p string) error {
-	return onFile(p, os.O_RDONLY, func(from *os.File) error {
-		return onFile(beside(p, "copy"), os.O_RDWR|os.O_CREATE, func(to *os.File) error {
+func copyRange(source, destination string) error {
+	return onFile(source, os.O_RDONLY, func(from *os.File) error {
+		return onFile(destination, os.O_RDWR|os.O_CREATE, func(to *os.File) error {
 			_, err := unix.CopyFileRange(int(from.Fd()), nil, int(to.Fd()), nil, 1<<20, 0)
 			return err
 		})
@@ -195,12 +233,46 @@ func copyRange(p string) error {
 
 // unpin takes the immutable flag away, as chattr -i does.
 func unpin(f *os.File) error {
+	return changeFlags(f, func(flags uint32) uint32 { return flags &^ 0x10 })
+}
+
+// makeImmutable sets the immutable flag, as chattr +i does.
+func makeImmutable(f *os.File) error {
+	return changeFlags(f, func(flags uint32) uint32 { return flags | 0x10 })
+}
+
+func changeFlags(f *os.File, change func(uint32) uint32) error {
 	var flags uint32
 	if err := ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: unix.FS_IOC_GETFLAGS, Name: "FS_IOC_GETFLAGS"}, &flags); err != nil {
 		return err
 	}
-	flags &^= 0x10
+	flags = change(flags)
 	return ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: unix.FS_IOC_SETFLAGS, Name: "FS_IOC_SETFLAGS"}, &flags)
+}
+
+// opened is what an attack says that has the image open before it is mapped.
+const opened = "open\n"
+
+// awaitTurn says so, and waits until standard input ends.
+func awaitTurn() {
+	fmt.Print(opened)
+	io.Copy(io.Discard, os.Stdin)
+}
+
+// writeMapped keeps nothing of the image but a shared memory mapping, and writes
+// through that.
+func writeMapped(p string) error {
+	var memory []byte
+	err := onFile(p, os.O_RDWR, func(f *os.File) (err error) {
+		memory, err = unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	awaitTurn()
+	memory[0]++
+	return unix.Msync(memory, unix.MS_SYNC)
 }
 
 // fileSetattr takes all inode flags away without opening the file (Linux 6.17):
@@ -223,11 +295,11 @@ func fileSetattr(p string) error {
 	return nil
 }
 
-// moveExt exchanges blocks of the image with those of a donor, as e4defrag does:
+// moveExt exchanges blocks of a file with those of a donor, as e4defrag does:
 // struct move_extent { __u32 reserved, donor_fd; __u64 orig_start, donor_start, len, moved_len; }.
-func moveExt(p string) error {
-	return onFile(p, os.O_RDWR, func(f *os.File) error {
-		return onFile(beside(p, "donor"), os.O_RDWR, func(donor *os.File) error {
+func moveExt(original, donor string) error {
+	return onFile(original, os.O_RDWR, func(f *os.File) error {
+		return onFile(donor, os.O_RDWR, func(donor *os.File) error {
 			arg := struct {
 				reserved, donor                      uint32
 				origStart, donorStart, length, moved uint64
@@ -238,6 +310,10 @@ func moveExt(p string) error {
 }
 
 var f2fsPin = ioctl.Request{Number: 0x4004f50d, Name: "F2FS_IOC_SET_PIN_FILE"}
+
+func f2fsUnpin(p string) error {
+	return onFile(p, os.O_RDONLY, func(f *os.File) error { var off uint32; return ioctl.Pointer(int(f.Fd()), f2fsPin, &off) })
+}
 
 func f2fsDefragment(p string) error {
 	return onFile(p, os.O_RDWR, func(f *os.File) error {

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,11 +14,12 @@ import (
 	"dmloop/dmtable"
 )
 
-// writer writes stamped blocks to a device, direct and at random places, until it
-// gets an error or is stopped.
+// writer writes stamped blocks to a device, direct and at random places, and reads
+// some of them again, until it gets an error or is stopped.
 type writer struct {
 	failed     chan struct{} // closed at the first error
 	firstError time.Time
+	foreign    atomic.Int64 // blocks that had another stamp than the last one written there
 	quit, done chan struct{}
 }
 
@@ -25,6 +27,9 @@ type writer struct {
 const stampMagic = 0x646d6c6f6f705f21
 
 const block = 4096
+
+// readEvery is the number of writes for each block that is read again.
+const readEvery = 4
 
 func startWriter(t *testing.T, dev string, still bool) *writer {
 	t.Helper()
@@ -40,17 +45,18 @@ func startWriter(t *testing.T, dev string, still bool) *writer {
 	buf := aligned(t, block)
 	go func() {
 		defer close(w.done)
+		defer unix.Munmap(buf)
 		defer unix.Close(fd)
-		for {
+		stamps := make([]uint64, imageSize/block)
+		for n := 1; ; n++ {
 			select {
 			case <-w.quit:
 				return
 			default:
 			}
 			time.Sleep(200 * time.Microsecond) // leaves the only processor of some guests to others
-			binary.LittleEndian.PutUint64(buf, stampMagic)
-			binary.LittleEndian.PutUint64(buf[8:], uint64(time.Now().UnixNano()))
-			if _, err := unix.Pwrite(fd, buf, (first+rand.Int64N(imageSize/block-first))*block); err != nil {
+			at := first + rand.Int64N(imageSize/block-first)
+			if err := w.touch(fd, buf, stamps, at, n%readEvery == 0); err != nil {
 				w.firstError = time.Now()
 				close(w.failed)
 				return
@@ -59,6 +65,24 @@ func startWriter(t *testing.T, dev string, still bool) *writer {
 	}()
 	t.Cleanup(w.stop)
 	return w
+}
+
+// touch writes one block, or reads it if it was written before and compares.
+func (w *writer) touch(fd int, buf []byte, stamps []uint64, at int64, again bool) error {
+	if again && stamps[at] != 0 {
+		if _, err := unix.Pread(fd, buf, at*block); err != nil {
+			return err
+		}
+		if binary.LittleEndian.Uint64(buf) != stampMagic || binary.LittleEndian.Uint64(buf[8:]) != stamps[at] {
+			w.foreign.Add(1)
+		}
+		return nil
+	}
+	stamps[at] = uint64(time.Now().UnixNano())
+	binary.LittleEndian.PutUint64(buf, stampMagic)
+	binary.LittleEndian.PutUint64(buf[8:], stamps[at])
+	_, err := unix.Pwrite(fd, buf, at*block)
+	return err
 }
 
 // stop ends the writer. On a suspended device that would take forever.
