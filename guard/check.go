@@ -27,6 +27,11 @@ func Check(want Expected, got Observed) []Finding {
 	if got.Pins.ok() {
 		c.pins(want.Pins, got.Pins.Value, got.Openers)
 	}
+	if got.Unfit.ok() {
+		for _, p := range got.Unfit.Value {
+			c.add(Unfit, Different, "the image cannot be mapped any more: %s (%s)", p.Message, p.Rule)
+		}
+	}
 	if got.Openers.ok() && got.Openers.Value == Readers && want.Exposed {
 		c.add(Opened, Weak, "another process has the image open for reading and could share its blocks")
 	}
@@ -81,6 +86,7 @@ func (c *checker) layout(want, got extents.Layout) {
 }
 
 func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
+	c.pressed(got)
 	var lost []string
 	for _, p := range want.InForce {
 		if !slices.Contains(got.InForce, p) {
@@ -103,6 +109,22 @@ func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
 		return
 	}
 	c.findings[len(c.findings)-1].Pins = lost
+}
+
+// pressed judges how near f2fs is to dropping its pin: the collector counts its tries,
+// and the one that exceeds the limit moves the image. Half of the way is worth a
+// warning; in the last eighth it is too late to wait for the next check.
+func (c *checker) pressed(got Pins) {
+	severity := Note
+	switch {
+	case got.Tries == 0:
+		return
+	case uint64(got.Tries)*8 >= uint64(got.Limit)*7:
+		severity = Different
+	case uint64(got.Tries)*2 >= uint64(got.Limit):
+		severity = Weak
+	}
+	c.add(PinPressed, severity, "f2fs's garbage collector tried %d times to move the image, and drops the pin after %d: move other files away, or unmap it", got.Tries, got.Limit)
 }
 
 // rank orders the grades. A word that is no grade counts as the weakest.

@@ -90,6 +90,23 @@ func TestCheck(t *testing.T) {
 			got: func(o *Observed) {
 				o.Layout.Value.Extents = append(o.Layout.Value.Extents, extents.Extent{Logical: 8192, Physical: 1, Length: 4096, Flags: extents.FlagShared})
 			}, state: Healthy},
+		"f2fs's collector met the pin": {
+			got: func(o *Observed) { o.Pins.Value.Tries, o.Pins.Value.Limit = 1, 2048 }, kinds: "pin-pressed/note", state: Healthy},
+		"and again and again": {
+			got:   func(o *Observed) { o.Pins.Value.Tries, o.Pins.Value.Limit = 1024, 2048 },
+			kinds: "pin-pressed/weak", state: Weakened, message: "tried 1024 times to move the image, and drops the pin after 2048"},
+		"and almost as often as the pin withstands": {
+			got:   func(o *Observed) { o.Pins.Value.Tries, o.Pins.Value.Limit = 1792, 2048 },
+			kinds: "pin-pressed/different", state: Failed, act: OnChangeError},
+		"a limit of nothing": {
+			got: func(o *Observed) { o.Pins.Value.Tries = 1 }, kinds: "pin-pressed/different", state: Failed, act: OnChangeError},
+		"an attribute of the image": {
+			got: func(o *Observed) {
+				o.Unfit = Read([]extents.Problem{{Rule: extents.Verity, Message: "the file is sealed by fs-verity"}}, nil)
+			},
+			kinds: "unfit/different", state: Failed, act: OnChangeError, message: "sealed by fs-verity (verity)"},
+		"attributes cannot be read": {
+			got: func(o *Observed) { o.Unfit = Read([]extents.Problem(nil), errRead) }, kinds: "unreadable/note", state: Healthy},
 		"pin lost, grade holds": {
 			got:   func(o *Observed) { o.Pins.Value.InForce = []string{"immutable"} },
 			kinds: "pin-lost/weak", state: Weakened, restored: "nodefrag", message: "nodefrag is gone, the grade is still guarded"},

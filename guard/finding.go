@@ -17,6 +17,8 @@ const (
 	Moved       Kind = "moved"             // some bytes lie elsewhere, or their extents are no longer plain data
 	Shared      Kind = "shared"            // another file or snapshot has the same blocks
 	PinLost     Kind = "pin-lost"          // a pin that was in force is gone
+	PinPressed  Kind = "pin-pressed"       // f2fs's garbage collector wants the image's blocks: it drops the pin after so many tries
+	Unfit       Kind = "unfit"             // the image got an attribute that makes it unmappable, such as verity
 	Opened      Kind = "opened"            // somebody else has the image open
 	BaseChanged Kind = "base-changed"      // the host device has another table
 	BaseWaiting Kind = "base-waiting"      // the host device is suspended or has a table waiting

@@ -28,10 +28,18 @@ var DefaultPace = Pace{Tick: 2 * time.Second, Bound: 30 * time.Second, Share: 0.
 // could not be read, a host device with a table waiting, a tear-down that failed.
 const hurry = 100 * time.Millisecond
 
-// jittered returns d, up to a tenth longer or shorter, so that the mappings' checks
-// spread out.
-func jittered(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+// steps is the number of instants in a tick at which checks without a hint are made.
+const steps = 8
+
+// tick returns the time until the next check: Tick, up to a tenth longer or shorter, so
+// that nobody can tell when it comes, and then on to the next instant that all
+// mappings share. Waking up costs more than a check; so a hundred mappings make eight
+// wake-ups in a tick and not a hundred.
+func (p Pace) tick(now time.Time) time.Duration {
+	jittered := time.Duration(float64(p.Tick) * (0.9 + 0.2*rand.Float64()))
+	step := max(p.Tick/steps, 1)
+	late := time.Duration(now.Add(jittered).UnixNano()) % step
+	return jittered + (step-late)%step
 }
 
 // Budget shares the time that full readings may take among all mappings.

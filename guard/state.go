@@ -27,6 +27,8 @@ type Base struct {
 type Pins struct {
 	InForce []string
 	Grade   string // "kernel", "guarded" or "unsafe"
+	// Tries is how often f2fs's garbage collector met the pin; at Limit it drops it.
+	Tries, Limit uint32
 }
 
 // Openers says who else has the image open, as write leases show it.
@@ -80,6 +82,8 @@ func (r Reading[T]) ok() bool { return r.Done && r.Err == nil }
 type Stamp struct {
 	Changed, Modified int64 // nanoseconds since 1970
 	Blocks            uint64
+	Attributes        uint64 // STATX_ATTR_*
+	Tries             uint32 // Pins.Tries
 }
 
 // Observed is the same state, read again.
@@ -93,6 +97,7 @@ type Observed struct {
 	Own      Reading[OwnState]
 	OwnTable Reading[dmtable.Table]
 	Layout   Reading[extents.Layout]
+	Unfit    Reading[[]extents.Problem] // attributes that make the image unmappable
 }
 
 // Part names a part of the state, in messages about failed readings.
@@ -107,6 +112,7 @@ const (
 	PartOwn      Part = "own device"
 	PartOwnTable Part = "own table"
 	PartLayout   Part = "layout"
+	PartUnfit    Part = "attributes"
 )
 
 // outcome is what became of reading one part.
@@ -130,5 +136,6 @@ func (o Observed) outcomes() []outcome {
 	add(PartOwn, o.Own.Done, o.Own.Err)
 	add(PartOwnTable, o.OwnTable.Done, o.OwnTable.Err)
 	add(PartLayout, o.Layout.Done, o.Layout.Err)
+	add(PartUnfit, o.Unfit.Done, o.Unfit.Err)
 	return list
 }

@@ -12,8 +12,9 @@ import (
 type World interface {
 	// Quick reads everything but the layout and the own table, device-mapper first.
 	// It leaves the image alone while the host device is suspended, since a file
-	// system on it may make readers wait.
-	Quick(ctx context.Context) Observed
+	// system on it may make readers wait. Unless fresh, what another mapping's check
+	// has just read of the host device will do.
+	Quick(ctx context.Context, fresh bool) Observed
 	// Full adds the layout and the own table to what Quick returned.
 	Full(ctx context.Context, quick Observed) Observed
 }
@@ -64,6 +65,7 @@ type Watch struct {
 	requests chan chan Report
 
 	stuckAfter time.Duration
+	rising     bool          // f2fs's collector met the pin since the last check
 	late       chan Observed // gives a result when the reading that was stuck comes back
 	owed       string        // the hint that came too soon after a full reading; else empty
 }
@@ -114,7 +116,7 @@ func (w *Watch) First(ctx context.Context) Report { return w.check(ctx, now, "st
 // Run checks at every hint and at every tick until ctx ends. It leaves the
 // mapping as it is.
 func (w *Watch) Run(ctx context.Context) {
-	timer := time.NewTimer(jittered(w.budget.pace.Tick))
+	timer := time.NewTimer(w.budget.pace.tick(time.Now()))
 	defer timer.Stop()
 	for {
 		var answers []chan Report
@@ -167,7 +169,7 @@ func (w *Watch) pause(r Report) time.Duration {
 	if r.Settled() {
 		return time.Hour
 	}
-	hasty := r.ActError != "" && r.Decision.Act != "" || r.ActError == "" && len(r.Decision.Restore) > 0
+	hasty := w.rising || r.ActError != "" && r.Decision.Act != "" || r.ActError == "" && len(r.Decision.Restore) > 0
 	for _, f := range r.Findings {
 		if f.Kind == BaseWaiting || f.Kind == OwnWaiting {
 			hasty = true
@@ -179,9 +181,9 @@ func (w *Watch) pause(r Report) time.Duration {
 	case w.owed != "":
 		return min(max(breather*r.Cost, time.Millisecond), w.budget.pace.Tick)
 	case w.tally.Waiting():
-		return min(jittered(w.budget.pace.Tick), time.Second)
+		return min(w.budget.pace.tick(time.Now()), time.Second)
 	}
-	return jittered(w.budget.pace.Tick)
+	return w.budget.pace.tick(time.Now())
 }
 
 // check reads, compares, decides and acts.
@@ -189,7 +191,7 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	before := w.Last()
 	r := Report{Cause: cause, Grade: before.Grade, LastFull: before.LastFull, Cost: before.Cost, Checks: before.Checks + 1, Fulls: before.Fulls}
 	begun := time.Now()
-	got := w.read(ctx, w.world.Quick)
+	got := w.read(ctx, func(ctx context.Context) Observed { return w.world.Quick(ctx, full != ifDue) })
 	findings := Check(w.want, got)
 	if w.owed == "" && (full >= soon || w.due(got, before)) {
 		w.owed = cause
@@ -207,6 +209,7 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	if ctx.Err() != nil {
 		return before // stopped in the middle: what was read is not to be judged
 	}
+	w.rising = got.Stamp.Tries > w.stamp.Tries && before.Checks > 0
 	w.stamp = got.Stamp
 	if got.Pins.ok() {
 		r.Grade = got.Pins.Value.Grade

@@ -37,7 +37,7 @@ func (w *fakeWorld) counts() (quicks, fulls int) {
 	return w.quicks, w.fulls
 }
 
-func (w *fakeWorld) Quick(context.Context) Observed {
+func (w *fakeWorld) Quick(context.Context, bool) Observed {
 	w.mu.Lock()
 	block := w.block
 	w.mu.Unlock()
@@ -296,6 +296,49 @@ func TestStoppedWatchLeavesTheMappingAlone(t *testing.T) {
 	w.Run(ctx)
 	if act.did() != "" {
 		t.Errorf("did %q", act.did())
+	}
+}
+
+// The checks of all mappings fall on few instants, none of them earlier or much later
+// than the tick says.
+func TestTicksFallTogether(t *testing.T) {
+	p := Pace{Tick: 2 * time.Second}
+	instants := map[int64]bool{}
+	begun := time.Now()
+	for i := range 1000 {
+		now := begun.Add(time.Duration(i) * time.Millisecond)
+		wait := p.tick(now)
+		if wait < p.Tick*9/10 || wait > p.Tick*11/10+p.Tick/steps {
+			t.Fatalf("a tick of %s", wait)
+		}
+		instants[now.Add(wait).UnixNano()] = true
+	}
+	if n := len(instants); n < 3 || n > 9 { // 1.8 s to 3.2 s after begun, in steps of 0.25 s
+		t.Errorf("%d instants", n)
+	}
+	if wait := (Pace{Tick: 3}).tick(begun); wait < 2 || wait > 5 {
+		t.Errorf("a tick of 3 ns is %d", wait)
+	}
+}
+
+// What f2fs's collector does in a hurry is watched in a hurry.
+func TestRisingTriesAreWatchedClosely(t *testing.T) {
+	world, actions := newFakeWorld(), newFakeActions()
+	tries := func(n uint32) {
+		world.change(func(o *Observed) { o.Stamp.Tries, o.Pins.Value.Tries, o.Pins.Value.Limit = n, n, 2048 })
+	}
+	w := NewWatch(expected(), world, actions, NewBudget(Pace{Tick: time.Hour, Bound: time.Hour, Share: 1}))
+	tries(3)
+	if r := w.First(t.Context()); w.pause(r) == hurry {
+		t.Error("an old count is no hurry")
+	}
+	tries(4)
+	time.Sleep(5 * time.Millisecond) // full readings have a rest between them
+	if r := w.check(t.Context(), ifDue, "timer"); w.pause(r) != hurry || r.Fulls != 2 {
+		t.Errorf("a risen count: pause %s, %d full readings", w.pause(r), r.Fulls)
+	}
+	if r := w.check(t.Context(), ifDue, "timer"); w.pause(r) == hurry || r.Decision.State != Healthy {
+		t.Errorf("a count that stays: pause %s, %s", w.pause(r), r.Decision.State)
 	}
 }
 

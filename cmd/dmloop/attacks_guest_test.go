@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -116,6 +117,7 @@ var attacks = []attack{
 	{name: "XFS_IOC_EXCHANGE_RANGE", fs: "xfs", only: "6.12,new", lifted: true, helper: "donor", run: tool("xfs_io", "-c", "exchangerange DIR/donor", "IMAGE")},
 	{name: "F2FS_IOC_DEFRAGMENT", fs: "f2fs", lifted: true, alone: true, run: f2fsDefragment},
 	{name: "f2fs garbage collection", fs: "f2fs", alone: true, run: f2fsCollect},
+	{name: "f2fs garbage collection of the image's own blocks", fs: "f2fs", alone: true, run: f2fsCollectImage},
 	{name: "f2fs unpin", fs: "f2fs", lifted: true, alone: true, run: f2fsUnpin},
 	{name: "remount read-only and back", run: func(p string) error {
 		dir := filepath.Dir(p)
@@ -330,6 +332,41 @@ func f2fsCollect(p string) error {
 			err := ioctl.Pointer(int(dir.Fd()), ioctl.Request{Number: 0x4004f506, Name: "F2FS_IOC_GARBAGE_COLLECT"}, &sync)
 			if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENODATA) {
 				return err
+			}
+		}
+		return nil
+	})
+}
+
+// f2fsCollectImage makes the garbage collector try to move the image, more often than
+// the pin withstands, or for so long as the test waits.
+func f2fsCollectImage(p string) error {
+	table, err := exec.Command("dmsetup", "table", "vol").Output()
+	if err != nil {
+		return err
+	}
+	// struct f2fs_gc_range { __u32 sync; __u64 start, len; }, in blocks of the device.
+	type gcRange struct {
+		sync, _       uint32
+		start, length uint64
+	}
+	var ranges []gcRange
+	for row := range strings.Lines(string(table)) {
+		var start, length, at uint64
+		var dev string
+		if _, err := fmt.Sscanf(row, "%d %d linear %s %d", &start, &length, &dev, &at); err != nil {
+			return err
+		}
+		ranges = append(ranges, gcRange{sync: 1, start: at * 512 / 4096, length: length * 512 / 4096})
+	}
+	return onFile(filepath.Dir(p), os.O_RDONLY, func(dir *os.File) error {
+		end := time.Now().Add(10 * time.Second)
+		for n := 0; n < 2200 && time.Now().Before(end); n++ {
+			for _, r := range ranges {
+				err := ioctl.Pointer(int(dir.Fd()), ioctl.Request{Number: 0x4018f50b, Name: "F2FS_IOC_GARBAGE_COLLECT_RANGE"}, &r)
+				if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENODATA) {
+					return err
+				}
 			}
 		}
 		return nil

@@ -55,6 +55,9 @@ before it watches.`,
 	return cmd
 }
 
+// finishPatience bounds how long the guard waits for the lock of a command at work.
+const finishPatience = 5 * time.Second
+
 func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	if o.interval < 10*time.Millisecond || o.bound < o.interval {
 		return usageError("--interval must be at least 10ms and --full-interval at least --interval")
@@ -73,10 +76,17 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 		return err
 	}
 	defer conn.Close()
+	log := slog.New(handler)
+	finish := func(ctx context.Context) error {
+		client := newGuardClient(o.stateDir) // this process, by its own socket
+		defer client.close()
+		return lifecycle.NewSystem(o.stateDir, log).WithConn(conn).WithGuard(client).WithPatience(finishPatience).Finish(ctx)
+	}
 	pace := guard.DefaultPace
 	pace.Tick, pace.Bound = o.interval, o.bound
 	err = guardd.Run(ctx, guardd.Config{
-		Dir: o.stateDir, Mapper: conn, Log: slog.New(handler), Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
+		Dir: o.stateDir, Mapper: conn, Log: log, Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
+		Finish: finish,
 	})
 	if errors.Is(err, guardd.ErrRunning) {
 		return &lifecycle.Error{Class: lifecycle.Busy, Message: err.Error(), Hint: "see: dmloop list"}
@@ -121,6 +131,14 @@ func (g *guardClient) Ensure(ctx context.Context) error {
 	}
 	g.client = client
 	return nil
+}
+
+// close gives the connection back.
+func (g *guardClient) close() {
+	if g.client != nil {
+		g.client.Close()
+		g.client = nil
+	}
 }
 
 // dial connects unless there is a connection.

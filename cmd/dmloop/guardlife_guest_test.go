@@ -108,6 +108,63 @@ func TestGuardComesBack(t *testing.T) {
 	}
 }
 
+// What a command began and could not end, the guard ends: a removal that was put off
+// until the last user closes the device, pins on a file system that was read-only, and
+// an unmap that was killed.
+func TestGuardFinishesReleases(t *testing.T) {
+	img := lifeHost(t, "ext4")
+	released := func() bool {
+		records, _ := filepath.Glob("/run/dmloop/*.mapping")
+		if len(records) > 0 {
+			return false
+		}
+		flags := strings.Fields(vmtest.Must(t, "lsattr", img))[0]
+		_, err := os.Stat("/dev/mapper/vol")
+		return !strings.Contains(flags, "i") && os.IsNotExist(err)
+	}
+	mustDmloop(t, "map", img, "vol")
+	user, err := os.Open("/dev/mapper/vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustDmloop(t, "unmap", "--deferred", "vol")
+	if state(t, "STATE") != "releasing" {
+		t.Errorf("state %s", state(t, "STATE"))
+	}
+	time.Sleep(1500 * time.Millisecond)
+	if released() {
+		t.Error("released while the device is open")
+	}
+	user.Close()
+	await(t, "the release after the last close", 10*time.Second, released)
+
+	mustDmloop(t, "map", img, "vol")
+	dir := filepath.Dir(img)
+	vmtest.Must(t, "mount", "-o", "remount,ro", dir)
+	if r := dmloop(t, "unmap", "vol"); r.Code != 1 {
+		t.Errorf("unmap on a read-only file system: exit code %d, %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	vmtest.Must(t, "mount", "-o", "remount,rw", dir)
+	await(t, "the release after the remount", 30*time.Second, released)
+
+	mustDmloop(t, "map", img, "vol")
+	record, err := os.ReadFile("/run/dmloop/vol.mapping")
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := strings.Replace(string(record), `"state":"healthy"`, `"state":"releasing"`, 1)
+	if err := os.WriteFile("/run/dmloop/.half", []byte(half), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename("/run/dmloop/.half", "/run/dmloop/vol.mapping"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of a killed unmap", 10*time.Second, released)
+	if log := guardLog(); strings.Count(log, "what a command left was finished") != 3 {
+		t.Errorf("the log:\n%s", log)
+	}
+}
+
 // Opens of an image that is mapped are denied, and logged with who tried; dmloop's
 // own commands are served.
 func TestQemuGuardDeniesOpens(t *testing.T) {

@@ -142,6 +142,8 @@ type watchCost struct {
 	cpu time.Duration
 	rss int // KiB
 	fds int
+	// marks are those of fanotify and the watches of inotify.
+	marks int
 }
 
 func costOf(t testing.TB, pid int) watchCost {
@@ -163,6 +165,14 @@ func costOf(t testing.TB, pid int) watchCost {
 	}
 	entries, _ := os.ReadDir(dir + "/fd")
 	c.fds = len(entries)
+	for _, e := range entries {
+		info, _ := os.ReadFile(dir + "/fdinfo/" + e.Name())
+		for line := range strings.Lines(string(info)) {
+			if strings.HasPrefix(line, "inotify wd:") || strings.HasPrefix(line, "fanotify ino:") {
+				c.marks++
+			}
+		}
+	}
 	return c
 }
 
@@ -257,7 +267,7 @@ func guardStatus(t testing.TB) guardrpc.Status {
 
 // Mapping and unmapping again and again, with guard and commands killed at random
 // moments, leaves nothing behind.
-func TestFullGuardSoak(t *testing.T) {
+func TestGuardSoak(t *testing.T) {
 	cycles := setting(t, "DMLOOP_SOAK_CYCLES", 60)
 	disk := vmtest.Disk(t, 0)
 	host := vmtest.DmsetupCreate(t, hostName, hostTable(disk))
@@ -271,7 +281,8 @@ func TestFullGuardSoak(t *testing.T) {
 	}
 	guards, commands := 0, 0
 	var quiet watchCost
-	random := rand.New(rand.NewPCG(1, 2))
+	seed := setting(t, "DMLOOP_SOAK_SEED", 1)
+	random := rand.New(rand.NewPCG(uint64(seed), 2))
 	for cycle := range cycles {
 		i := random.IntN(len(images))
 		name := fmt.Sprintf("soak%d", i)
@@ -308,12 +319,13 @@ func TestFullGuardSoak(t *testing.T) {
 			// Nothing is watched now: what the guard holds must be the same every time.
 			if c := costOf(t, pid); quiet.fds == 0 {
 				quiet = c
-			} else if c.fds > quiet.fds {
-				t.Errorf("cycle %d: the guard has %d descriptors, %d once", cycle, c.fds, quiet.fds)
+			} else if c.fds > quiet.fds || c.marks > quiet.marks {
+				t.Errorf("cycle %d: the guard has %d descriptors and %d marks, %d and %d once", cycle, c.fds, c.marks, quiet.fds, quiet.marks)
 			}
 		}
 	}
-	fmt.Printf("SOAK|%s|%d cycles|%d guards killed|%d commands killed\n", vmtest.Kernel(t), cycles, guards, commands)
+	fmt.Printf("SOAK|%s|seed %d|%d cycles|%d guards killed|%d commands killed|%d descriptors, %d marks\n",
+		vmtest.Kernel(t), seed, cycles, guards, commands, quiet.fds, quiet.marks)
 	for _, img := range images {
 		if out := vmtest.Must(t, "lsattr", img); strings.Contains(strings.Fields(out)[0], "i") {
 			t.Errorf("left immutable: %s", out)
@@ -325,7 +337,7 @@ func TestFullGuardSoak(t *testing.T) {
 	if locks, _ := os.ReadFile("/proc/locks"); strings.Contains(string(locks), "LEASE") {
 		t.Errorf("leases are left:\n%s", locks)
 	}
-	if left, _ := filepath.Glob("/run/dmloop/*.json"); len(left) > 0 {
+	if left, _ := filepath.Glob("/run/dmloop/*.mapping"); len(left) > 0 {
 		t.Errorf("records are left: %v", left)
 	}
 	if left := vmtest.Must(t, "dmsetup", "ls"); strings.Count(left, "\n") != 1 {

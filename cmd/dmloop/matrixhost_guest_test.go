@@ -23,6 +23,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
+	"dmloop/internal/ioctl"
 	"dmloop/internal/manifest"
 	"dmloop/internal/vmtest"
 )
@@ -34,6 +35,7 @@ type matrixHost struct {
 	neighbours    map[string][]byte // path -> content
 	grades        map[bool]string   // of the mappings seen, by cell.unsafe
 	target        *target           // nil: none is mapped
+	kept          int               // files that only keep their blocks
 }
 
 // target is an image that is mapped and written to.
@@ -113,10 +115,13 @@ func (h *matrixHost) changedNeighbour(t *testing.T) string {
 func (h *matrixHost) prepare(t *testing.T, c cell) (refusal string) {
 	t.Helper()
 	img := h.path("image")
-	if h.fs == "f2fs" {
-		mustDmloop(t, "create", img, strconv.Itoa(imageSize))
-	} else { // in pieces, so that a defragmenter has something to do
-		vmtest.FragmentedFile(t, h.dir, "image", pieces, imageSize/pieces)
+	switch {
+	case h.fs == "f2fs" && c.unsafe:
+		vmtest.RandomFile(t, img, imageSize, 0)
+	case h.fs == "f2fs":
+		mustDmloop(t, "create", img, strconv.Itoa(imageSize)) // pinned before it has blocks
+	default: // in pieces, so that a defragmenter has something to do
+		h.makePieces(t)
 		h.neighbours[img+".neighbour"] = onDisk(t, img+".neighbour") // between the pieces
 	}
 	h.target = &target{unsafe: c.unsafe}
@@ -154,6 +159,49 @@ func (h *matrixHost) prepare(t *testing.T, c cell) (refusal string) {
 	}
 	h.target.writer = startWriter(t, "/dev/mapper/vol", c.attack.still)
 	return ""
+}
+
+// makePieces makes an image in pieces, with a neighbour between them. Where the last
+// image's blocks were, the file system may put both in one piece each: what it chose
+// then is kept from being chosen again.
+func (h *matrixHost) makePieces(t *testing.T) {
+	t.Helper()
+	paths := []string{h.path("image"), h.path("image.neighbour")}
+	for range 8 {
+		var files [2]*os.File
+		for i, path := range paths {
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			files[i] = f
+		}
+		for at := int64(0); at < imageSize; at += imageSize / pieces {
+			for _, f := range files {
+				if err := unix.Fallocate(int(f.Fd()), 0, at, imageSize/pieces); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		layout, err := extents.Read(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(layout.Merge().Extents) >= pieces/2 {
+			for i, f := range files {
+				vmtest.FillRandom(t, f, imageSize, uint64(i))
+			}
+			return
+		}
+		for _, path := range paths {
+			if err := os.Rename(path, fmt.Sprintf("%s.kept%d", path, h.kept)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.kept++
+	}
+	t.Fatal("no image in pieces can be made")
 }
 
 // helper makes the other file that an attack needs.
@@ -334,6 +382,9 @@ func (h *matrixHost) stolen(t *testing.T, c cell) []dmtable.Segment {
 			t.Fatal(err)
 		}
 		for _, x := range layout.Extents {
+			if x.Physical == 0 {
+				continue // f2fs has not chosen the blocks of what was only preallocated
+			}
 			from, to := dmtable.Sectors(x.Physical/512), dmtable.Sectors((x.Physical+x.Length)/512)
 			for _, s := range segments {
 				lo, hi := max(from, s.Start), min(to, s.End())
@@ -395,7 +446,7 @@ func (h *matrixHost) release(t *testing.T) {
 			t.Fatalf("%v\nguard: %s", err, guardLog())
 		}
 	}
-	if left, _ := filepath.Glob("/run/dmloop/*.json"); len(left) > 0 {
+	if left, _ := filepath.Glob("/run/dmloop/*.mapping"); len(left) > 0 {
 		t.Fatalf("left behind: %s", left)
 	}
 	unix.Sync()
@@ -409,6 +460,13 @@ func takeAllSpace(path string) {
 		return
 	}
 	defer f.Close()
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(f.Fd()), &fs) == nil && uint32(fs.Type) == unix.F2FS_SUPER_MAGIC {
+		on := uint32(1) // f2fs chooses blocks at once for pinned files only
+		if ioctl.Pointer(int(f.Fd()), f2fsPin, &on) != nil {
+			return
+		}
+	}
 	for size, at := int64(64<<20), int64(0); size >= 4096; {
 		if unix.Fallocate(int(f.Fd()), 0, at, size) != nil {
 			size /= 2

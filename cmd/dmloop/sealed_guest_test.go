@@ -611,6 +611,9 @@ func attackSealed(t *testing.T, kind hostKind) {
 	table := vmtest.Must(t, "dmsetup", "table", "vol")
 	sum := fill(t, dev, imageSize, 200)
 	for _, a := range append(append([]attack(nil), attacks...), sealedAttacks...) {
+		if a.older || a.hides {
+			continue // map refuses it; the path is what the test goes by
+		}
 		if a.below || a.outside || strings.HasPrefix(a.name, "own device") || !listed(a.fs, kind.fstype) || !listed(a.only, kernel) {
 			continue // no pin is against who has the devices themselves
 		}

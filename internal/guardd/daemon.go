@@ -24,6 +24,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 	"dmloop/internal/watch"
 )
 
@@ -47,16 +48,21 @@ type Config struct {
 	Pace     guard.Pace
 	IdleExit time.Duration // end after so long without a mapping; 0 is never
 	Metrics  string        // where to serve metrics: "unix:PATH" or a loopback "ADDRESS:PORT"; empty is nowhere
+	// Finish ends what killed commands left and what could not be released then. Nil
+	// leaves it to the next command.
+	Finish func(context.Context) error
 }
 
 // Daemon is a running guard.
 type Daemon struct {
 	Config
-	store   *manifest.Store
-	started time.Time
-	counts  *counters
-	budget  *guard.Budget
-	records *recorder
+	store    *manifest.Store
+	started  time.Time
+	counts   *counters
+	budget   *guard.Budget
+	records  *recorder
+	releases *releases
+	hosts    *observe.Hosts
 
 	gate    *watch.Gate // nil where the kernel has none
 	denies  guardrpc.Answer
@@ -90,7 +96,7 @@ func Run(ctx context.Context, c Config) error {
 	d := &Daemon{
 		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
 		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
-		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(),
+		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(), hosts: &observe.Hosts{},
 	}
 	defer d.openSources()()
 	d.records = newRecorder(store, c.Log)
@@ -112,6 +118,9 @@ func Run(ctx context.Context, c Config) error {
 		defer stop()
 	}
 	d.running.Go(func() { d.tend(inner, cancel) })
+	if c.Finish != nil {
+		d.running.Go(func() { d.tendReleases(inner) })
+	}
 	err = guardrpc.Serve(inner, listener, d, c.Log)
 	d.sayGoodbye(ctx)
 	return err

@@ -79,7 +79,7 @@ func (m *mapping) attach(img *image.Image) error {
 			m.d.Log.Warn("the image is watched by the timer only", "mapping", m.record.Name, "error", err)
 		}
 	}
-	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving}
+	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Hosts: m.d.hosts}
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
 	m.image, m.id, m.marked, m.reader = img, id, marked, reader
@@ -87,7 +87,7 @@ func (m *mapping) attach(img *image.Image) error {
 }
 
 // Quick implements guard.World.
-func (m *mapping) Quick(ctx context.Context) guard.Observed {
+func (m *mapping) Quick(ctx context.Context, fresh bool) guard.Observed {
 	if m.reader == nil {
 		img, err := observe.Open(m.record.Image, image.Open)
 		if err == nil {
@@ -100,7 +100,7 @@ func (m *mapping) Quick(ctx context.Context) guard.Observed {
 			return guard.Observed{Identity: guard.Read(guard.Identity{}, fmt.Errorf("opening the image: %w", err))}
 		}
 	}
-	return m.reader.Quick(ctx)
+	return m.reader.Quick(ctx, fresh)
 }
 
 // gone is the identity of an image that was deleted: its own, without a name.
@@ -131,11 +131,14 @@ func concerned(m manifest.Manifest) map[dmtable.Device]bool {
 }
 
 // leaving reports whether a command takes the mapping down: its record says so, or
-// is gone.
+// is gone. It is asked when the device is gone, so that the rest can be released now.
 func (m *mapping) leaving() bool {
-	now, err := m.d.store.Load(m.record.Name)
+	now, err := m.d.store.Head(m.record.Name)
 	if errors.Is(err, manifest.ErrNotFound) {
 		return true
+	}
+	if err == nil && now.State == manifest.Releasing {
+		m.d.releases.expect(m.record.Name)
 	}
 	return err == nil && (now.UUID != m.record.UUID || now.State == manifest.Releasing || now.State == manifest.Mapping)
 }
@@ -216,6 +219,9 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 		if err != nil {
 			d.Log.Error("a record cannot be read, its mapping is not watched", "mapping", name, "error", err)
 			continue
+		}
+		if m.State == manifest.Releasing || m.State == manifest.Mapping {
+			d.releases.expect(name)
 		}
 		if !adoptable(m) {
 			d.Log.Info("not watched", "mapping", name, "state", m.State, "reason", m.Reason)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dmloop/guard"
+	"dmloop/internal/manifest"
 )
 
 // buckets are the upper bounds of the check time histogram, in seconds.
@@ -70,7 +71,8 @@ func (d *Daemon) Metrics(context.Context) (string, error) {
 		states[m.watch.Last().Decision.State]++
 	}
 	d.mu.Unlock()
-	head(&b, "dmloop_guard_mappings", "gauge", "Mappings watched, by state.")
+	states[guard.State(manifest.Releasing)] = len(d.releases.pending(d.halfWay))
+	head(&b, "dmloop_guard_mappings", "gauge", "Mappings watched or still to be released, by state.")
 	for _, s := range sortedKeys(states) {
 		fmt.Fprintf(&b, "dmloop_guard_mappings{state=%q} %d\n", s, states[s])
 	}

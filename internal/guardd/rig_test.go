@@ -30,6 +30,7 @@ type rig struct {
 	store  *manifest.Store
 	pace   guard.Pace
 	idle   time.Duration
+	finish func(context.Context) error
 }
 
 // never checks by itself within a test.
@@ -153,7 +154,7 @@ func (r *rig) start() (c *guardrpc.Client, stop func()) {
 
 func (r *rig) config() Config {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	return Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle}
+	return Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle, Finish: r.finish}
 }
 
 func (r *rig) await(what string, ok func() bool) {

@@ -94,7 +94,7 @@ func (d *Daemon) idle() bool {
 			d.busy = time.Now()
 		}
 	}
-	if len(d.mappings) > 0 {
+	if len(d.mappings) > 0 || d.Finish != nil && d.releases.count() > 0 {
 		d.busy = time.Now()
 	}
 	return d.IdleExit > 0 && time.Since(d.busy) > d.IdleExit

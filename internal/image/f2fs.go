@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"dmloop/dmtable"
 
@@ -91,6 +93,29 @@ func openDevice(source string, dev dmtable.Device) (*os.File, error) {
 		f.Close()
 	}
 	return nil, err
+}
+
+// defaultTries is DEF_GC_FAILED_PINNED_FILES of fs/f2fs/gc.h.
+const defaultTries = 2048
+
+// PinTries returns how often f2fs's garbage collector met the pinned image, and the
+// number of times after which it drops the pin: gc_pin_file_thresh of the mount.
+func (i *Image) PinTries(dev dmtable.Device) (tries, limit uint32, err error) {
+	tries, err = i.getWord(f2fsGetPin)
+	if err != nil || tries == 0 {
+		return 0, defaultTries, err
+	}
+	limit = defaultTries
+	name, err := kernelName(dev)
+	if err != nil {
+		return tries, limit, nil // without sysfs the default is all there is
+	}
+	if text, err := os.ReadFile(filepath.Join("/sys/fs/f2fs", name, "gc_pin_file_thresh")); err == nil {
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32); err == nil {
+			limit = uint32(n)
+		}
+	}
+	return tries, limit, nil
 }
 
 // f2fsPin reads the pin. The ioctl's number counts the times that garbage

@@ -30,9 +30,13 @@ func (i *Image) Identity() (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
+	return i.identity(st)
+}
+
+func (i *Image) identity(st unix.Statx_t) (Identity, error) {
 	id := Identity{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino, Size: extents.Bytes(st.Size)}
 	if st.Mask&unix.STATX_BTIME != 0 {
-		id.Birth = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+		id.Birth = nanoseconds(st.Btime)
 	}
 	generation, err := i.getWord(getVersion)
 	if err != nil && !unsupported(err) {
@@ -41,6 +45,28 @@ func (i *Image) Identity() (Identity, error) {
 	id.Generation = generation
 	return id, nil
 }
+
+// Status is what one statx(2) tells of an open image besides who it is.
+type Status struct {
+	Identity
+	Links             uint64
+	Changed, Modified int64  // nanoseconds since 1970
+	Blocks            uint64 // of 512 bytes
+	Attributes        uint64 // STATX_ATTR_*
+}
+
+// Status reads afresh what changes with most of what happens to the image.
+func (i *Image) Status() (Status, error) {
+	st, err := i.statx(unix.STATX_BASIC_STATS | unix.STATX_BTIME)
+	if err != nil {
+		return Status{}, err
+	}
+	id, err := i.identity(st)
+	return Status{Identity: id, Links: uint64(st.Nlink), Changed: nanoseconds(st.Ctime), Modified: nanoseconds(st.Mtime),
+		Blocks: st.Blocks, Attributes: st.Attributes}, err
+}
+
+func nanoseconds(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
 
 // Stat reads who the file at path is without opening it for reading, which a guard
 // may deny. Generation is 0. The error wraps the errno.

@@ -43,6 +43,32 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	return problems
 }
 
+// Unfit reads the attributes of the inode afresh and returns every one that makes the
+// image unmappable: somebody may have set them since it was mapped.
+func (i *Image) Unfit() ([]extents.Problem, error) {
+	st, err := i.statx(unix.STATX_BASIC_STATS)
+	if err != nil {
+		return nil, err
+	}
+	facts := Facts{Attributes: st.Attributes & st.Attributes_mask}
+	if facts.InodeFlags, err = i.getWord(getFlags); err != nil && !unsupported(err) {
+		return nil, i.wrap(err)
+	}
+	xattr, err := i.getFSXattr()
+	if err != nil && !unsupported(err) {
+		return nil, i.wrap(err)
+	}
+	facts.XFlags = xattr.Xflags
+	if facts.InodeFlags&flagJournalData != 0 {
+		facts.DataJournal = JournalAttribute
+	}
+	var problems []extents.Problem
+	facts.attributeProblems(func(rule extents.Rule, hint, format string, args ...any) {
+		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Hint: hint})
+	})
+	return problems, nil
+}
+
 // attributeProblems judges the attributes of the inode.
 func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string, args ...any)) {
 	has := func(inodeFlag uint32, attribute uint64) bool {

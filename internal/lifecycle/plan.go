@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"slices"
 
 	"dmloop/extents"
 	"dmloop/internal/manifest"
@@ -60,8 +61,12 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 }
 
 // judge returns the rules that the image breaks, those among them that only the
-// options make.
+// options make. Who wants no pin and accepts what follows needs no image that can be
+// pinned.
 func (o *MapOptions) judge(v *Survey) []extents.Problem {
+	if o.Pin == PinNone && o.Unsafe {
+		return slices.DeleteFunc(slices.Clone(v.Problems), func(p extents.Problem) bool { return p.Rule == extents.Unpinnable })
+	}
 	if o.Pin == PinSwap && !v.Sealed {
 		return append(v.Problems, extents.Problem{Rule: extents.Unsealed,
 			Message: "--pin=swap needs a sealed image", Hint: "dmloop seal " + shellWord(v.Path)})

@@ -26,6 +26,9 @@ func (s *System) finish(ctx context.Context, store *manifest.Store, m *manifest.
 	if err == nil {
 		return store.Delete(m.Name)
 	}
+	if m.State == manifest.Releasing && m.Reason == err.Error() {
+		return err // as recorded: the guard, which looks at every change, need not try again at once
+	}
 	m.State, m.Reason = manifest.Releasing, err.Error()
 	return errors.Join(err, store.Save(*m))
 }
@@ -80,6 +83,16 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 	}
 	return nil
+}
+
+// Finish finishes or undoes what killed commands left, as every command that changes a
+// mapping does first.
+func (s *System) Finish(ctx context.Context) error {
+	_, unlock, err := s.lockStore(ctx)
+	if err == nil {
+		unlock()
+	}
+	return err
 }
 
 // recover finishes or undoes what killed commands left: the caller holds the lock, so

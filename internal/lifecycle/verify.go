@@ -73,5 +73,5 @@ func (s *System) observeAll(ctx context.Context, m manifest.Manifest) guard.Obse
 	}
 	r := &observe.Reader{Mapper: conn, Image: img, Record: m}
 	defer r.Close()
-	return r.Full(ctx, r.Quick(ctx))
+	return r.Full(ctx, r.Quick(ctx, true))
 }

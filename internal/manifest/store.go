@@ -218,6 +218,12 @@ func (s *Store) read(name string, decode func(f io.Reader, size int64) (Manifest
 	}
 }
 
+// NameOf returns the name of the mapping whose record the file of this name is.
+func NameOf(file string) (name string, ok bool) {
+	name, ok = strings.CutSuffix(file, suffix)
+	return name, ok && name != ""
+}
+
 // Names lists the names that have a manifest, sorted.
 func (s *Store) Names() ([]string, error) {
 	f, err := s.root.Open(".")

@@ -36,6 +36,8 @@ type Reader struct {
 	// Leaving reports whether a command is at work that takes the mapping down, which
 	// explains a device that is gone. Nil means never.
 	Leaving func() bool
+	// Hosts shares what is read of host devices with other Readers. Nil shares nothing.
+	Hosts *Hosts
 
 	claim *swap.Probe // nil until a sealed image is asked about
 }
@@ -50,13 +52,13 @@ func (r *Reader) Close() error {
 
 // Quick reads device-mapper first, and the image only while the host device runs: a
 // reader of a suspended file system may wait for its resume.
-func (r *Reader) Quick(_ context.Context) guard.Observed {
+func (r *Reader) Quick(_ context.Context, fresh bool) guard.Observed {
 	var o guard.Observed
 	o.Own = guard.Read(r.own())
 	if o.Own.Value.Gone && r.Leaving != nil && r.Leaving() {
 		return guard.Observed{}
 	}
-	o.Base = guard.Read(r.base())
+	o.Base = guard.Read(r.host(fresh))
 	if o.Base.Value.Suspended {
 		return o
 	}
@@ -67,7 +69,12 @@ func (r *Reader) Quick(_ context.Context) guard.Observed {
 		openers = othersOpen(r.Image)
 		o.Openers = guard.Read(openers, nil)
 	}
-	o.Pins = guard.Read(r.pins(kinds, openers), err)
+	pins := r.pins(kinds, openers)
+	if err == nil && slices.Contains(kinds, pin.F2FS) {
+		pins.Tries, pins.Limit, err = r.Image.PinTries(r.Record.Image.Device())
+		o.Stamp.Tries = pins.Tries
+	}
+	o.Pins = guard.Read(pins, err)
 	return o
 }
 
@@ -85,6 +92,7 @@ func (r *Reader) Full(_ context.Context, o guard.Observed) guard.Observed {
 	}
 	layout, err := extents.Read(r.Image.File())
 	o.Layout = guard.Read(layout.Clip().Merge(), err)
+	o.Unfit = guard.Read(r.Image.Unfit())
 	return o
 }
 
@@ -94,6 +102,14 @@ func (r *Reader) own() (guard.OwnState, error) {
 		return guard.OwnState{Gone: true}, nil
 	}
 	return guard.OwnState{Suspended: info.Suspended, Waiting: info.InactiveTable}, err
+}
+
+// host reads the host device, or takes what another mapping's check has just read.
+func (r *Reader) host(fresh bool) (guard.Base, error) {
+	if r.Hosts == nil || fresh {
+		return r.base()
+	}
+	return r.Hosts.read(r.Record.Base.Device, r.base)
 }
 
 func (r *Reader) base() (guard.Base, error) {
@@ -106,15 +122,11 @@ func (r *Reader) base() (guard.Base, error) {
 }
 
 func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(r.Image.File().Fd()), &st); err != nil {
-		return guard.Stamp{}, guard.Read(guard.Identity{}, fmt.Errorf("%s: fstat: %w", r.Image.Path(), err))
-	}
-	id, err := r.Image.Identity()
-	return guard.Stamp{Changed: st.Ctim.Nano(), Modified: st.Mtim.Nano(), Blocks: uint64(st.Blocks)},
+	st, err := r.Image.Status()
+	return guard.Stamp{Changed: st.Changed, Modified: st.Modified, Blocks: st.Blocks, Attributes: st.Attributes},
 		guard.Read(guard.Identity{
-			Device: dmtable.Device{Major: id.Major, Minor: id.Minor}, Inode: id.Inode,
-			Generation: id.Generation, Size: id.Size, Links: uint64(st.Nlink),
+			Device: dmtable.Device{Major: st.Major, Minor: st.Minor}, Inode: st.Inode,
+			Generation: st.Generation, Size: st.Size, Links: st.Links,
 		}, err)
 }
 

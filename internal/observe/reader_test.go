@@ -81,7 +81,7 @@ func mapped(t testing.TB) (*Reader, *fakeMapper) {
 
 func TestReaderFindsWhatWasRecorded(t *testing.T) {
 	r, _ := mapped(t)
-	o := r.Full(t.Context(), r.Quick(t.Context()))
+	o := r.Full(t.Context(), r.Quick(t.Context(), true))
 	if findings := guard.Check(Expect(r.Record), o); len(findings) > 0 {
 		t.Errorf("findings: %v", findings)
 	}
@@ -103,11 +103,11 @@ func TestReaderSeesOpeners(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if o := r.Quick(t.Context()); o.Openers.Value != c.want {
+		if o := r.Quick(t.Context(), true); o.Openers.Value != c.want {
 			t.Errorf("opened with %d: %d, want %d", c.flags, o.Openers.Value, c.want)
 		}
 		f.Close()
-		if o := r.Quick(t.Context()); o.Openers.Value != guard.Alone {
+		if o := r.Quick(t.Context(), true); o.Openers.Value != guard.Alone {
 			t.Errorf("closed again: %d", o.Openers.Value)
 		}
 	}
@@ -116,7 +116,7 @@ func TestReaderSeesOpeners(t *testing.T) {
 func TestReaderLeavesASuspendedHostAlone(t *testing.T) {
 	r, m := mapped(t)
 	m.host.Suspended = true
-	o := r.Full(t.Context(), r.Quick(t.Context()))
+	o := r.Full(t.Context(), r.Quick(t.Context(), true))
 	if !o.Base.Value.Suspended || o.Identity.Done || o.Pins.Done || o.Layout.Done {
 		t.Errorf("read from a suspended host: %+v", o)
 	}
@@ -125,11 +125,11 @@ func TestReaderLeavesASuspendedHostAlone(t *testing.T) {
 func TestReaderTellsUnmapFromRemoval(t *testing.T) {
 	r, m := mapped(t)
 	m.gone = true
-	if o := r.Quick(context.Background()); !o.Own.Value.Gone {
+	if o := r.Quick(context.Background(), true); !o.Own.Value.Gone {
 		t.Error("a device that somebody removed is not gone")
 	}
 	r.Leaving = func() bool { return true }
-	if o := r.Quick(context.Background()); o.Own.Done || o.Base.Done {
+	if o := r.Quick(context.Background(), true); o.Own.Done || o.Base.Done {
 		t.Errorf("an unmap under way is judged: %+v", o)
 	}
 }
@@ -186,7 +186,7 @@ func BenchmarkQuick(b *testing.B) {
 	r, _ := mapped(b)
 	want := Expect(r.Record)
 	for b.Loop() {
-		if f := guard.Check(want, r.Quick(context.Background())); len(f) > 0 {
+		if f := guard.Check(want, r.Quick(context.Background(), true)); len(f) > 0 {
 			b.Fatal(f)
 		}
 	}
@@ -196,7 +196,7 @@ func BenchmarkFull(b *testing.B) {
 	r, _ := mapped(b)
 	want := Expect(r.Record)
 	for b.Loop() {
-		if f := guard.Check(want, r.Full(context.Background(), r.Quick(context.Background()))); len(f) > 0 {
+		if f := guard.Check(want, r.Full(context.Background(), r.Quick(context.Background(), true))); len(f) > 0 {
 			b.Fatal(f)
 		}
 	}

@@ -35,7 +35,7 @@ func FragmentedFile(t testing.TB, dir, name string, n int, blockSize int64) stri
 		}
 	}
 	for i, f := range files {
-		writeRandom(t, f, int64(n)*blockSize, uint64(i))
+		FillRandom(t, f, int64(n)*blockSize, uint64(i))
 	}
 	if got := CountExtents(t, path); got < n-n/100 || got > n {
 		t.Fatalf("%s has %d extents, not about %d", path, got, n)

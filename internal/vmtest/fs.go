@@ -92,11 +92,11 @@ func RandomFile(t testing.TB, path string, size int64, seed uint64) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	writeRandom(t, f, size, seed)
+	FillRandom(t, f, size, seed)
 }
 
-// writeRandom overwrites the first size bytes of f and syncs it.
-func writeRandom(t testing.TB, f *os.File, size int64, seed uint64) {
+// FillRandom overwrites the first size bytes of f with reproducible ones and syncs it.
+func FillRandom(t testing.TB, f *os.File, size int64, seed uint64) {
 	t.Helper()
 	var key [32]byte
 	key[0], key[1] = byte(seed), byte(seed>>8)

@@ -190,3 +190,45 @@ func FuzzParseUevent(f *testing.F) {
 		}
 	})
 }
+
+func TestFolderTellsRenames(t *testing.T) {
+	dir := t.TempDir()
+	changed := make(chan string, 10)
+	f, err := NewFolder(dir, func(name string) { changed <- name })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, name := range []string{"one", "two"} {
+		temp := filepath.Join(dir, ".new")
+		if err := os.WriteFile(temp, []byte(name), 0o600); err != nil { // not told: it is only written
+			t.Fatal(err)
+		}
+		if err := os.Rename(temp, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case got := <-changed:
+			if got != name {
+				t.Errorf("told %q, not %q", got, name)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s was not told", name)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "one")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-changed:
+		t.Errorf("told %q, which was removed", got)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if _, err := NewFolder(filepath.Join(dir, "two"), nil); err == nil {
+		t.Error("a file is no folder")
+	}
+}

@@ -52,13 +52,7 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 	fs.StringVar(&c.Accel, "accel", c.Accel, "qemu's -accel")
 	fs.DurationVar(&c.Timeout, "timeout", c.Timeout, "kill the guest after this time")
 	fs.BoolVar(&c.AllowWarn, "allow-warn", c.AllowWarn, "faults in the kernel log are no failure")
-	fs.Func("env", "`K=V` for the program; may be given several times", func(v string) error {
-		if !strings.Contains(v, "=") {
-			return errors.New("want K=V")
-		}
-		c.Env = append(c.Env, v)
-		return nil
-	})
+	envFlag(fs, &c.Env)
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
@@ -68,6 +62,17 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 	cmd, err := commandOf(fs.Args())
 	c.Commands = []vm.Command{cmd}
 	return c, err
+}
+
+// envFlag adds the option that fills env.
+func envFlag(fs *flag.FlagSet, env *[]string) {
+	fs.Func("env", "`K=V` for what runs in the guest; may be given several times", func(v string) error {
+		if !strings.Contains(v, "=") {
+			return errors.New("want K=V")
+		}
+		*env = append(*env, v)
+		return nil
+	})
 }
 
 // commandOf finds the program on the host, as a shell would.

@@ -1,0 +1,142 @@
+package guardd
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"dmloop/internal/manifest"
+)
+
+// Between tries to finish a release: the command at work is given a moment, what
+// cannot be finished is tried less and less often.
+const (
+	releaseSoon = time.Second
+	releaseLate = time.Minute
+)
+
+// releases are the mappings that a command began to make or to release: when it was
+// killed, or could not end, the guard ends it.
+type releases struct {
+	wake chan struct{}
+
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func newReleases() *releases {
+	return &releases{wake: make(chan struct{}, 1), names: map[string]bool{}}
+}
+
+// expect has the mapping of this name looked at soon. It does not wait.
+func (r *releases) expect(name string) {
+	r.mu.Lock()
+	r.names[name] = true
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pending lists the expected names, as long as keep says so.
+func (r *releases) pending(keep func(name string) bool) (names []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name := range r.names {
+		if !keep(name) {
+			delete(r.names, name)
+			continue
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+func (r *releases) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.names)
+}
+
+// recordSaved is told the name of every record that is saved, or "" when some were
+// missed.
+func (d *Daemon) recordSaved(file string) {
+	names := []string{file}
+	if name, ok := manifest.NameOf(file); ok {
+		names = []string{name}
+	} else if file != "" {
+		return // not a record
+	} else if all, err := d.store.Names(); err == nil {
+		names = all
+	}
+	for _, name := range names {
+		if d.halfWay(name) {
+			d.releases.expect(name)
+		}
+	}
+}
+
+// halfWay reports whether the record says that a command is at work on the mapping,
+// or was.
+func (d *Daemon) halfWay(name string) bool {
+	m, err := d.store.Head(name)
+	return err == nil && (m.State == manifest.Releasing || m.State == manifest.Mapping)
+}
+
+// tendReleases ends what killed commands left. Finish takes the lock that every
+// command holds from its first to its last step, so none of them is disturbed.
+func (d *Daemon) tendReleases(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.releases.wake:
+		}
+		for wait := releaseSoon; len(d.releases.pending(d.halfWay)) > 0; wait = min(2*wait, releaseLate) {
+			if d.releases.wait(ctx, wait) {
+				wait = releaseSoon
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			d.finish(ctx)
+		}
+	}
+}
+
+// wait waits, but no longer than releaseSoon from the moment at which something is
+// news. It reports whether something was.
+func (r *releases) wait(ctx context.Context, d time.Duration) (news bool) {
+	due := time.NewTimer(d)
+	defer due.Stop()
+	begun, wake := time.Now(), r.wake
+	for {
+		select {
+		case <-ctx.Done():
+			return news
+		case <-due.C:
+			return news
+		case <-wake:
+			news, wake = true, nil
+			due.Reset(min(releaseSoon, d-time.Since(begun)))
+		}
+	}
+}
+
+// finish tries to end what is expected.
+func (d *Daemon) finish(ctx context.Context) {
+	names := d.releases.pending(d.halfWay)
+	if len(names) == 0 {
+		return
+	}
+	d.Log.Debug("finishing what a command left", "mappings", names)
+	if err := d.Finish(ctx); err != nil {
+		d.Log.Debug("what a command left cannot be finished yet", "mappings", names, "error", err)
+	}
+	for _, name := range names {
+		if !d.halfWay(name) {
+			d.Log.Info("what a command left was finished", "mapping", name)
+		}
+	}
+}

@@ -1,0 +1,63 @@
+package watch
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Folder says when a file of a folder gets a new content in one step: when it is
+// renamed into place.
+type Folder struct{ poller *poller }
+
+// NewFolder begins to watch the folder at path. changed gets the file's name, or
+// none when messages were lost.
+func NewFolder(path string, changed func(name string)) (*Folder, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("inotify_init1: %w", err)
+	}
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
+		unix.Close(fd)
+		return nil, watchError(path, err)
+	}
+	buf := make([]byte, 16<<10)
+	p, err := newPoller(fd, unix.POLLIN, func() bool { return readFolder(fd, buf, changed) })
+	if err != nil {
+		return nil, err
+	}
+	return &Folder{poller: p}, nil
+}
+
+// Close ends the watch.
+func (f *Folder) Close() error { return f.poller.close() }
+
+func readFolder(fd int, buf []byte, changed func(string)) bool {
+	n, err := unix.Read(fd, buf)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	buf = buf[:n]
+	for len(buf) >= unix.SizeofInotifyEvent { // as in Files.read
+		mask := binary.NativeEndian.Uint32(buf[4:])
+		end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(buf[12:]))
+		if end > len(buf) {
+			break
+		}
+		name, _, _ := bytes.Cut(buf[unix.SizeofInotifyEvent:end], []byte{0})
+		switch {
+		case mask&unix.IN_Q_OVERFLOW != 0:
+			changed("")
+		case mask&unix.IN_MOVED_TO != 0:
+			changed(string(name))
+		}
+		buf = buf[end:]
+	}
+	return true
+}
