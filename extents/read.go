@@ -12,9 +12,13 @@ import (
 // fiemapRequest is FS_IOC_FIEMAP, _IOWR('f', 11, struct fiemap) in linux/fs.h.
 var fiemapRequest = ioctl.Request{Number: 0xc020660b, Name: "FS_IOC_FIEMAP"}
 
-// batchRows is the number of rows asked for in one call. Fewer than 256 or more
-// than 4096 are measurably slower.
-const batchRows = 1024
+// batchRows is the number of rows asked for in one call: fewer than 256 or more than
+// 4096 are measurably slower. The first call asks for firstRows, enough for most
+// files: memory costs more than it looks where each page's first use is a trap.
+const (
+	firstRows = 256
+	batchRows = 4096
+)
 
 // Read returns the layout of f as the kernel reports it: rows unmerged, in the
 // kernel's order, preallocation behind the end of the file included. The file's
@@ -116,7 +120,7 @@ func readRows(size Bytes, call func(buf []byte) error) ([]Extent, error) {
 // rows before it end, so the number of calls is finite whatever the kernel says.
 // visit is told, too, up to which byte the batch reaches.
 func eachBatch(size Bytes, call func(buf []byte) error, visit func(rows []Extent, done Bytes) error) error {
-	buf := make([]byte, headerSize+batchRows*rowSize)
+	buf := make([]byte, headerSize+firstRows*rowSize)
 	var rows []Extent
 	for start := Bytes(0); ; {
 		encodeRequest(buf, start)
@@ -141,6 +145,9 @@ func eachBatch(size Bytes, call func(buf []byte) error, visit func(rows []Extent
 			return fmt.Errorf("FIEMAP from byte %d returned rows that end at byte %d", start, last.end())
 		}
 		start = last.end()
+		if len(buf) < headerSize+batchRows*rowSize {
+			buf, rows = make([]byte, headerSize+batchRows*rowSize), make([]Extent, 0, batchRows)
+		}
 	}
 }
 

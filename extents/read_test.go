@@ -40,13 +40,13 @@ func plainRows(n int) []Extent {
 }
 
 func TestReadRowsInBatches(t *testing.T) {
-	for _, n := range []int{0, 1, 2, batchRows - 1, batchRows, batchRows + 1, 2 * batchRows, 10*batchRows + 7} {
+	for _, n := range []int{0, 1, 2, firstRows, firstRows + 1, batchRows - 1, batchRows, batchRows + 1, 2 * batchRows, 10*batchRows + 7} {
 		k := &kernel{rows: plainRows(n)}
 		got, err := readRows(Bytes(n)*4096, k.call)
 		if err != nil || !slices.Equal(got, k.rows) {
 			t.Errorf("%d rows: got %d rows, %v", n, len(got), err)
 		}
-		if most := max(1, (n+batchRows-1)/batchRows); k.calls > most {
+		if most := 1 + max(0, (n-firstRows+batchRows-1)/batchRows); k.calls > most {
 			t.Errorf("%d rows took %d calls, want at most %d", n, k.calls, most)
 		}
 	}
@@ -57,8 +57,8 @@ func TestReadRowsInBatches(t *testing.T) {
 func TestReadRowsBehindTheEnd(t *testing.T) {
 	k := &kernel{rows: plainRows(3 * batchRows)}
 	got, err := readRows(10*4096, k.call)
-	if err != nil || len(got) != 2*batchRows || !slices.Equal(got, k.rows[:len(got)]) {
-		t.Errorf("got %d rows, %v, want %d", len(got), err, 2*batchRows)
+	if err != nil || len(got) != firstRows+batchRows || !slices.Equal(got, k.rows[:len(got)]) {
+		t.Errorf("got %d rows, %v, want %d", len(got), err, firstRows+batchRows)
 	}
 	if problems := (Layout{Size: 10 * 4096, Extents: got}).Problems(4096, 0); len(problems) != 0 {
 		t.Errorf("problems: %v", problems)

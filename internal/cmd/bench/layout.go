@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -107,7 +106,10 @@ func (b *bed) againstFilefrag() {
 	defer b.host(b.disks[1])()
 	file := b.path("image.img")
 	sparse(file, n)
-	listed := strings.Count(must(b.program, "extents", file), "\n") - 1
+	// Counted elsewhere: a child's peak memory includes its parent's at the fork.
+	var listed int
+	_, err := fmt.Sscan(must("sh", "-c", `"$0" extents "$1" | tail -n +2 | wc -l`, b.program, file), &listed)
+	check(err)
 	if listed != n {
 		check(fmt.Errorf("%d extents listed, not %d", listed, n))
 	}
