@@ -151,7 +151,8 @@ its UUID, make the shim, and map the image from it as the manifest says. An imag
 that differs from its manifest is refused, the reason is printed, and the fallback
 taken: with shell nothing more is done (exit 4), with loop the same device is made
 over a loop device. A host that is not there yet is exit 6: call again. On the kernel
-command line, dmloop=off does without and dmloop.fallback= overrides the manifest.`,
+command line, dmloop=off does without, dmloop.fallback= overrides the manifest, and
+dmloop.way=verify has an image compared that was saved with --before-mount.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runBootActivate(cmd.Context(), env, store, wait, args)
 		},
@@ -183,6 +184,9 @@ func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, wait ti
 		m, err := store.Load(name)
 		if err != nil {
 			return err
+		}
+		if arguments.Look {
+			m.Way = boot.Verify
 		}
 		out, err := b.Activate(ctx, m, arguments.Fallback)
 		if errors.Is(err, blockid.ErrNotFound) {
@@ -229,29 +233,40 @@ func newBootVerifyCommand(env *cliEnv) *cobra.Command {
 		Short: "Pin and verify images that the initramfs brought up",
 		Long: `Set the pins again that a boot does not survive, such as the kernel's claim on a
 sealed image, and compare the image with what was recorded. The unit
-dmloop-boot@NAME.service runs this once the host file system is mounted.`,
+dmloop-boot@NAME.service runs this once the host file system is mounted. What is
+wrong stands in the kernel's log, too, since the image may carry the root file system
+and the guard is about to stop it.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sys := env.system().WithPatience(time.Minute)
 			defer sys.Close()
 			return each(args, func(name string) error {
-				if err := sys.Repin(cmd.Context(), name); err != nil {
-					return err
-				}
-				found, err := sys.Verify(cmd.Context(), name)
+				err := verifyBooted(cmd.Context(), sys, name)
 				if err != nil {
-					return err
+					kernelLog(env.stderr, "dmloop", fmt.Sprintf("%s: refused: %v", name, err))
 				}
-				for _, v := range found {
-					if v.State.Broken() {
-						return &lifecycle.Error{Class: lifecycle.StaleMapping, Subject: v.Name, Message: v.Reason}
-					}
-				}
-				return nil
+				return err
 			})
 		},
 		ValidArgsFunction: completeMappings(env),
 	}
 	jsonFlag(env, cmd)
 	return cmd
+}
+
+// verifyBooted pins and compares one image that the initramfs brought up.
+func verifyBooted(ctx context.Context, sys *lifecycle.System, name string) error {
+	if err := sys.Repin(ctx, name); err != nil {
+		return err
+	}
+	found, err := sys.Verify(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, v := range found {
+		if v.State.Broken() {
+			return &lifecycle.Error{Class: lifecycle.StaleMapping, Subject: v.Name, Message: v.Reason}
+		}
+	}
+	return nil
 }

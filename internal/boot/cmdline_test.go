@@ -150,6 +150,8 @@ func TestParseArguments(t *testing.T) {
 		"a dmloop.fallback=loop b":                   {Fallback: Loop},
 		"dmloop.fallback=loop dmloop.fallback=shell": {Fallback: Shell},
 		"dmloop.fallback=x xdmloop=off dmloop=on":    {},
+		"dmloop.way=verify":                          {Look: true},
+		"dmloop.way=before-mount dmloop.way":         {},
 	} {
 		if got := ParseArguments(text); got != want {
 			t.Errorf("%q: %+v", text, got)

@@ -6,6 +6,7 @@ import "strings"
 type Arguments struct {
 	Off      bool     // dmloop=off: nothing is brought up
 	Fallback Fallback // dmloop.fallback=shell or loop; empty when not given
+	Look     bool     // dmloop.way=verify: images are compared before they are mapped, whatever their manifest says
 }
 
 // ParseArguments reads /proc/cmdline. Unknown values count as not given.
@@ -19,6 +20,8 @@ func ParseArguments(cmdline string) Arguments {
 			a.Fallback = Shell
 		case "dmloop.fallback=" + string(Loop):
 			a.Fallback = Loop
+		case "dmloop.way=" + string(Verify):
+			a.Look = true
 		}
 	}
 	return a

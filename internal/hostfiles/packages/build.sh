@@ -19,6 +19,7 @@ for page in bin/man/*.8; do
 done
 go run "$md2man" -in docs/dmlooptab.5.md -out bin/package/dmlooptab.5
 gzip -9nc bin/package/dmlooptab.5 >bin/package/man5/dmlooptab.5.gz
+cat internal/hostfiles/packages/prerm internal/hostfiles/packages/prerm-guard >bin/package/prerm
 for shell in bash zsh fish; do
 	bin/dmloop completion "$shell" >"bin/package/dmloop.$shell"
 done

@@ -6,14 +6,15 @@ import "testing"
 
 // TestGuardUnit runs the guard as systemd runs it, with all that its unit forbids,
 // and has it do everything that a guard does.
-func TestGuardUnit(t *testing.T) {
+func TestGuardUnit(t *testing.T)    { guardUnit(t, qemu) }
+func TestUMLGuardUnit(t *testing.T) { guardUnit(t, uml) }
+
+func guardUnit(t *testing.T, p platform) {
 	g := Prepare(t, work)
-	dir := t.TempDir()
-	m := Start(t, Boot{Kernel: g.Kernel, Initrd: g.Initrd, Append: rootArgs,
-		Disks: []string{plainDisk(t, g, ""), EmptyDisk(t, dir, "data.raw", 512<<20)}})
+	m := Start(t, p.boot(g, rootArgs, plainDisk(t, g, ""), EmptyDisk(t, t.TempDir(), "data.raw", 512<<20)))
 	m.WaitUp()
 	const tries = "for i in $(seq 100); do "
-	m.Must("dmsetup create host --table \"0 819200 linear /dev/vdb 0\" && mkfs.xfs -q /dev/mapper/host && mount /dev/mapper/host /mnt")
+	m.Must(p.script("dmsetup create host --table \"0 819200 linear /dev/vdb 0\" && mkfs.xfs -q /dev/mapper/host && mount /dev/mapper/host /mnt"))
 	m.Must("dmloop create /mnt/image.img 16M && dmloop map /mnt/image.img")
 	if got := m.Must("dmloop list --noheadings -o GRADE,STATE,GUARD image"); got != "guarded  healthy  1" {
 		t.Errorf("mapped: %q", got)
@@ -37,7 +38,7 @@ func TestGuardUnit(t *testing.T) {
 	m.Must(tries + "dmloop list --noheadings -o PIN,STATE image | grep -q 'immutable.*healthy' && exit 0; sleep 0.1; done; exit 1")
 
 	// And tear down: the host device gets another table.
-	m.Must("echo 0 819208 linear /dev/vdb 0 | dmsetup load host && dmsetup resume --noflush --nolockfs host")
+	m.Must(p.script("echo 0 819208 linear /dev/vdb 0 | dmsetup load host && dmsetup resume --noflush --nolockfs host"))
 	m.Must(tries + "dmloop list --noheadings -o STATE image | grep -q failed && exit 0; sleep 0.1; done; exit 1")
 	contains(t, m.Must("dmsetup table image"), "error")
 	m.Must("dmloop unmap image && umount /mnt && dmsetup remove host")

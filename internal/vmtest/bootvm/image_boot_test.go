@@ -56,6 +56,7 @@ type imageGuest struct {
 	platform
 	boot Boot
 	disk string
+	fsck func(t testing.TB, disk string) // checks the host file system
 }
 
 // installImage installs a Debian into an image on a partition with this file system.
@@ -79,7 +80,11 @@ func installImage(t *testing.T, p platform, fstype, mkfsOptions, saveOptions, cr
 	}
 	boot := p.boot(g, "root=/dev/mapper/root ro", disk)
 	boot.Initrd = initrds[0]
-	return imageGuest{platform: p, disk: disk, boot: boot}
+	fsck := Fsck
+	if fstype == "xfs" {
+		fsck = xfsRepair
+	}
+	return imageGuest{platform: p, disk: disk, boot: boot, fsck: fsck}
 }
 
 // up boots and looks at what has to be true at each boot.
@@ -110,8 +115,37 @@ systemctl is-active dmloop-guard getty.target`)
 	return m
 }
 
-// survive reboots, cuts the power, and checks the host file system each time.
-func (i imageGuest) survive(t *testing.T, fsck func()) {
+// clean checks both file systems after an orderly end: that of the host, and that of
+// the guest in the image on it.
+func (i imageGuest) clean(t *testing.T) {
+	t.Helper()
+	i.fsck(t, i.disk)
+	mounted(t, i.disk, "ro", func(dir string) { host(t, "e2fsck", "-fn", filepath.Join(dir, "root.img")) })
+}
+
+// cut checks the host file system as a power cut has left it, in a copy: its journal is
+// to be replayed by the next boot.
+func (i imageGuest) cut(t *testing.T) {
+	t.Helper()
+	disk := Copy(t, i.disk, filepath.Join(t.TempDir(), "cut.raw"))
+	mounted(t, disk, "rw", func(dir string) { host(t, "sh", "-c", "cd "+dir+"/other && sha256sum --quiet -c ../sums") })
+	i.fsck(t, disk)
+	if err := os.Remove(disk); err != nil {
+		t.Error(err)
+	}
+}
+
+// mounted mounts the file system in a disk's partition on the host.
+func mounted(t *testing.T, disk, options string, do func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	host(t, "mount", "-o", fmt.Sprintf("%s,loop,offset=%d", options, partitionStart), disk, dir)
+	defer host(t, "umount", dir)
+	do(dir)
+}
+
+// survive reboots, cuts the power, and checks the file systems each time.
+func (i imageGuest) survive(t *testing.T) {
 	t.Helper()
 	m := i.up(t)
 	t.Log(m.Must("dmloop status root; lsblk; systemd-analyze time; journalctl -b --no-pager -g dmloop | tail -n 30"))
@@ -119,7 +153,7 @@ func (i imageGuest) survive(t *testing.T, fsck func()) {
 		m.Must(fmt.Sprintf("echo %d >/count; dd if=/dev/urandom of=/junk bs=1M count=8 conv=fsync status=none; sha256sum /junk >/junk.sum; sync", n))
 		m.PowerOff()
 		checkShutdown(t, m.Console())
-		fsck()
+		i.clean(t)
 		m = i.up(t)
 		if got := m.Must("cat /count; sha256sum -c --quiet /junk.sum && echo whole"); got != fmt.Sprintf("%d\nwhole", n) {
 			t.Errorf("after reboot %d: %q", n, got)
@@ -127,13 +161,14 @@ func (i imageGuest) survive(t *testing.T, fsck func()) {
 		// Cut in the middle of writing to both file systems.
 		m.Must("(while :; do dd if=/dev/urandom of=/busy bs=256k count=8 conv=fsync; dd if=/dev/urandom of=/host/busy bs=256k count=8 conv=fsync; done) >/dev/null 2>&1 & sleep 3")
 		m.Kill()
+		i.cut(t)
 		m = i.up(t)
 		if got := m.Must("cat /count; sha256sum -c --quiet /junk.sum && echo whole"); got != fmt.Sprintf("%d\nwhole", n) {
 			t.Errorf("after power cut %d: %q", n, got)
 		}
 	}
 	m.PowerOff()
-	fsck()
+	i.clean(t)
 }
 
 const createPlain = "dmloop create /mnt/root.img $size"
@@ -144,7 +179,7 @@ func TestUMLImageRootExt4(t *testing.T) { imageRootExt4(t, uml) }
 
 func imageRootExt4(t *testing.T, p platform) {
 	i := installImage(t, p, "ext4", "", "", createPlain)
-	i.survive(t, func() { Fsck(t, i.disk) })
+	i.survive(t)
 	i.refuse(t)
 }
 
@@ -155,7 +190,7 @@ func TestUMLImageRootXfs(t *testing.T) { imageRootXfs(t, uml) }
 
 func imageRootXfs(t *testing.T, p platform) {
 	i := installImage(t, p, "xfs", "", "", createPlain)
-	i.survive(t, func() { xfsRepair(t, i.disk) })
+	i.survive(t)
 }
 
 // TestImageRootBeforeMount maps from the manifest alone.
@@ -164,7 +199,25 @@ func TestUMLImageRootBeforeMount(t *testing.T) { imageRootBeforeMount(t, uml) }
 
 func imageRootBeforeMount(t *testing.T, p platform) {
 	i := installImage(t, p, "ext4", "", "--before-mount", createPlain)
-	i.survive(t, func() { Fsck(t, i.disk) })
+	i.survive(t)
+	i.stop(t)
+}
+
+// stop has the image moved behind the back of a manifest that is trusted before the
+// host is mounted: the guard stops the mapping once it is, and the next boot looks
+// first.
+func (i imageGuest) stop(t *testing.T) {
+	t.Helper()
+	disk := i.moved(t, moves["rewritten"])
+	boot := i.boot
+	boot.Disks = []string{disk}
+	m := Start(t, boot)
+	m.WaitConsole("dmloop: root: refused: ")
+	m.WaitConsole("I/O error")
+	m.Kill()
+
+	boot.Append += " dmloop.way=verify"
+	i.fallsBack(t, boot)
 }
 
 // TestImageRootSealed boots from a sealed image, which is claimed at each boot.
@@ -186,7 +239,7 @@ func imageRootSealed(t *testing.T, p platform) {
 }
 
 // xfsRepair checks the xfs file system in the disk's partition.
-func xfsRepair(t *testing.T, disk string) {
+func xfsRepair(t testing.TB, disk string) {
 	t.Helper()
 	part := filepath.Join(t.TempDir(), "part.raw")
 	host(t, "dd", "if="+disk, "of="+part, "bs=1M", "skip=1", "conv=sparse", "status=none")
@@ -197,37 +250,55 @@ func xfsRepair(t *testing.T, disk string) {
 	}
 }
 
-// refuse has the image moved behind the manifest's back, in three ways.
-func (i imageGuest) refuse(t *testing.T) {
+// moves are ways to have an image moved, its host file system being mounted at /mnt.
+var moves = map[string]string{
+	"rewritten":    "cp /mnt/root.img /mnt/copy && mv /mnt/copy /mnt/root.img",
+	"defragmented": "fallocate -p -o 1M -l 1M /mnt/root.img && fallocate -l 300M /mnt/hole && dd if=/dev/zero of=/mnt/root.img bs=1M seek=1 count=1 conv=notrunc,fsync status=none && rm /mnt/hole",
+}
+
+// moved returns a copy of the disk in which the image was moved by another machine,
+// which had to make it mutable for that.
+func (i imageGuest) moved(t *testing.T, move string) (disk string) {
 	t.Helper()
 	g := Prepare(t, work)
-	for name, move := range map[string]string{
-		"rewritten":    "cp /mnt/root.img /mnt/copy && mv /mnt/copy /mnt/root.img",
-		"defragmented": "fallocate -p -o 1M -l 1M /mnt/root.img && fallocate -l 300M /mnt/hole && dd if=/dev/zero of=/mnt/root.img bs=1M seek=1 count=1 conv=notrunc,fsync status=none && rm /mnt/hole",
-	} {
+	disk = Copy(t, i.disk, filepath.Join(t.TempDir(), "moved.raw"))
+	m := Start(t, i.platform.boot(g, rootArgs, plainDisk(t, g, ""), disk))
+	m.WaitUp()
+	if out, code := m.Run("mount " + i.script("/dev/vdb1") + " /mnt && " + move); code == 0 {
+		t.Errorf("a pinned image was moved:\n%s", out)
+	}
+	t.Log(m.Must("chattr -i /mnt/root.img && filefrag /mnt/root.img && " + move + " && filefrag /mnt/root.img && umount /mnt"))
+	m.PowerOff()
+	return disk
+}
+
+// refuse has the image moved behind the manifest's back.
+func (i imageGuest) refuse(t *testing.T) {
+	t.Helper()
+	for name, move := range moves {
 		t.Run(name, func(t *testing.T) {
-			disk := Copy(t, i.disk, filepath.Join(t.TempDir(), "moved.raw"))
-			helper := Start(t, i.platform.boot(g, rootArgs, plainDisk(t, g, ""), disk))
-			helper.WaitUp()
-			t.Log(helper.Must("mount " + i.script("/dev/vdb1") + " /mnt && chattr -i /mnt/root.img && filefrag /mnt/root.img && " + move + " && filefrag /mnt/root.img && umount /mnt"))
-			helper.PowerOff()
-
 			boot := i.boot
-			boot.Disks = []string{disk}
-			m := Start(t, boot)
-			m.WaitConsole("refused")
-			m.WaitConsole("(initramfs)")
-			contains(t, m.Console(), "dmloop: root: refused: ")
-			m.Type("reboot -f\n")
-			m.WaitEnd()
-
-			boot.Append += " dmloop.fallback=loop"
-			m = Start(t, boot)
-			m.WaitUp()
-			contains(t, m.Console(), "refused: ", "on a loop device instead")
-			contains(t, m.Must("findmnt -no SOURCE /; losetup -a; dmsetup table root"), "/dev/mapper/root\n", "root.img", "linear 7:")
-			m.Must("touch /works && sync")
-			m.PowerOff()
+			boot.Disks = []string{i.moved(t, move)}
+			i.fallsBack(t, boot)
 		})
 	}
+}
+
+// fallsBack boots with an image that has moved: to a shell, and over a loop device.
+func (i imageGuest) fallsBack(t *testing.T, boot Boot) {
+	t.Helper()
+	m := Start(t, boot)
+	m.WaitConsole("dmloop: root: refused: ")
+	m.WaitConsole("(initramfs)")
+	m.Type("reboot -f\n")
+	m.WaitEnd()
+
+	boot.Append += " dmloop.fallback=loop"
+	m = Start(t, boot)
+	m.WaitUp()
+	contains(t, m.Console(), "dmloop: root: refused: ", "on a loop device instead")
+	contains(t, m.Must("findmnt -no SOURCE /; losetup -a; dmsetup table root"), "/dev/mapper/root\n", "root.img", "linear 7:")
+	m.Must("touch /works && sync")
+	m.PowerOff()
+	i.fsck(t, boot.Disks[0])
 }

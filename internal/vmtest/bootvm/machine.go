@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -27,7 +29,8 @@ type Machine struct {
 	stdin   *os.File
 	agent   net.Conn
 	reader  *bufio.Reader
-	monitor string
+	monitor string // socket of qemu's monitor or User Mode Linux's management console
+	uml     bool
 	calls   int
 	gone    chan struct{}
 }
@@ -49,10 +52,10 @@ const memory = "768M"
 func Start(t testing.TB, b Boot) *Machine {
 	t.Helper()
 	dir := t.TempDir()
-	m := &Machine{t: t, console: newConsole(t), monitor: filepath.Join(dir, "monitor"), gone: make(chan struct{})}
+	m := &Machine{t: t, console: newConsole(t), monitor: filepath.Join(dir, "monitor"), uml: b.Kernel == "", gone: make(chan struct{})}
 	ours, theirs := socketPair(t)
-	if b.Kernel == "" {
-		m.cmd = umlCommand(t, b, dir)
+	if m.uml {
+		m.cmd, m.monitor = umlCommand(t, b, dir), filepath.Join(dir, "g", "mconsole")
 	} else {
 		m.cmd = qemuCommand(b, m.monitor)
 	}
@@ -233,9 +236,13 @@ func (m *Machine) Kill() {
 	m.agent.Close()
 }
 
-// HotPlug adds a disk to the running guest.
-func (m *Machine) HotPlug(file string) {
+// HotPlug adds a disk to the running guest, as the one with this index.
+func (m *Machine) HotPlug(file string, index int) {
 	m.t.Helper()
+	if m.uml {
+		m.manage(fmt.Sprintf("config ubd%d=%s", index, file))
+		return
+	}
 	conn, err := net.Dial("unix", m.monitor)
 	if err != nil {
 		m.t.Fatal(err)
@@ -243,6 +250,35 @@ func (m *Machine) HotPlug(file string) {
 	defer conn.Close()
 	fmt.Fprintf(conn, "drive_add 0 file=%s,if=none,id=plugged,format=raw,cache=unsafe\ndevice_add virtio-blk-pci,drive=plugged,id=plugged\n", file)
 	time.Sleep(time.Second)
+}
+
+// manage sends a command to User Mode Linux's management console: a datagram of magic
+// number, version, length and 512 bytes of text, answered by error, more, length and
+// text (arch/um/drivers/mconsole.h).
+func (m *Machine) manage(command string) {
+	m.t.Helper()
+	const textSize = 512
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	request := make([]byte, 12+textSize)
+	binary.NativeEndian.PutUint32(request, 0xcafebabe)
+	binary.NativeEndian.PutUint32(request[4:], 2)
+	binary.NativeEndian.PutUint32(request[8:], uint32(copy(request[12:12+textSize-1], command)))
+	reply := make([]byte, 12+textSize)
+	err = errors.Join(
+		unix.Bind(fd, &unix.SockaddrUnix{}),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}),
+		unix.Sendto(fd, request, 0, &unix.SockaddrUnix{Name: m.monitor}))
+	if err != nil {
+		m.t.Fatalf("%s: %v", command, err)
+	}
+	n, _, err := unix.Recvfrom(fd, reply, 0)
+	if err != nil || n < 12 || binary.NativeEndian.Uint32(reply) != 0 {
+		m.t.Fatalf("%s: %v, %q", command, err, reply[:max(n, 0)])
+	}
 }
 
 // LogVariable names the environment variable with a folder that keeps the consoles of

@@ -30,6 +30,14 @@ func packages(t *testing.T, p platform) {
 		t.Errorf("the guard was not started anew by an upgrade: %s, %s", before, after)
 	}
 	contains(t, m.Must("for i in $(seq 100); do dmloop list --noheadings -o STATE,GUARD image | grep -q 'healthy *1' && break; sleep 0.2; done; dmloop list --noheadings -o STATE,GUARD image"), "healthy")
+
+	// The hooks of the initramfs go alone, and nothing else notices.
+	after := m.Must(guard)
+	m.Must("dpkg --remove dmloop-initramfs 2>&1")
+	if now := m.Must(guard); now != after {
+		t.Errorf("the guard was stopped with the hooks: %s, %s", after, now)
+	}
+	m.Must("dpkg -i " + strings.Join(g.Debs, " ") + " 2>&1")
 	m.Must("dmloop unmap image && umount /mnt && dmsetup remove --retry host")
 
 	// Not while the machine boots through it.

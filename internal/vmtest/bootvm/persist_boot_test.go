@@ -3,6 +3,7 @@
 package bootvm
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -16,8 +17,10 @@ func TestUMLPersistRoot(t *testing.T) { persistRoot(t, uml) }
 
 func persistRoot(t *testing.T, p platform) {
 	g := Prepare(t, work)
-	disk := plainDisk(t, g, "")
-	boot := p.boot(g, rootArgs, disk)
+	const dataLine = "UUID=" + dataUUID + "\t/data\text4\tdefaults\t0 2"
+	disk := plainDisk(t, g, dataLine+"\n")
+	data := RootDisk(t, t.TempDir(), "data.raw", t.TempDir(), dataUUID, 128<<20)
+	boot := p.boot(g, rootArgs, disk, data)
 	newInitrd := filepath.Join(t.TempDir(), "initrd")
 
 	m := Start(t, boot)
@@ -36,7 +39,9 @@ func persistRoot(t *testing.T, p platform) {
 	if after := m.Must("cat /etc/fstab; ls /etc/dmlooptab 2>&1 || true"); after != before {
 		t.Errorf("the dry run changed something:\n%s", after)
 	}
-	t.Log(m.Must("dmloop shim --persist / 2>&1"))
+	m.Must("dmloop create /data/image.img 16M")
+	t.Log(m.Must("cp /etc/fstab /root/fstab; dmloop shim --persist / 2>&1; cp /etc/fstab /root/fstab2; dmloop shim --persist /data 2>&1"))
+	m.Must("cmp /root/fstab /etc/dmloop/persist/shim-root/fstab.backup && cmp /root/fstab2 /etc/dmloop/persist/shim-data/fstab.backup")
 	m.PowerOff()
 
 	Extract(t, disk, "/boot/initrd.img-"+g.Version, newInitrd)
@@ -50,11 +55,15 @@ func persistRoot(t *testing.T, p platform) {
 	if got := m.Must("dmloop map /srv/image.img"); got != "/dev/mapper/image" {
 		t.Errorf("mapped as %s", got)
 	}
+	if got := m.Must("findmnt -no SOURCE /data && dmloop map /data/image.img data"); got != "/dev/mapper/shim-data\n/dev/mapper/data" {
+		t.Errorf("the other file system and its image: %s", got)
+	}
 	t.Log(m.Must("dmloop list; lsblk; ls -l /dev/mapper /dev/disk/by-uuid /dev/disk/by-dmloop"))
 	m.Must("mkfs.ext4 -q /dev/mapper/image && mount /dev/mapper/image /mnt && echo hello >/mnt/x && umount /mnt && dmloop unmap image")
 	contains(t, m.Must("dmloop shim --persist / --revert --dry-run"), "-/dev/mapper/shim-root\t/", "-shim-root\tUUID=")
-	m.Must("dmloop shim --persist / --revert")
+	m.Must("dmloop unmap data && dmloop shim --persist / --revert && dmloop shim --persist /data --revert")
 	m.PowerOff()
+	checkShutdown(t, m.Console())
 
 	Extract(t, disk, "/boot/initrd.img-"+g.Version, newInitrd)
 	m = Start(t, boot)
@@ -63,8 +72,95 @@ func persistRoot(t *testing.T, p platform) {
 	if got := m.Must("findmnt -no SOURCE /"); got != p.script("/dev/vda1") {
 		t.Errorf("the root file system is on %s after the revert", got)
 	}
-	if after := m.Must("cat /etc/fstab; cat /etc/dmlooptab; ls /etc/dmloop/persist"); after != "UUID="+rootUUID+"\t/\text4\terrors=remount-ro\t0 1" {
+	if got := m.Must("findmnt -no SOURCE /data"); got != p.script("/dev/vdb1") {
+		t.Errorf("the other file system is on %s after the revert", got)
+	}
+	if after := m.Must("cat /etc/fstab; cat /etc/dmlooptab; ls /etc/dmloop/persist"); after != "UUID="+rootUUID+"\t/\text4\terrors=remount-ro\t0 1\n"+dataLine {
 		t.Errorf("left behind:\n%s", after)
+	}
+	m.PowerOff()
+	Fsck(t, disk)
+	Fsck(t, data)
+}
+
+// persistMaker stands before update-initramfs in the search path and stops where the
+// test wants the power to be cut.
+const persistMaker = `cat >/usr/local/sbin/update-initramfs <<'END'
+#!/bin/sh
+case $(cat /run/stage) in
+before) touch /run/here; sleep 1000 ;;
+during)
+	(until ls /boot/*.new >/dev/null 2>&1; do sleep 0.05; done; touch /run/here) &
+	exec /usr/sbin/update-initramfs "$@"
+	;;
+after) /usr/sbin/update-initramfs "$@"; touch /run/here; sleep 1000 ;;
+esac
+exec /usr/sbin/update-initramfs "$@"
+END
+chmod +x /usr/local/sbin/update-initramfs
+sync
+`
+
+// TestUMLPersistCut cuts the power at every step of the way to a shim under the root
+// file system and back, and boots with the initramfs that the disk has then, and with
+// the one it had before: a boot loader reads an ext4 without its journal and may find
+// the older one.
+func TestUMLPersistCut(t *testing.T) {
+	g := Prepare(t, work)
+	disk := plainDisk(t, g, "")
+	boot := uml.boot(g, rootArgs, disk)
+	older, newer := g.Initrd, filepath.Join(t.TempDir(), "initrd")
+	m := Start(t, boot)
+	m.WaitUp()
+	before := m.Must(persistMaker + "cat /etc/fstab")
+	const there, back = "dmloop shim --persist /", "dmloop shim --persist / --revert"
+	for _, cut := range []struct {
+		command, stage, root string // root: what the initramfs that is on the disk mounts
+	}{
+		{there, "before", "/dev/ubda1"},
+		{there, "during", "/dev/ubda1"},
+		{there, "after", "/dev/mapper/shim-root"},
+		{there, "end", "/dev/mapper/shim-root"},
+		{back, "before", "/dev/mapper/shim-root"},
+		{back, "during", "/dev/mapper/shim-root"},
+		{back, "after", "/dev/ubda1"},
+		{back, "end", "/dev/ubda1"},
+	} {
+		t.Log(cut.command, cut.stage)
+		m.Must("rm -f /run/here; echo " + cut.stage + " >/run/stage")
+		if cut.stage == "end" {
+			m.Must(cut.command + " 2>&1")
+		} else {
+			m.Must("(" + cut.command + " >/run/persist.log 2>&1 &); for i in $(seq 3000); do [ -e /run/here ] && exit 0; sleep 0.1; done; cat /run/persist.log; exit 1")
+		}
+		m.Kill()
+		after := Copy(t, disk, filepath.Join(t.TempDir(), "copy.raw"))
+		Fsck(t, after)
+		Extract(t, after, "/boot/initrd.img-"+g.Version, newer)
+		if err := os.Remove(after); err != nil {
+			t.Fatal(err)
+		}
+		for _, initrd := range []string{older, newer} {
+			boot.Initrd = initrd
+			m = Start(t, boot)
+			m.WaitUp()
+			healthy(t, m)
+			root := m.Must("findmnt -no SOURCE /")
+			t.Logf("%s: root on %s", filepath.Base(initrd), root)
+			if initrd == newer && root != cut.root {
+				t.Errorf("the root file system is on %s, not on %s", root, cut.root)
+			}
+			if initrd == older {
+				m.PowerOff()
+			}
+		}
+		if cut.stage == "end" {
+			older = filepath.Join(t.TempDir(), "older")
+			host(t, "cp", newer, older)
+		}
+	}
+	if got := m.Must("cat /etc/fstab /etc/dmlooptab; ls /etc/dmloop/persist"); got != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", got, before)
 	}
 	m.PowerOff()
 	Fsck(t, disk)

@@ -4,6 +4,7 @@ package bootvm
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -47,7 +48,7 @@ done
 
 func TestTab(t *testing.T) { tables(t, qemu) }
 
-// TestUMLTab is the same, quicker, but for the disk that is plugged in later.
+// TestUMLTab is the same, quicker.
 func TestUMLTab(t *testing.T) { tables(t, uml) }
 
 func tables(t *testing.T, p platform) {
@@ -74,19 +75,22 @@ func tables(t *testing.T, p platform) {
 	m.WaitUp()
 	checkTab(t, m)
 	verifyUnits(t, m)
-	if p == qemu {
-		m.HotPlug(late)
-		m.Must("for i in $(seq 60); do [ -e /dev/mapper/lateimage ] && break; sleep 1; done; udevadm settle; [ -e /dev/mapper/lateimage ]")
-		contains(t, m.Must("findmnt -no SOURCE /late; dmloop list --noheadings -o NAME,STATE lateimage"), "/dev/mapper/late\n", "lateimage", "healthy")
-	}
+	m.HotPlug(late, len(boot.Disks))
+	m.Must("for i in $(seq 60); do [ -e /dev/mapper/lateimage ] && break; sleep 1; done; udevadm settle; [ -e /dev/mapper/lateimage ]")
+	contains(t, m.Must("findmnt -no SOURCE /late; dmloop list --noheadings -o NAME,STATE lateimage"), "/dev/mapper/late\n", "lateimage", "healthy")
+	checkUdev(t, m)
+	m.Must(upstreamNumbers)
 	checkUdev(t, m)
 	m.PowerOff()
 	checkShutdown(t, m.Console())
+	inOrder(t, m.Console(), "Unmounted srv-data.mount", "Stopped dmloop@data.service", "Unmounted srv.mount", "Stopped dmloop@host.service")
 	Fsck(t, data)
 	Fsck(t, root)
 	Fsck(t, late)
+	if flags := host(t, "debugfs", "-R", "stat /data.img", fmt.Sprintf("%s?offset=%d", data, partitionStart)); !strings.Contains(flags, "Flags: 0x80000\n") {
+		t.Errorf("the image is still pinned after the shutdown:\n%s", flags)
+	}
 
-	// The pins that were set for the mappings are gone with them.
 	m = Start(t, boot)
 	m.WaitUp()
 	out, _ := m.Run("systemctl stop srv-data.mount; dmloop deactivate --all; lsattr /srv/data.img; dmloop list; dmloop activate --all; dmloop activate --all; dmloop list --noheadings -o NAME | wc -l")
@@ -134,6 +138,19 @@ func verifyUnits(t *testing.T, m *Machine) {
 	t.Log(exposure)
 }
 
+// upstreamNumbers gives the rules of device-mapper the numbers that they have outside
+// of Debian.
+const upstreamNumbers = `
+cd /etc/udev/rules.d
+cp /usr/lib/udev/rules.d/55-dm.rules 10-dm.rules
+cp /usr/lib/udev/rules.d/60-persistent-storage-dm.rules 13-dm-disk.rules
+ln -s /dev/null 55-dm.rules
+ln -s /dev/null 60-persistent-storage-dm.rules
+udevadm control --reload
+udevadm trigger
+udevadm settle
+`
+
 // checkUdev: links are there when map returns and gone when unmap does, and a
 // coldplug in between loses none.
 func checkUdev(t *testing.T, m *Machine) {
@@ -167,5 +184,21 @@ func checkShutdown(t *testing.T, console string) {
 		if at := strings.Index(end, bad); at >= 0 {
 			t.Errorf("at shutdown: %s", strings.SplitN(end[max(0, at-80):], "\n", 4))
 		}
+	}
+}
+
+// colours are what systemd puts into its messages on the console.
+var colours = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")
+
+// inOrder asserts that the console shows the messages one after the other.
+func inOrder(t *testing.T, console string, messages ...string) {
+	t.Helper()
+	rest := colours.ReplaceAllString(console, "")
+	for _, message := range messages {
+		before, after, found := strings.Cut(rest, message)
+		if !found {
+			t.Errorf("%q is not on the console, or too early:\n%s", message, before)
+		}
+		rest = after
 	}
 }

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"dmloop/internal/vmtest/vm"
 )
 
@@ -93,32 +91,16 @@ func prepare(t testing.TB, dir string) *Guest {
 // cachedTree returns the tree that debian.sh makes, from the cache where it is.
 func cachedTree(t testing.TB) string {
 	t.Helper()
-	cache, err := vm.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(cache, "boot"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	tree := filepath.Join(cache, "boot", Suite)
-	lock, err := os.OpenFile(tree+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(tree); err == nil {
-		return tree
-	}
-	if err := vm.Fetch(vm.Kernel61); err != nil {
-		t.Fatal(err)
-	}
-	script := filepath.Join(t.TempDir(), "debian.sh")
-	write(t, script, debianScript, 0o755)
-	host(t, script, Suite, mirror(t), filepath.Join(cache, "kernel-"+vm.Kernel61), tree)
-	return tree
+	return cached(t, Suite, debianScript, func(script, tree string) {
+		cache, err := vm.CacheDir()
+		if err == nil {
+			err = vm.Fetch(vm.Kernel61)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		host(t, script, Suite, mirror(t), filepath.Join(cache, "kernel-"+vm.Kernel61), tree)
+	})
 }
 
 // mirror returns the archive that the machine's own package sources name.
