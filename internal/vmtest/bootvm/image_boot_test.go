@@ -27,7 +27,7 @@ func rounds(t *testing.T) int {
 }
 
 // install makes the host partition on /dev/vdb with an image in which the tree on
-// /dev/vdc is the root file system, and puts the initramfs for it on /dev/vdd.
+// /dev/vdc is the root file system, and puts the boot manifest on /dev/vdd.
 const install = `
 mkfs.%[1]s -q %[2]s /dev/vdb1
 udevadm settle
@@ -44,12 +44,13 @@ mkdir -p /root/new/host /root/new/etc/dmloop/boot
 dmloop boot save root %[3]s
 dmloop boot list
 cp /etc/dmloop/boot/root.manifest /root/new/etc/dmloop/boot/
-for d in dev proc sys; do mount --bind /$d /root/new/$d; done
-chroot /root/new update-initramfs -u -k all
-tar -C /root/new/boot -cf /dev/vdd $(cd /root/new/boot && ls initrd.img-*)
-umount /root/new/dev /root/new/proc /root/new/sys /root/new
+tar -C /etc/dmloop/boot -cf /dev/vdd root.manifest
+umount /root/new
 dmloop boot cmdline root || true
 `
+
+// hostSize is that of a disk with room for the image and a copy of it.
+const hostSize = 2400 << 20
 
 // imageGuest is a machine whose root file system is a file.
 type imageGuest struct {
@@ -65,21 +66,23 @@ func installImage(t *testing.T, p platform, fstype, mkfsOptions, saveOptions, cr
 	g := Prepare(t, work)
 	dir := t.TempDir()
 	root := plainDisk(t, g, "")
-	disk := PartitionedDisk(t, dir, "host.raw", 1400<<20)
+	disk := PartitionedDisk(t, dir, "host.raw", hostSize)
 	content := PlainFilesystem(t, dir, "content.raw", g.Tree, 900<<20)
-	handover := EmptyDisk(t, dir, "handover.raw", 128<<20)
+	handover := EmptyDisk(t, dir, "handover.raw", 16<<20)
 	m := Start(t, p.boot(g, rootArgs, root, disk, content, handover))
 	m.WaitUp()
 	t.Log(m.Must(p.script(fmt.Sprintf(install, fstype, mkfsOptions, saveOptions, create))))
 	m.Must("systemctl stop dmloop-guard; dmsetup remove --retry root; umount /mnt; dmsetup remove --retry host; lsblk")
 	m.PowerOff()
-	host(t, "tar", "-C", dir, "-xf", handover)
-	initrds, err := filepath.Glob(filepath.Join(dir, "initrd.img-*"))
-	if err != nil || len(initrds) != 1 {
-		t.Fatal(initrds, err)
-	}
 	boot := p.boot(g, "root=/dev/mapper/root ro", disk)
-	boot.Initrd = initrds[0]
+	boot.Initrd = filepath.Join(dir, "initrd")
+	manifests := filepath.Join(g.Tree, "etc/dmloop/boot")
+	host(t, "mkdir", "-p", manifests)
+	host(t, "tar", "-C", manifests, "-xf", handover)
+	// As update-initramfs does in the guest (persist_boot_test.go), and quicker.
+	host(t, "chroot", g.Tree, "mkinitramfs", "-o", "/root/initrd", g.Version)
+	host(t, "mv", filepath.Join(g.Tree, "root/initrd"), boot.Initrd)
+	host(t, "rm", "-r", filepath.Join(g.Tree, "etc/dmloop"))
 	fsck := Fsck
 	if fstype == "xfs" {
 		fsck = xfsRepair
@@ -99,7 +102,7 @@ findmnt -no SOURCE,OPTIONS /host
 dmloop list --noheadings --raw -o NAME,STATE,PIN,GRADE,GUARD
 dmloop verify root
 (cd /host/other && sha256sum --quiet -c /host/sums) && echo others unchanged
-cat /proc/loops 2>/dev/null; losetup -a
+losetup -a
 systemctl is-active dmloop-guard getty.target`)
 	for n, line := range strings.Split(out, "\n") {
 		switch {
@@ -243,7 +246,7 @@ func xfsRepair(t testing.TB, disk string) {
 	t.Helper()
 	part := filepath.Join(t.TempDir(), "part.raw")
 	host(t, "dd", "if="+disk, "of="+part, "bs=1M", "skip=1", "conv=sparse", "status=none")
-	host(t, "truncate", "-s", strconv.FormatInt(1398<<20, 10), part)
+	host(t, "truncate", "-s", strconv.FormatInt(hostSize-2*partitionStart, 10), part)
 	host(t, "xfs_repair", "-n", "-f", part)
 	if err := os.Remove(part); err != nil {
 		t.Error(err)
@@ -252,8 +255,19 @@ func xfsRepair(t testing.TB, disk string) {
 
 // moves are ways to have an image moved, its host file system being mounted at /mnt.
 var moves = map[string]string{
-	"rewritten":    "cp /mnt/root.img /mnt/copy && mv /mnt/copy /mnt/root.img",
-	"defragmented": "fallocate -p -o 1M -l 1M /mnt/root.img && fallocate -l 300M /mnt/hole && dd if=/dev/zero of=/mnt/root.img bs=1M seek=1 count=1 conv=notrunc,fsync status=none && rm /mnt/hole",
+	"rewritten": "cp /mnt/root.img /mnt/copy && mv /mnt/copy /mnt/root.img",
+	// What a defragmenter does: 256 blocks trade places with those of another file,
+	// and their content goes along (EXT4_IOC_MOVE_EXT, fs/ext4/move_extent.c).
+	"defragmented": `python3 -c '
+import fcntl, os, struct
+image = os.open("/mnt/root.img", os.O_RDWR)
+donor = os.open("/mnt/donor", os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(donor, 0, 2 << 20)
+answer = fcntl.ioctl(image, 0xC028660F, struct.pack("IIQQQQ", 0, donor, 256, 256, 256, 0))
+assert struct.unpack("IIQQQQ", answer)[5] == 256
+os.fsync(image)
+os.unlink("/mnt/donor")
+'`,
 }
 
 // moved returns a copy of the disk in which the image was moved by another machine,
@@ -290,7 +304,7 @@ func (i imageGuest) fallsBack(t *testing.T, boot Boot) {
 	m := Start(t, boot)
 	m.WaitConsole("dmloop: root: refused: ")
 	m.WaitConsole("(initramfs)")
-	m.Type("reboot -f\n")
+	m.Type("poweroff -f\n")
 	m.WaitEnd()
 
 	boot.Append += " dmloop.fallback=loop"

@@ -84,13 +84,15 @@ func Start(t testing.TB, b Boot) *Machine {
 	return m
 }
 
-// qemuCommand boots a Debian kernel. Descriptor 3 is the agent's port.
+// qemuCommand boots a Debian kernel. Descriptor 3 is the agent's port. The kernel is to
+// end the machine when it panics, and an initramfs that would read panic= as well is to
+// give its shell.
 func qemuCommand(b Boot, monitor string) *exec.Cmd {
 	argv := []string{
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", b.Kernel, "-initrd", b.Initrd,
-		"-append", "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable " + b.Append,
+		"-append", "console=ttyS0 sysctl.kernel.panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable " + b.Append,
 		"-serial", "stdio", "-monitor", "unix:" + monitor + ",server=on,wait=off",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=bootvm",
@@ -108,7 +110,7 @@ func umlCommand(t testing.TB, b Boot, dir string) *exec.Cmd {
 	t.Helper()
 	argv := []string{
 		"mem=" + memory, "initrd=" + b.Initrd, "umid=g", "uml_dir=" + dir + "/",
-		"con=null", "con0=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "panic=-1", "bootvm=tty5",
+		"con=null", "con0=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "sysctl.kernel.panic=-1", "bootvm=tty5",
 	}
 	for i, disk := range b.Disks {
 		argv = append(argv, fmt.Sprintf("ubd%d=%s", i, disk))
