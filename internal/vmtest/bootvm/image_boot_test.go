@@ -50,7 +50,7 @@ dmloop boot cmdline root || true
 `
 
 // hostSize is that of a disk with room for the image and a copy of it.
-const hostSize = 2400 << 20
+const hostSize = 1300 << 20
 
 // imageGuest is a machine whose root file system is a file.
 type imageGuest struct {
@@ -67,7 +67,7 @@ func installImage(t *testing.T, p platform, fstype, mkfsOptions, saveOptions, cr
 	dir := t.TempDir()
 	root := plainDisk(t, g, "")
 	disk := PartitionedDisk(t, dir, "host.raw", hostSize)
-	content := PlainFilesystem(t, dir, "content.raw", g.Tree, 900<<20)
+	content := PlainFilesystem(t, dir, "content.raw", g.Tree, 512<<20)
 	handover := EmptyDisk(t, dir, "handover.raw", 16<<20)
 	m := Start(t, p.boot(g, rootArgs, root, disk, content, handover))
 	m.WaitUp()

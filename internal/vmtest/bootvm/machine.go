@@ -42,8 +42,19 @@ type Boot struct {
 	Disks          []string // raw files: /dev/vda and so on, /dev/ubda in User Mode Linux
 }
 
-// Patience bounds a boot under emulation on a busy machine.
-const Patience = 20 * time.Minute
+// Patience bounds a boot on a busy machine: under emulation, and in User Mode Linux.
+const (
+	Patience    = 20 * time.Minute
+	PatienceUML = 5 * time.Minute
+)
+
+// patience is the machine's own.
+func (m *Machine) patience() time.Duration {
+	if m.uml {
+		return PatienceUML
+	}
+	return Patience
+}
 
 // memory of a machine.
 const memory = "768M"
@@ -105,12 +116,13 @@ func qemuCommand(b Boot, monitor string) *exec.Cmd {
 }
 
 // umlCommand boots the kernel that uml.sh builds. Its sixth console is the agent's
-// port: nobody logs in there.
+// port: nobody logs in there. The others are pseudo-terminals: one on /dev/null always
+// has something to be read and can keep the kernel in its signal handler for good.
 func umlCommand(t testing.TB, b Boot, dir string) *exec.Cmd {
 	t.Helper()
 	argv := []string{
 		"mem=" + memory, "initrd=" + b.Initrd, "umid=g", "uml_dir=" + dir + "/",
-		"con=null", "con0=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "sysctl.kernel.panic=-1", "bootvm=tty5",
+		"con=pts", "con0=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "sysctl.kernel.panic=-1", "bootvm=tty5",
 	}
 	for i, disk := range b.Disks {
 		argv = append(argv, fmt.Sprintf("ubd%d=%s", i, disk))
@@ -138,7 +150,7 @@ func socketPair(t testing.TB) (ours net.Conn, theirs *os.File) {
 // WaitUp waits for the agent, which starts with multi-user.target.
 func (m *Machine) WaitUp() {
 	m.t.Helper()
-	if err := m.agent.SetReadDeadline(time.Now().Add(Patience)); err != nil {
+	if err := m.agent.SetReadDeadline(time.Now().Add(m.patience())); err != nil {
 		m.t.Fatal(err)
 	}
 	line, err := m.reader.ReadString('\n')
@@ -151,7 +163,7 @@ func (m *Machine) WaitUp() {
 func (m *Machine) Run(script string) (string, int) {
 	m.t.Helper()
 	m.calls++
-	if err := m.agent.SetDeadline(time.Now().Add(Patience)); err != nil {
+	if err := m.agent.SetDeadline(time.Now().Add(m.patience())); err != nil {
 		m.t.Fatal(err)
 	}
 	fmt.Fprintf(m.agent, "%d %s\n", m.calls, base64.StdEncoding.EncodeToString([]byte(script)))
@@ -198,7 +210,7 @@ func (m *Machine) Console() string { return m.console.text() }
 // WaitConsole waits until the console has shown text.
 func (m *Machine) WaitConsole(text string) {
 	m.t.Helper()
-	for deadline := time.Now().Add(Patience); !strings.Contains(m.Console(), text); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(m.patience()); !strings.Contains(m.Console(), text); time.Sleep(200 * time.Millisecond) {
 		select {
 		case <-m.gone:
 			m.t.Fatalf("the guest ended without %q on its console", text)
@@ -222,7 +234,7 @@ func (m *Machine) WaitEnd() {
 	m.t.Helper()
 	select {
 	case <-m.gone:
-	case <-time.After(Patience):
+	case <-time.After(m.patience()):
 		m.t.Fatal("the guest did not end")
 	}
 }
