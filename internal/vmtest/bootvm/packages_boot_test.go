@@ -47,7 +47,7 @@ func packages(t *testing.T, p platform) {
 	}
 	m.Must("rm /etc/dmloop/persist/x.json; echo '# mine' >/etc/dmlooptab")
 	m.Must("dpkg --purge dmloop-initramfs dmloop 2>&1")
-	left, _ := m.Run("for f in " + strings.Join(strings.Fields(files), " ") + " /etc/dmlooptab /etc/dmloop /run/dmloop; do [ ! -e $f ] || echo left: $f; done; dpkg -l 'dmloop*' | grep -E '^(ii|rc)'; systemctl list-units --all --no-legend 'dmloop*'; find / -xdev -name '*dmloop*' -not -path '/root/*' -not -path '/var/log/*' -not -path '/proc/*'")
+	left, _ := m.Run("for f in " + strings.Join(strings.Fields(files), " ") + " /etc/dmlooptab /etc/dmloop /run/dmloop; do [ ! -e $f ] || echo left: $f; done; dpkg -l 'dmloop*' 2>/dev/null | grep -E '^(ii|rc)'; systemctl list-units --all --no-legend 'dmloop*'; find / -xdev -name '*dmloop*' -not -path '/root/*' -not -path '/var/log/*' -not -path '/proc/*'")
 	if strings.TrimSpace(left) != "" {
 		t.Errorf("after the purge:\n%s", left)
 	}
