@@ -54,6 +54,9 @@ func (o outcome) refused() bool {
 	return strings.HasPrefix(o.call, "refused") || strings.HasPrefix(o.call, "map refused")
 }
 
+// done reports whether the attack went through, as far as it knows.
+func (o outcome) done() bool { return o.call == "done" }
+
 // usualCells are tried when DMLOOP_MATRIX does not say which; "." is all of them,
 // some minutes in an emulated guest.
 const usualCells = `^running (pinned|unsafe) (chattr -i, then )?(write|truncate\(2\) down by path|unlink|rename away|reflink from|` +
@@ -159,7 +162,7 @@ func listed(list, word string) bool {
 func (h *matrixHost) try(t *testing.T, c cell) outcome {
 	t.Helper()
 	out := outcome{cell: c}
-	if h.target == nil || h.target.unsafe != c.unsafe || c.guard != guardRunning || c.attack.still || c.attack.older {
+	if h.target == nil || h.target.unsafe != c.unsafe || c.attack.still || c.attack.older {
 		h.release(t)
 		if refusal := h.prepare(t, c); refusal != "" {
 			out.grade, out.call, out.result = cmp.Or(h.grades[c.unsafe], "-"), "map "+refusal, "untouched"
@@ -174,7 +177,7 @@ func (h *matrixHost) try(t *testing.T, c cell) outcome {
 	h.settle(t, c, done, &out)
 	stolen := h.stolen(t, c)
 	h.judge(t, c, &out)
-	if out.refused() && out.result == "untouched" && c.guard == guardRunning && !c.attack.still {
+	if !out.done() && out.result == "untouched" && !c.attack.still {
 		out.foreign = w.foreign.Load()
 		return out
 	}

@@ -32,8 +32,11 @@ type histogram struct {
 	n      uint64
 }
 
+// denialOpen is the kind of denials that the gate makes: of an open.
+const denialOpen = "open"
+
 func newCounters() *counters {
-	c := &counters{checks: map[bool]*histogram{}, denials: map[string]uint64{"open": 0}, stops: map[string]uint64{}}
+	c := &counters{checks: map[bool]*histogram{}, denials: map[string]uint64{denialOpen: 0}, stops: map[string]uint64{}}
 	for _, full := range []bool{false, true} {
 		c.checks[full] = &histogram{counts: make([]uint64, len(buckets)+1)}
 	}
@@ -64,7 +67,11 @@ func (c *counters) stopped(reason guard.Kind, state guard.State) {
 // Metrics implements guardrpc.Handler: Prometheus' text format, version 0.0.4.
 func (d *Daemon) Metrics(context.Context) (string, error) {
 	var b strings.Builder
-	d.counts.write(&b)
+	var unlogged uint64
+	if d.gate != nil {
+		unlogged = d.gate.Missed()
+	}
+	d.counts.write(&b, unlogged)
 	states := map[guard.State]int{guard.Healthy: 0, guard.Weakened: 0, guard.Stale: 0, guard.Failed: 0, guard.Suspended: 0}
 	d.mu.Lock()
 	for _, m := range d.mappings {
@@ -83,7 +90,8 @@ func (d *Daemon) Metrics(context.Context) (string, error) {
 	return b.String(), nil
 }
 
-func (c *counters) write(b *strings.Builder) {
+// write adds the counters; unlogged denials are those that nobody had time to take note of.
+func (c *counters) write(b *strings.Builder, unlogged uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	head(b, "dmloop_guard_check_seconds", "histogram", "Time that checks took; full ones read the whole layout.")
@@ -99,7 +107,11 @@ func (c *counters) write(b *strings.Builder) {
 	}
 	head(b, "dmloop_guard_denials_total", "counter", "Accesses to images that were denied to others.")
 	for _, k := range sortedKeys(c.denials) {
-		fmt.Fprintf(b, "dmloop_guard_denials_total{kind=%q} %d\n", k, c.denials[k])
+		n := c.denials[k]
+		if k == denialOpen {
+			n += unlogged
+		}
+		fmt.Fprintf(b, "dmloop_guard_denials_total{kind=%q} %d\n", k, n)
 	}
 	head(b, "dmloop_guard_differences_total", "counter", "Mappings found different, by reason and what became of them.")
 	for _, k := range sortedKeys(c.stops) {

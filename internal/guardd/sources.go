@@ -137,7 +137,7 @@ func (d *Daemon) logDenials() {
 			}
 		}
 		d.mu.Unlock()
-		d.counts.denied("open")
+		d.counts.denied(denialOpen)
 		earned := int(time.Since(last) / denialPause)
 		last = last.Add(time.Duration(earned) * denialPause)
 		if credit = min(credit+earned, denialBurst); credit == 0 {
