@@ -274,7 +274,7 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before man
 // of the mapping is not.
 func (s *System) notReleased(m manifest.Manifest, err error) error {
 	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
-		Hint: "it stays listed; the next dmloop command tries again"}
+		Hint: "it stays listed; the guard or the next dmloop command tries again"}
 }
 
 // unmapOrphan removes a live device of dmloop that no record names, and reports

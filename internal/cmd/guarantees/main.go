@@ -57,11 +57,44 @@ type row struct{ fs, grade, guard, attack string }
 type results struct {
 	rows    []row
 	cells   map[row]map[string]string // kernel -> what happened
+	sums    map[string]*sum           // file system -> all its cells
 	latency []string
 }
 
+// sum counts the cells of a file system. A cell that was run twice counts once, as
+// what it was the last time.
+type sum struct{ cells map[string]cell }
+
+type cell struct {
+	refused, torn, written bool
+	guarded                bool // pinned, with a running guard
+}
+
+// String is the sentence above a table.
+func (s *sum) String() string {
+	var refused, torn, harmless, written, guarded int
+	for _, c := range s.cells {
+		switch {
+		case c.refused:
+			refused++
+		case c.torn:
+			torn++
+		default:
+			harmless++
+		}
+		if c.written {
+			written++
+			if c.guarded {
+				guarded++
+			}
+		}
+	}
+	return fmt.Sprintf("%d cells: %d refused, %d allowed and harmless, %d torn down. Blocks of others were written in %d of them, "+
+		"%d of these with a pinned image and a running guard.", len(s.cells), refused, harmless, torn, written, guarded)
+}
+
 func read(in io.Reader) (results, error) {
-	r := results{cells: map[row]map[string]string{}}
+	r := results{cells: map[row]map[string]string{}, sums: map[string]*sum{}}
 	scanner := bufio.NewScanner(in)
 	for scanner.Scan() {
 		f := strings.Split(strings.TrimSpace(scanner.Text()), "|")
@@ -73,6 +106,14 @@ func read(in io.Reader) (results, error) {
 				r.rows = append(r.rows, key)
 			}
 			r.cells[key][f[1]] = outcome(f[6], f[7], f[8], f[9])
+			if r.sums[key.fs] == nil {
+				r.sums[key.fs] = &sum{cells: map[string]cell{}}
+			}
+			torn := f[7] == "torn down"
+			r.sums[key.fs].cells[strings.Join(f[1:6], "|")] = cell{
+				refused: !torn && f[6] != "done", torn: torn, written: f[9] != "0",
+				guarded: f[3] != "unsafe" && f[4] == "running",
+			}
 		case f[0] == "LATENCY" && len(f) == 7:
 			r.latency = append(r.latency, fmt.Sprintf("| %s | %s | %s | %s | %s | %s |\n", f[1], f[2], f[3], f[4], f[5], f[6]))
 		}
@@ -118,7 +159,7 @@ func (r results) markdown() string {
 		ran := slices.DeleteFunc(slices.Clone(kernels), func(k string) bool {
 			return !slices.ContainsFunc(rows, func(x row) bool { return r.cells[x][k] != "" })
 		})
-		fmt.Fprintf(&b, "### %s\n\n| attack | grade | guard | %s |\n|---|---|---|%s\n", fs, strings.Join(ran, " | "), strings.Repeat("---|", len(ran)))
+		fmt.Fprintf(&b, "### %s\n\n%s\n\n| attack | grade | guard | %s |\n|---|---|---|%s\n", fs, r.sums[fs], strings.Join(ran, " | "), strings.Repeat("---|", len(ran)))
 		for _, x := range rows {
 			fmt.Fprintf(&b, "| %s | %s | %s |", x.attack, x.grade, x.guard)
 			for _, k := range ran {

@@ -31,6 +31,8 @@ LATENCY|uml|image truncated|200|1ms|2ms|3ms
 	}
 	want := "before\n" + begin + `### ext4
 
+3 cells: 1 refused, 1 allowed and harmless, 1 torn down. Blocks of others were written in 1 of them, 1 of these with a pinned image and a running guard.
+
 | attack | grade | guard | uml | new |
 |---|---|---|---|---|
 | write | kernel | running | refused: EPERM | done; torn down after 12ms; **3 blocks of others written** |
