@@ -37,9 +37,20 @@ func (j job) fio(dev string, offset, size int64) float64 {
 
 const imageSize = 256 << 20
 
-// againstBase compares a mapped image with the very blocks of the disk below it.
+// againstBase compares a mapped image with the very blocks of the disk below it. In
+// qemu the first disk is as quick as the emulated processor, which is all that is
+// measured then; the goal is about the third.
 func (b *bed) againstBase() {
-	defer b.host(b.disks[0])()
+	if b.kernel == "uml" {
+		b.baseOn("", b.disks[0], 0.97)
+		return
+	}
+	b.baseOn("disk in memory, ", b.disks[0], 0)
+	b.baseOn("", b.disks[2], 0.97)
+}
+
+func (b *bed) baseOn(name, disk string, goal float64) {
+	defer b.host(disk)()
 	file := b.path("image.img")
 	must(b.program, "create", file, fmt.Sprint(imageSize))
 	at, length, below := b.largest(must(b.program, "table", file))
@@ -53,8 +64,8 @@ func (b *bed) againstBase() {
 	} {
 		us, them := b.sample(
 			func() float64 { return j.fio(dev, at, length) },
-			func() float64 { return j.fio(b.disks[0], below, length) })
-		b.report(row{What: "mapped / base device: " + j.name, Ours: us, Theirs: them, Unit: "kIOPS", Goal: 0.97})
+			func() float64 { return j.fio(disk, below, length) })
+		b.report(row{What: "mapped / base device: " + name + j.name, Ours: us, Theirs: them, Unit: "kIOPS", Goal: goal})
 	}
 }
 

@@ -45,7 +45,12 @@ func (b *bed) againstLosetup() {
 // where the kernel can use one, on a disk that writes zeros by itself.
 func (b *bed) againstDD() {
 	const size = 512 << 20
-	b.createOn("disk", b.disks[0], size, 0.98)
+	if b.kernel == "uml" {
+		b.createOn("disk", b.disks[0], size, 0.98)
+	} else {
+		b.createOn("disk in memory", b.disks[0], size, 0)
+		b.createOn("disk", b.disks[2], size, 0.98)
+	}
 	if b.kernel == "new" {
 		// Tiny writes and no delay: what is compared is the data sent.
 		must("modprobe", "sd_mod")

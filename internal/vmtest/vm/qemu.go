@@ -33,8 +33,14 @@ func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile s
 	}
 	for i := range c.Disks {
 		// The guest's disk need not outlive it, so no flush has to reach the host's disk.
-		argv = append(argv,
-			"-drive", fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe,discard=unmap", diskFile(dir, i), i),
+		drive := fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe,discard=unmap", diskFile(dir, i), i)
+		if i == c.Disks-1 && c.DiskIOPS > 0 {
+			drive += fmt.Sprintf(",throttling.iops-total=%d", c.DiskIOPS)
+		}
+		if i == c.Disks-1 && c.DiskMBs > 0 {
+			drive += fmt.Sprintf(",throttling.bps-total=%d", c.DiskMBs*1_000_000)
+		}
+		argv = append(argv, "-drive", drive,
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,logical_block_size=%d,physical_block_size=%d",
 				i, c.SectorSize, max(c.SectorSize, 512)))
 	}
