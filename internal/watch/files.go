@@ -12,9 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Moving blocks and changing flags raise no event, but who does it has the image open
+// before and closes it afterwards.
 const (
-	imageMask = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_OPEN | unix.IN_MOVE_SELF | unix.IN_DELETE_SELF
-	dirMask   = unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_CREATE | unix.IN_DELETE | unix.IN_DELETE_SELF |
+	imageMask = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_OPEN | unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE |
+		unix.IN_MOVE_SELF | unix.IN_DELETE_SELF
+	dirMask = unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_CREATE | unix.IN_DELETE | unix.IN_DELETE_SELF |
 		unix.IN_MOVE_SELF | unix.IN_ONLYDIR
 )
 
@@ -195,6 +198,7 @@ func maskText(mask uint32) string {
 		name string
 	}{
 		{unix.IN_MODIFY, "modify"}, {unix.IN_ATTRIB, "attrib"}, {unix.IN_OPEN, "open"},
+		{unix.IN_CLOSE_WRITE, "close-write"}, {unix.IN_CLOSE_NOWRITE, "close"},
 		{unix.IN_MOVE_SELF, "move-self"}, {unix.IN_DELETE_SELF, "delete-self"}, {unix.IN_MOVED_FROM, "moved-from"},
 		{unix.IN_MOVED_TO, "moved-to"}, {unix.IN_CREATE, "create"}, {unix.IN_DELETE, "delete"},
 		{unix.IN_UNMOUNT, "unmount"}, {unix.IN_IGNORED, "ignored"},
