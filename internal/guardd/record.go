@@ -120,7 +120,7 @@ func (r *recorder) writeAll() {
 // write changes one record, unless it is gone, is another mapping's by now, or is
 // being taken down by a command.
 func (r *recorder) write(c change) error {
-	m, err := r.store.Load(c.name)
+	m, err := r.store.Head(c.name)
 	if errors.Is(err, manifest.ErrNotFound) {
 		return nil
 	}
@@ -134,5 +134,5 @@ func (r *recorder) write(c change) error {
 		return nil
 	}
 	m.State, m.Reason = c.state, c.reason
-	return r.store.Save(m)
+	return r.store.SaveHead(m)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/dm"
@@ -212,7 +214,8 @@ type mapJob struct {
 	options      MapOptions
 	m            manifest.Manifest
 	releaseLease func()
-	denies       bool // the guard denies opens of the image by others
+	denies       bool             // the guard denies opens of the image by others
+	staged       *manifest.Staged // the record that is about to be seen; nil before and after
 }
 
 func (j *mapJob) run(ctx context.Context) error {
@@ -239,7 +242,7 @@ func (j *mapJob) run(ctx context.Context) error {
 		}
 	}
 	j.m.State = manifest.Healthy
-	return j.store.Save(j.m)
+	return j.store.SaveHead(j.m)
 }
 
 // setPins pins the file while the lease still proves that nobody else has it open,
@@ -315,7 +318,11 @@ func (j *mapJob) locateAgain() error {
 }
 
 // record saves all that is known before the device goes live.
-func (j *mapJob) record() error { return j.store.Save(j.m) }
+func (j *mapJob) record() error {
+	staged := j.staged
+	j.staged = nil
+	return staged.Commit()
+}
 
 // loadTable creates the device and gives it the table; no I/O can reach it yet.
 func (j *mapJob) loadTable() error {
@@ -328,8 +335,12 @@ func (j *mapJob) loadTable() error {
 		return err
 	}
 	j.m.Device = info.Device
+	// The record is written while the kernel reads the table: both take long when
+	// the rows are many, and nothing in it changes any more.
+	var write errgroup.Group
+	write.Go(func() (err error) { j.staged, err = j.store.Stage(j.m); return err })
 	_, err = j.conn.Load(dm.ByUUID(j.m.UUID), j.m.Table, j.m.ReadOnly)
-	return err
+	return errors.Join(err, write.Wait())
 }
 
 // proveStill reads everything once more, now that the pins hold and the kernel has
@@ -405,6 +416,11 @@ func (j *mapJob) goLive() error { return j.resume(j.conn, j.m.Name, j.m.UUID, j.
 // undo takes back what a failed run made. What it cannot take back stays recorded,
 // for the next command.
 func (j *mapJob) undo(ctx context.Context) error {
+	if j.staged != nil {
+		if err := j.staged.Discard(); err != nil {
+			return err
+		}
+	}
 	if _, err := j.store.Head(j.m.Name); errors.Is(err, manifest.ErrNotFound) {
 		return nil
 	}

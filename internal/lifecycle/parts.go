@@ -32,7 +32,7 @@ func (j *mapJob) addPartitions() error {
 	for _, p := range found {
 		part := manifest.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.number), Number: p.number}
 		j.m.Parts = append(j.m.Parts, part)
-		if err := j.store.Save(j.m); err != nil {
+		if err := j.store.SaveHead(j.m); err != nil {
 			return err
 		}
 		table, err := dmtable.Build([]dmtable.Segment{{Device: j.m.Device, Start: p.start, Length: p.length}})

@@ -134,7 +134,7 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 // device is in use: it is the mapping that it was.
 func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Manifest) error {
 	m.State, m.Reason = manifest.Healthy, ""
-	if err := store.Save(m); err != nil {
+	if err := store.SaveHead(m); err != nil {
 		return err
 	}
 	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name)
@@ -187,7 +187,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	m.State, m.Reason = manifest.Releasing, ""
-	if err := store.Save(m); err != nil {
+	if err := store.SaveHead(m); err != nil {
 		return err
 	}
 	if len(open) > 0 && (o.Force || o.Deferred) {
@@ -200,10 +200,10 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	switch {
 	case errors.As(err, &busy):
 		m.State, m.Reason = before, ""
-		return errors.Join(s.busy(busy.info, busy.err), store.Save(m))
+		return errors.Join(s.busy(busy.info, busy.err), store.SaveHead(m))
 	case (o.Deferred || o.Force) && s.removalPending(conn, m):
 		m.Reason = "the device goes when its last user closes it"
-		return store.Save(m)
+		return store.SaveHead(m)
 	case err != nil:
 		return s.notReleased(m, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 
@@ -40,15 +41,12 @@ func (m Manifest) encode(w io.Writer) error {
 	if m.headOnly {
 		return fmt.Errorf("the record of %s was read without its layout and table", m.Name)
 	}
-	m.Version = Version
-	head, err := json.Marshal(stored{
-		Manifest: m, FileSize: m.Layout.Size, Rows: len(m.Layout.Extents), Targets: len(m.Table),
-	})
+	head, err := m.encodeHead(m.Layout.Size, len(m.Layout.Extents), len(m.Table))
 	if err != nil {
-		return fmt.Errorf("encoding the record of %s: %w", m.Name, err)
+		return err
 	}
 	out := bufio.NewWriterSize(w, 64<<10)
-	out.Write(append(head, '\n')) // an error of out comes back from Flush
+	out.Write(head) // an error of out comes back from Flush
 	for _, e := range m.Layout.Extents {
 		b := strconv.AppendInt(out.AvailableBuffer(), int64(e.Logical), 10)
 		b = strconv.AppendInt(append(b, ' '), int64(e.Physical), 10)
@@ -68,6 +66,45 @@ func (m Manifest) encode(w io.Writer) error {
 		out.Write(b)
 	}
 	return out.Flush()
+}
+
+// encodeHead returns the first line of the stored form.
+func (m Manifest) encodeHead(fileSize extents.Bytes, rows, targets int) ([]byte, error) {
+	m.Version = Version
+	head, err := json.Marshal(stored{Manifest: m, FileSize: fileSize, Rows: rows, Targets: targets})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the record of %s: %w", m.Name, err)
+	}
+	return append(head, '\n'), nil
+}
+
+// replaceHead writes the stored form of m to w, with layout and table taken from
+// current, a stored record of the same mapping.
+func (m Manifest) replaceHead(w, current *os.File) error {
+	line, err := bufio.NewReader(current).ReadBytes('\n')
+	if err != nil {
+		return fmt.Errorf("not a record: its first line has no end: %w", err)
+	}
+	old, err := decodeHead(line)
+	if err != nil {
+		return err
+	}
+	sameRows := old.FileSize == m.Layout.Size && old.Rows == len(m.Layout.Extents) && old.Targets == len(m.Table)
+	if old.UUID != m.UUID || !m.headOnly && !sameRows {
+		return fmt.Errorf("the stored record of %s is another mapping's, or has another layout or table", m.Name)
+	}
+	head, err := m.encodeHead(old.FileSize, old.Rows, old.Targets)
+	if err != nil {
+		return err
+	}
+	if _, err := current.Seek(int64(len(line)), io.SeekStart); err != nil {
+		return err
+	}
+	if _, err := w.Write(head); err != nil {
+		return err
+	}
+	_, err = io.Copy(w, current) // within the kernel
+	return err
 }
 
 // decodeHead reads the first line of a record.

@@ -278,3 +278,68 @@ func TestReadersSeeWholeRecords(t *testing.T) {
 		}
 	}
 }
+
+func TestSaveHead(t *testing.T) {
+	s, dir := openStore(t)
+	m := sample("image")
+	if err := s.SaveHead(m); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a record: %v", err)
+	}
+	save(t, s, m)
+	m.State, m.Reason = Failed, "a longer reason than there was before"
+	if err := s.SaveHead(m); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("whole: %+v, %v", got, err)
+	}
+	head, err := s.Head("image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	head.State, head.Reason = Healthy, ""
+	if err := s.SaveHead(head); err != nil {
+		t.Fatal(err)
+	}
+	m.State, m.Reason = Healthy, ""
+	if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("head: %+v, %v", got, err)
+	}
+	other := m
+	other.Table = other.Table[:len(other.Table)-1]
+	if err := s.SaveHead(other); err == nil {
+		t.Error("a record with fewer rows than are stored was saved")
+	}
+	if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("after that: %+v, %v", got, err)
+	}
+	if left := files(t, dir); len(left) != 1 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestStage(t *testing.T) {
+	s, dir := openStore(t)
+	m := sample("image")
+	for _, commit := range []bool{false, true} {
+		staged, err := s.Stage(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Load("image"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("seen before it was committed: %v", err)
+		}
+		if !commit {
+			if err := staged.Discard(); err != nil || len(files(t, dir)) != 0 {
+				t.Errorf("discarded: %v, %q", err, files(t, dir))
+			}
+			continue
+		}
+		if err := staged.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+}
