@@ -62,10 +62,10 @@ func TestFullGuardSetsALostPinAgain(t *testing.T) {
 	lift()
 	vmtest.Must(t, "swapoff", img)
 	vmtest.Must(t, "kill", "-CONT", pid)
-	await(t, "the tear-down", 2*time.Second, func() bool {
+	await(t, "the tear-down", 15*time.Second, func() bool {
 		return !strings.Contains(vmtest.Run(t, "dmsetup", "table", "vol").Stdout, "linear")
 	})
-	await(t, "the record", 2*time.Second, func() bool { return state(t, "STATE") == "failed" })
+	await(t, "the record", 15*time.Second, func() bool { return state(t, "STATE") == "failed" })
 	if reason := state(t, "REASON"); !strings.Contains(reason, "swap") {
 		t.Errorf("the reason is %q", reason)
 	}

@@ -197,7 +197,7 @@ func TestBusy(t *testing.T) {
 	}
 	expect(t, 5, "map", "--no-guard", image)
 	f.Close()
-	await(t, "the end of the device", 5*time.Second, func() bool { _, err := os.Stat("/sys/block/" + filepath.Base(devNode(t, dev))); return err != nil })
+	await(t, "the end of the device", 15*time.Second, func() bool { _, err := os.Stat("/sys/block/" + filepath.Base(devNode(t, dev))); return err != nil })
 	expect(t, 0, "unmap", image) // finishes what was deferred
 	nothingLeft(t, image, other)
 
