@@ -269,6 +269,7 @@ func guardStatus(t testing.TB) guardrpc.Status {
 // moments, leaves nothing behind.
 func TestGuardSoak(t *testing.T) {
 	cycles := setting(t, "DMLOOP_SOAK_CYCLES", 60)
+	end := time.Now().Add(time.Duration(setting(t, "DMLOOP_SOAK_SECONDS", 3600)) * time.Second)
 	disk := vmtest.Disk(t, 0)
 	host := vmtest.DmsetupCreate(t, hostName, hostTable(disk))
 	vmtest.Mkfs(t, "ext4", host)
@@ -283,7 +284,9 @@ func TestGuardSoak(t *testing.T) {
 	var quiet watchCost
 	seed := setting(t, "DMLOOP_SOAK_SEED", 1)
 	random := rand.New(rand.NewPCG(uint64(seed), 2))
-	for cycle := range cycles {
+	done := 0
+	for cycle := 0; cycle < cycles && time.Now().Before(end); cycle++ {
+		done++
 		i := random.IntN(len(images))
 		name := fmt.Sprintf("soak%d", i)
 		if random.IntN(20) == 0 {
@@ -325,7 +328,7 @@ func TestGuardSoak(t *testing.T) {
 		}
 	}
 	fmt.Printf("SOAK|%s|seed %d|%d cycles|%d guards killed|%d commands killed|%d descriptors, %d marks\n",
-		vmtest.Kernel(t), seed, cycles, guards, commands, quiet.fds, quiet.marks)
+		vmtest.Kernel(t), seed, done, guards, commands, quiet.fds, quiet.marks)
 	for _, img := range images {
 		if out := vmtest.Must(t, "lsattr", img); strings.Contains(strings.Fields(out)[0], "i") {
 			t.Errorf("left immutable: %s", out)
