@@ -178,6 +178,9 @@ func (h *matrixHost) try(t *testing.T, c cell) outcome {
 	stolen := h.stolen(t, c)
 	h.judge(t, c, &out)
 	if !out.done() && out.result == "untouched" && !c.attack.still {
+		if err := os.Remove(h.path("victim")); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
 		out.foreign = w.foreign.Load()
 		return out
 	}
