@@ -26,8 +26,10 @@ func runProgram(ctx context.Context, args []string, stdout, stderr io.Writer) (i
 	if err != nil {
 		return exitGuest, err
 	}
-	fmt.Fprintf(stderr, "guest %s (%s): exit code %d, booted in %.1f s, %.1f s in all\n",
-		c.Kernel, res.Release, res.Codes[0], res.Boot.Seconds(), res.Total.Seconds())
+	if res.Codes[0] != 0 { // else the last line is the program's own
+		fmt.Fprintf(stderr, "guest %s (%s): exit code %d, booted in %.1f s, %.1f s in all\n",
+			c.Kernel, res.Release, res.Codes[0], res.Boot.Seconds(), res.Total.Seconds())
+	}
 	return res.Codes[0], nil
 }
 
