@@ -16,7 +16,7 @@ import (
 // What is written through the device is what the file holds afterwards, and the
 // other way round, on every file system and stack; nobody else's data changes.
 func TestDataPath(t *testing.T) {
-	for _, kind := range []hostKind{ext4Host, ext4Host1K, xfsHost} {
+	for _, kind := range []hostKind{ext4Host, ext4Host1K, xfsHost, xfsHost1K} {
 		for _, stack := range []string{"shim", "linear", "striped"} {
 			t.Run(kind.name+" on "+stack, func(t *testing.T) { dataPath(t, kind, stack) })
 		}

@@ -44,6 +44,7 @@ var (
 	ext4Host   = hostKind{"ext4", "ext4", []string{"-b", "4096"}} // small ones get 1 KiB
 	ext4Host1K = hostKind{"ext4-1k", "ext4", []string{"-b", "1024"}}
 	xfsHost    = hostKind{"xfs", "xfs", nil}
+	xfsHost1K  = hostKind{"xfs-1k", "xfs", []string{"-b", "size=1024"}}
 	f2fsHost   = hostKind{"f2fs", "f2fs", nil}
 	btrfsHost  = hostKind{"btrfs", "btrfs", nil}
 )
