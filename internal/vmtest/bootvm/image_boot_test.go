@@ -12,12 +12,12 @@ import (
 )
 
 // rounds is how often a machine is rebooted and how often its power is cut:
-// DMLOOP_BOOT_ROUNDS, or 2.
+// DMLOOP_BOOT_ROUNDS, or 1.
 func rounds(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("DMLOOP_BOOT_ROUNDS")
 	if text == "" {
-		return 2
+		return 1
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
