@@ -3,6 +3,7 @@
 package bootvm
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,7 @@ func packages(t *testing.T, p platform) {
 	// The triggers of initramfs-tools take minutes under emulation and are not ours.
 	m.Must("dpkg-divert --quiet --local --rename --add /usr/sbin/update-initramfs && ln -s /bin/true /usr/sbin/update-initramfs")
 	files := m.Must("dpkg -L dmloop dmloop-initramfs | while read -r f; do [ -f \"$f\" ] || [ -L \"$f\" ] && echo \"$f\"; done")
+	documented(t, strings.Fields(files))
 	m.Must("dpkg --verify dmloop dmloop-initramfs")
 	m.Must("dpkg -i " + strings.Join(g.Debs, " ") + " 2>&1")
 	if after := m.Must(guard); after == before || after == "0" {
@@ -54,6 +56,20 @@ func packages(t *testing.T, p platform) {
 	healthy(t, m)
 	m.Must("dpkg -i " + strings.Join(g.Debs, " ") + " 2>&1 && dmloop version")
 	m.PowerOff()
+}
+
+// documented asserts that docs/files.md tells of every file, or of its folder.
+func documented(t *testing.T, files []string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(moduleRoot(t), "docs/files.md"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		if docs := string(text); !strings.Contains(docs, "`"+file+"`") && !strings.Contains(docs, "`"+filepath.Dir(file)+"`") {
+			t.Errorf("docs/files.md does not tell of %s", file)
+		}
+	}
 }
 
 // TestLintian wants no errors.
