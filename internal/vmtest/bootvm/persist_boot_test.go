@@ -83,19 +83,22 @@ func persistRoot(t *testing.T, p platform) {
 	Fsck(t, data)
 }
 
-// persistMaker stands before update-initramfs in the search path and stops where the
-// test wants the power to be cut.
+// persistMaker stands in for update-initramfs: it puts in place, in the same way, what
+// that has made beforehand, in seconds, and stops where the test wants the power to be
+// cut.
 const persistMaker = `cat >/usr/local/sbin/update-initramfs <<'END'
 #!/bin/sh
-case $(cat /run/stage) in
-before) touch /run/here; sleep 1000 ;;
-during)
-	(until ls /boot/*.new >/dev/null 2>&1; do sleep 0.05; done; touch /run/here) &
-	exec /usr/sbin/update-initramfs "$@"
-	;;
-after) /usr/sbin/update-initramfs "$@"; touch /run/here; sleep 1000 ;;
-esac
-exec /usr/sbin/update-initramfs "$@"
+set -e
+stop() { [ "$(cat /run/stage)" != "$1" ] || { touch /run/here; sleep 1000; }; }
+stop before
+from=/root/initrd.without
+if grep -q x-initrd.attach /etc/dmlooptab; then from=/root/initrd.with; fi
+to=$(ls /boot/initrd.img-* | head -n 1)
+cp $from $to.new
+stop during
+mv $to.new $to
+sync
+stop after
 END
 chmod +x /usr/local/sbin/update-initramfs
 sync
@@ -107,7 +110,13 @@ sync
 // the older one.
 func TestUMLPersistCut(t *testing.T) {
 	g := Prepare(t, work)
+	table := filepath.Join(g.Tree, "etc/dmlooptab")
+	write(t, table, []byte("shim-root UUID="+rootUUID+" - shim,noauto,x-initrd.attach\n"), 0o644)
+	host(t, "chroot", g.Tree, "mkinitramfs", "-o", "/root/initrd.with", g.Version)
+	host(t, "rm", table)
+	host(t, "cp", g.Initrd, filepath.Join(g.Tree, "root/initrd.without"))
 	disk := plainDisk(t, g, "")
+	host(t, "rm", filepath.Join(g.Tree, "root/initrd.with"), filepath.Join(g.Tree, "root/initrd.without"))
 	boot := uml.boot(g, rootArgs, disk)
 	older, newer := g.Initrd, filepath.Join(t.TempDir(), "initrd")
 	m := Start(t, boot)
