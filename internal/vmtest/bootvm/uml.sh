@@ -20,9 +20,10 @@ mkdir linux
 tar -C linux --strip-components=1 -xf package/usr/src/linux-source-*.tar.xz
 cd linux
 make -s ARCH=um defconfig
-# Debug information is half of the time that a build takes.
-scripts/config -e DEBUG_INFO_NONE -d DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT -d MODULES \
-	-d NETDEVICES -d HID -d HID_SUPPORT -d INPUT -d SERIO -d INET_DIAG -d REISERFS_FS -d ISO9660_FS -d MINIX_FS \
+# Debug information is half of the time that a build takes. With stacks in vmalloc memory
+# a kernel thread now and then unmaps its own and hangs.
+scripts/config -e DEBUG_INFO_NONE -d DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT -d MODULES -d VMAP_STACK \
+	-d NETDEVICES -d HID -d HID_SUPPORT -d INPUT -d SERIO -d INET_DIAG -d REISERFS_FS -d ISO9660_FS -d MINIX_FS -d BLK_DEV_NBD -d IOSCHED_BFQ -d IO_URING -d ETHTOOL_NETLINK -d UML_NET \
 	-e MD -e BLK_DEV_DM -e DM_INIT -e DM_VERITY -e DM_CRYPT -e DM_SNAPSHOT -e DM_FLAKEY \
 	-e EXT4_FS -e EXT4_FS_POSIX_ACL -e EXT4_FS_SECURITY -e XFS_FS -e XFS_POSIX_ACL -e F2FS_FS \
 	-e BLK_DEV_LOOP -e PARTITION_ADVANCED -e MSDOS_PARTITION -e EFI_PARTITION \
