@@ -63,6 +63,7 @@ const memory = "768M"
 func Start(t testing.TB, b Boot) *Machine {
 	t.Helper()
 	dir := t.TempDir()
+	b.Append += " " + os.Getenv(AppendVariable)
 	m := &Machine{t: t, console: newConsole(t), monitor: filepath.Join(dir, "monitor"), uml: b.Kernel == "", gone: make(chan struct{})}
 	ours, theirs := socketPair(t)
 	if m.uml {
@@ -294,6 +295,9 @@ func (m *Machine) manage(command string) {
 		m.t.Fatalf("%s: %v, %q", command, err, reply[:max(n, 0)])
 	}
 }
+
+// AppendVariable names the environment variable with more kernel parameters.
+const AppendVariable = "DMLOOP_BOOT_APPEND"
 
 // LogVariable names the environment variable with a folder that keeps the consoles of
 // all machines, to be watched while they run.
