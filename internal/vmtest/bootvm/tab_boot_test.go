@@ -130,8 +130,9 @@ func checkTab(t *testing.T, m *Machine) {
 // verifyUnits has systemd itself judge what is shipped and generated.
 func verifyUnits(t *testing.T, m *Machine) {
 	t.Helper()
-	out, code := m.Run(`systemd-analyze verify --man=no /usr/lib/systemd/system/dmloop*.target /usr/lib/systemd/system/dmloop-guard.service dmloop@data.service dmloop@host.service dmloop-host@` + dataUUID + `.target dmloop-boot@x.service srv-data.mount`)
-	if code != 0 || out != "" {
+	out, code := m.Run(`systemd-analyze verify --man=no --generators=yes /usr/lib/systemd/system/dmloop*.target /usr/lib/systemd/system/dmloop-guard.service dmloop@data.service dmloop@host.service dmloop-host@` + dataUUID + `.target dmloop-boot@x.service srv-data.mount`)
+	// It runs other generators as well, and tells what those complain of.
+	if code != 0 || strings.Contains(out, "dmloop") || strings.Contains(out, "srv-data.mount") {
 		t.Errorf("systemd-analyze verify: exit code %d\n%s", code, out)
 	}
 	exposure, _ := m.Run("systemd-analyze security --no-pager dmloop-guard.service | tail -n 1; systemd-analyze security --no-pager dmloop@data.service | tail -n 1")
