@@ -144,8 +144,8 @@ func TestUMLPersistCut(t *testing.T) {
 		}
 		m.Kill()
 		after := Copy(t, disk, filepath.Join(t.TempDir(), "copy.raw"))
+		mounted(t, after, "rw", func(dir string) { host(t, "cp", filepath.Join(dir, "boot/initrd.img-"+g.Version), newer) })
 		Fsck(t, after)
-		Extract(t, after, "/boot/initrd.img-"+g.Version, newer)
 		if err := os.Remove(after); err != nil {
 			t.Fatal(err)
 		}
