@@ -10,7 +10,7 @@
 #   RUN       only tests that match, as in go test -run
 #   JOBS      guests at a time (2)
 #   V         1: show all that the guest tests print
-#   FUZZTIME  how long each fuzz target runs (5s)
+#   FUZZTIME  how long each fuzz target runs: a number of inputs with x, or a time (30000x)
 #   HOSTFS    the host file system in the demo: ext4 or xfs (ext4)
 #   TREE      the folder that the demo makes an image of (part of Go's sources)
 #   BENCH     kernels that benchmarks run on (uml,new)
@@ -28,7 +28,7 @@ PKG         ?= ./...
 RUN         ?=
 JOBS        ?= 2
 V           ?=
-FUZZTIME    ?= 5s
+FUZZTIME    ?= 30000x
 HOSTFS      ?= ext4
 TREE        ?= $(shell $(GO) env GOROOT)/src/crypto
 BENCH       ?= uml,new
@@ -102,7 +102,8 @@ test-boot: deps packages
 	$(MAKE) --no-print-directory deps PACKAGES='$(BOOT_PACKAGES)'
 	DMLOOP_BOOT_ROUNDS=$(REBOOTS) $(GO) test -tags boot -count=1 -timeout 6h -run '$(or $(RUN),$(BOOT_$(BOOT)))' $(if $(V),-v) ./internal/vmtest/bootvm
 
-# Every fuzz target for a short while.
+# Every fuzz target for a short while. A number of inputs and not a time: go test may take
+# the end of the time for a failure of the target ("context deadline exceeded").
 fuzz:
 	@set -e; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
 	for file in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
