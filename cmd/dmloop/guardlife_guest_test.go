@@ -81,7 +81,7 @@ func TestGuardComesBack(t *testing.T) {
 	if state(t, "GUARD") != "1" {
 		t.Fatal("map returned before the guard watched")
 	}
-	before := costOf(t, guardPID())
+	before := heldBy(t, guardPID())
 	for range 3 {
 		endGuard(t, "KILL")
 		if state(t, "GUARD") != "0" || state(t, "STATE") != "healthy" {
@@ -93,7 +93,7 @@ func TestGuardComesBack(t *testing.T) {
 		}
 		mustDmloop(t, "unmap", "second")
 	}
-	if after := costOf(t, guardPID()); after.fds > before.fds {
+	if after := heldBy(t, guardPID()); after.fds > before.fds {
 		t.Errorf("%d descriptors after three lives, %d in the first", after.fds, before.fds)
 	}
 	if r := dmloop(t, "guard"); r.Code != 5 || !strings.Contains(r.Stderr, "running already") {
