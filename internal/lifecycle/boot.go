@@ -94,7 +94,7 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 		return Status{}, fail(m.Name, "", err)
 	}
 	m.Device, m.State = info.Device, manifest.Healthy
-	if err := store.Save(m); err != nil {
+	if err := store.SaveHead(m); err != nil {
 		return Status{}, err
 	}
 	return Status{Name: m.Name, UUID: m.UUID, Device: "/dev/mapper/" + m.Name, MajMin: info.Device.String(), Image: m.Image.Path,

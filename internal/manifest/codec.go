@@ -81,11 +81,7 @@ func (m Manifest) encodeHead(fileSize extents.Bytes, rows, targets int) ([]byte,
 // replaceHead writes the stored form of m to w, with layout and table taken from
 // current, a stored record of the same mapping.
 func (m Manifest) replaceHead(w, current *os.File) error {
-	line, err := bufio.NewReader(current).ReadBytes('\n')
-	if err != nil {
-		return fmt.Errorf("not a record: its first line has no end: %w", err)
-	}
-	old, err := decodeHead(line)
+	old, length, err := readHead(current)
 	if err != nil {
 		return err
 	}
@@ -97,7 +93,7 @@ func (m Manifest) replaceHead(w, current *os.File) error {
 	if err != nil {
 		return err
 	}
-	if _, err := current.Seek(int64(len(line)), io.SeekStart); err != nil {
+	if _, err := current.Seek(length, io.SeekStart); err != nil {
 		return err
 	}
 	if _, err := w.Write(head); err != nil {
@@ -105,6 +101,17 @@ func (m Manifest) replaceHead(w, current *os.File) error {
 	}
 	_, err = io.Copy(w, current) // within the kernel
 	return err
+}
+
+// readHead reads the first line of a record from its beginning, and returns its length
+// in bytes. The reader is left somewhere behind it.
+func readHead(r io.Reader) (s stored, length int64, err error) {
+	line, err := bufio.NewReader(r).ReadBytes('\n')
+	if err != nil {
+		return s, 0, fmt.Errorf("not a record: its first line has no end: %w", err)
+	}
+	s, err = decodeHead(line)
+	return s, int64(len(line)), err
 }
 
 // decodeHead reads the first line of a record.

@@ -1,7 +1,6 @@
 package manifest
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -212,11 +211,7 @@ func (s *Store) Load(name string) (Manifest, error) {
 // be saved by SaveHead.
 func (s *Store) Head(name string) (Manifest, error) {
 	return s.load(name, func(f io.Reader, _ int64) (Manifest, error) {
-		line, err := bufio.NewReader(f).ReadBytes('\n')
-		if err != nil {
-			return Manifest{}, fmt.Errorf("not a record: its first line has no end: %w", err)
-		}
-		head, err := decodeHead(line)
+		head, _, err := readHead(f)
 		m := head.Manifest
 		m.headOnly = true
 		return m, err

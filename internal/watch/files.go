@@ -134,15 +134,23 @@ func (w *Files) drop(wd int32) { unix.InotifyRmWatch(w.poller.fd, uint32(wd)) }
 // read takes the events that are there. Without them the timer is all that is
 // left, so the end of the stream is told as a loss.
 func (w *Files) read(fd int) bool {
-	n, err := unix.Read(fd, w.buf)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-		return true
-	}
-	if err != nil {
+	if err := readEvents(fd, w.buf, w.event); err != nil {
 		w.hints.Lost("", "inotify: "+err.Error())
 		return false
 	}
-	buf := w.buf[:n]
+	return true
+}
+
+// readEvents takes the inotify events that are there, which may be none.
+func readEvents(fd int, buf []byte, event func(wd int32, mask uint32, name string)) error {
+	n, err := unix.Read(fd, buf)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	buf = buf[:n]
 	// struct inotify_event { __s32 wd; __u32 mask; __u32 cookie; __u32 len; char name[]; }
 	for len(buf) >= unix.SizeofInotifyEvent {
 		wd := int32(binary.NativeEndian.Uint32(buf[0:]))
@@ -153,10 +161,10 @@ func (w *Files) read(fd int) bool {
 			break
 		}
 		name, _, _ := bytes.Cut(buf[unix.SizeofInotifyEvent:end], []byte{0})
-		w.event(wd, mask, string(name))
+		event(wd, mask, string(name))
 		buf = buf[end:]
 	}
-	return true
+	return nil
 }
 
 func (w *Files) event(wd int32, mask uint32, name string) {

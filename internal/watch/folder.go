@@ -1,9 +1,6 @@
 package watch
 
 import (
-	"bytes"
-	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -36,28 +33,12 @@ func NewFolder(path string, changed func(name string)) (*Folder, error) {
 func (f *Folder) Close() error { return f.poller.close() }
 
 func readFolder(fd int, buf []byte, changed func(string)) bool {
-	n, err := unix.Read(fd, buf)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-		return true
-	}
-	if err != nil {
-		return false
-	}
-	buf = buf[:n]
-	for len(buf) >= unix.SizeofInotifyEvent { // as in Files.read
-		mask := binary.NativeEndian.Uint32(buf[4:])
-		end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(buf[12:]))
-		if end > len(buf) {
-			break
-		}
-		name, _, _ := bytes.Cut(buf[unix.SizeofInotifyEvent:end], []byte{0})
+	return readEvents(fd, buf, func(_ int32, mask uint32, name string) {
 		switch {
 		case mask&unix.IN_Q_OVERFLOW != 0:
 			changed("")
 		case mask&unix.IN_MOVED_TO != 0:
-			changed(string(name))
+			changed(name)
 		}
-		buf = buf[end:]
-	}
-	return true
+	}) == nil
 }
