@@ -8,8 +8,9 @@ import (
 // HostTag is the 9p mount tag of the host's root.
 const HostTag = "host"
 
-// processor is a plain one: each feature costs an emulated kernel time at boot.
-const processor = "Nehalem,+rdrand,+aes"
+// processor is a plain one: each feature costs an emulated kernel time at boot. The
+// kernel's code for AES multiplies without carry and does not ask whether it can.
+const processor = "Nehalem,+rdrand,+aes,+pclmulqdq"
 
 // qemuCommand returns the argument vector that boots a Debian kernel. The
 // kernel log goes to logFile, the channels to the inherited descriptors.
