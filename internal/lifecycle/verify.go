@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 
 	"dmloop/guard"
 	"dmloop/internal/manifest"
@@ -36,16 +37,52 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 	}
 	var all []Verified
 	for _, m := range records {
-		v := Verified{Name: m.Name, State: m.State, Reason: m.Reason}
-		if m.State != manifest.Releasing && m.State != manifest.Mapping && !unreadable(m) {
-			v.Findings = guard.Check(observe.Expect(m), s.observeAll(ctx, m))
-			if !m.State.Broken() {
-				v.State, v.Reason = judged(v.Findings)
-			}
+		v := s.verify(ctx, m)
+		if v.State.Broken() && !m.State.Broken() {
+			v, err = s.verifyAlone(ctx, store, v)
 		}
-		all = append(all, v)
+		switch {
+		case err == nil:
+			all = append(all, v)
+		case errors.Is(err, manifest.ErrNotFound) && len(targets) == 0:
+			err = nil // unmapped meanwhile
+		case errors.Is(err, manifest.ErrNotFound):
+			return nil, &Error{Class: NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Hint: "see: dmloop list"}
+		default:
+			return nil, err
+		}
 	}
 	return all, nil
+}
+
+// verify compares one mapping with its record.
+func (s *System) verify(ctx context.Context, m manifest.Manifest) Verified {
+	v := Verified{Name: m.Name, State: m.State, Reason: m.Reason}
+	if m.State != manifest.Releasing && m.State != manifest.Mapping && !unreadable(m) {
+		v.Findings = guard.Check(observe.Expect(m), s.observeAll(ctx, m))
+		if !m.State.Broken() {
+			v.State, v.Reason = judged(v.Findings)
+		}
+	}
+	return v
+}
+
+// verifyAlone compares once more while no other command can be changing the mapping:
+// what an unmap has half undone differs from its record too. A lock that cannot be had
+// leaves the first answer as it is, for it may be the truth.
+func (s *System) verifyAlone(ctx context.Context, store *manifest.Store, first Verified) (Verified, error) {
+	wait, cancel := context.WithTimeout(ctx, s.patience)
+	defer cancel()
+	unlock, err := store.Lock(wait)
+	if err != nil {
+		return first, ctx.Err()
+	}
+	defer unlock()
+	m, err := store.Load(first.Name)
+	if err != nil {
+		return first, err
+	}
+	return s.verify(ctx, m), nil
 }
 
 // judged is what findings say of a mapping that nobody tears down for it. What

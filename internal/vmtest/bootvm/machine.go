@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/vmtest/vm"
 )
 
 // Machine is a guest that runs.
@@ -80,12 +83,20 @@ func Start(t testing.TB, b Boot) *Machine {
 	}
 	m.cmd.Stdin, m.stdin = in, out
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := m.cmd.Start(); err != nil {
+	release := func() {}
+	if m.uml {
+		runtime.LockOSThread()
+		release, err = vm.OneCPU(m.cmd.Start)
+		runtime.UnlockOSThread()
+	} else {
+		err = m.cmd.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	in.Close()
 	theirs.Close()
-	go func() { _ = m.cmd.Wait(); close(m.gone) }()
+	go func() { _ = m.cmd.Wait(); release(); close(m.gone) }()
 	t.Cleanup(func() {
 		m.Kill()
 		out.Close()

@@ -53,10 +53,19 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 			done = true
 		}
 	}
-	wait, err := connect(cmd, c.Stdout, c.Stderr, handle)
+	pinned := func(run func() error) (func(), error) { return func() {}, run() }
+	if c.Kernel == KernelUML {
+		pinned = OneCPU
+	}
+	var wait func() error
+	release, err := pinned(func() (err error) {
+		wait, err = connect(cmd, c.Stdout, c.Stderr, handle)
+		return err
+	})
 	if err != nil {
 		return res, err
 	}
+	defer release()
 	runErr := wait()
 	res.Total = time.Since(start)
 
