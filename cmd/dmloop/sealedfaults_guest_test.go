@@ -1,0 +1,298 @@
+//go:build vmtest
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/vmtest"
+)
+
+// A sealed image that says what it is and is used as plain swap keeps its payload.
+func TestSealedUsedAsSwap(t *testing.T) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		image := h.image(t, "image.img", fmt.Sprint(4<<20+h.block(t)))
+		sum := fill(t, image, 4<<20+h.block(t), 1)
+		expect(t, 0, "seal", image)
+		vmtest.Must(t, "chmod", "600", image)
+		vmtest.Must(t, "swapon", image)
+		if r := cli("map", "--no-guard", image, "vol"); r.Code != 5 || !strings.Contains(r.Stderr, "active-swap") {
+			t.Errorf("map: exit code %d, %s", r.Code, r.Stderr)
+		}
+		if r := cli("unseal", image); r.Code != 5 || !strings.Contains(r.Stderr, "active-swap") {
+			t.Errorf("unseal: exit code %d, %s", r.Code, r.Stderr)
+		}
+		vmtest.Must(t, "swapoff", image)
+		// What the kernel paged to it, dmloop wipes when it lets go of the image.
+		page := os.Getpagesize()
+		somebodys := bytes.Repeat([]byte("secret! "), page/8)
+		if err := onFile(image, os.O_WRONLY, func(f *os.File) error { _, err := f.WriteAt(somebodys, int64(page)); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if vmtest.ChecksumFile(t, mapSealed(t, image, "vol")) != sum {
+			t.Error("the device shows something else")
+		}
+		expect(t, 0, "unmap", "vol")
+		if err := onFile(image, os.O_RDONLY, func(f *os.File) error { _, err := f.ReadAt(somebodys, int64(page)); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(somebodys, make([]byte, page)) {
+			t.Error("the page of swap is not wiped")
+		}
+		expect(t, 0, "unseal", image)
+		if vmtest.ChecksumFile(t, image) != sum {
+			t.Error("the image changed")
+		}
+	})
+}
+
+// The kernel takes so many sealed mappings and no more. The one that it has no place
+// for is refused for that reason, and is as it was.
+func TestSealedUntilTheKernelIsFull(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	var sums []string
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("i%d", i)
+		image := h.image(t, name+".img", "64K")
+		sum := fill(t, image, 64<<10, byte(i))
+		expect(t, 0, "seal", image)
+		sealed := vmtest.ChecksumFile(t, image)
+		r := cli("map", "--no-guard", image, name)
+		if r.Code == 0 {
+			t.Cleanup(func() {
+				if r := cli("unmap", name); r.Code != 0 && r.Code != 6 {
+					t.Errorf("unmap %s: %s", name, r.Stderr)
+				}
+			})
+			sums = append(sums, sum)
+			if i > 40 {
+				t.Fatal("there is no end to it")
+			}
+			continue
+		}
+		t.Logf("%d sealed mappings at once", len(sums))
+		if len(sums) < 20 {
+			t.Errorf("only %d sealed mappings at once", len(sums))
+		}
+		if r.Code != 3 || !strings.Contains(r.Stderr, "no place for one more swap file") {
+			t.Errorf("the next one: exit code %d, %s", r.Code, r.Stderr)
+		}
+		nothingLeftOf(t, image, name)
+		if vmtest.ChecksumFile(t, image) != sealed {
+			t.Error("the refused image changed")
+		}
+		// A place that becomes free is taken.
+		expect(t, 0, "unmap", "i0")
+		if vmtest.ChecksumFile(t, mapSealed(t, image, name)) != sum {
+			t.Error("the device shows something else")
+		}
+		expect(t, 0, "unmap", name)
+		break
+	}
+	for i, sum := range sums[1:] {
+		if vmtest.ChecksumFile(t, fmt.Sprintf("/dev/mapper/i%d", i+1)) != sum {
+			t.Errorf("i%d shows something else", i+1)
+		}
+	}
+	expect(t, 0, "verify")
+	expect(t, 0, "unmap", "--all")
+	nothingLeft(t)
+}
+
+// nothingLeftOf fails the test when a refused map left anything of its own.
+func nothingLeftOf(t testing.TB, image, name string) {
+	t.Helper()
+	unpinned(t, image)
+	if _, err := os.Stat("/run/dmloop/" + name + ".mapping"); err == nil {
+		t.Errorf("%s has a record", name)
+	}
+	if r := vmtest.Run(t, "dmsetup", "info", name); r.Code == 0 {
+		t.Errorf("%s has a device", name)
+	}
+	if strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image+" ") {
+		t.Errorf("the kernel holds %s", image)
+	}
+}
+
+// The host file system becomes read-only under a sealed mapping, as after an error.
+// The mapping can be removed; what holds the image cannot be released before the file
+// system is writable again, and is then, by the next command.
+func TestSealedOnReadOnlyHost(t *testing.T) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		image := h.image(t, "image.img", "1M")
+		sum := fill(t, image, 1<<20, 1)
+		expect(t, 0, "seal", image)
+		dev := mapSealed(t, image, "vol")
+		vmtest.Must(t, "sync")
+		vmtest.Must(t, "sh", "-c", "echo u > /proc/sysrq-trigger") // in the background
+		if h.kind.fstype == "btrfs" {                              // refuses even that while it has swap files
+			time.Sleep(time.Second)
+			if vmtest.Run(t, "mount", "-o", "remount,ro", h.dir).Code == 0 {
+				t.Error("the host is read-only")
+			}
+			expect(t, 0, "verify", "vol")
+			expect(t, 0, "unmap", "vol")
+			nothingLeft(t, image)
+			return
+		}
+		await(t, "the read-only host", 20*time.Second, func() bool {
+			var st unix.Statfs_t
+			return unix.Statfs(h.dir, &st) == nil && st.Flags&unix.ST_RDONLY != 0
+		})
+		expect(t, 0, "verify", "vol")
+		if vmtest.ChecksumFile(t, dev) != sum {
+			t.Error("the device shows something else")
+		}
+		sum = fill(t, dev, 1<<20, 2)
+		for range 2 {
+			r := expect(t, 1, "unmap", "vol")
+			if !strings.Contains(r.Stderr, "read-only") || !strings.Contains(r.Stderr, "pins of "+image+" are not released") {
+				t.Errorf("unmap: %s", r.Stderr)
+			}
+			if vmtest.Run(t, "dmsetup", "info", "vol").Code == 0 {
+				t.Error("the device is still there")
+			}
+			if out := expect(t, 0, "list", "-n", "--raw", "-o", "STATE,REASON", "vol").Stdout; !strings.HasPrefix(out, "releasing ") || !strings.Contains(out, "read-only") {
+				t.Errorf("list: %q", out)
+			}
+		}
+		vmtest.Must(t, "mount", "-o", "remount,rw", h.dir)
+		expect(t, 0, "unmap", "vol")
+		nothingLeft(t, image)
+		if strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image) {
+			t.Error("the kernel still holds the image")
+		}
+		expect(t, 0, "unseal", image)
+		if vmtest.ChecksumFile(t, image) != sum {
+			t.Error("what was written through the device is lost")
+		}
+	})
+}
+
+// The power goes off while a sealed image is mapped: what the disk has then is a sealed
+// image with a pin that nobody holds any more, and the next map takes it.
+func TestSealedAfterPowerCut(t *testing.T) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		image := h.image(t, "image.img", "4M")
+		fill(t, image, 4<<20, 1)
+		expect(t, 0, "seal", image)
+		sum := fill(t, mapSealed(t, image, "vol"), 4<<20, 2)
+		vmtest.Must(t, "sync")
+		after := smallDisk(t, 1)
+		vmtest.Must(t, "dd", "if="+h.dev, "of="+after, "bs=1M", "iflag=direct", "oflag=direct", "status=none")
+		expect(t, 0, "unmap", "vol")
+		vmtest.Umount(t, h.dir)
+		if h.kind.fstype == "btrfs" { // takes the copy for the same device
+			vmtest.Must(t, "wipefs", "-qa", h.dev)
+			vmtest.Must(t, "btrfs", "device", "scan", "--forget")
+		}
+		expect(t, 0, "shim", after, "after")
+		t.Cleanup(func() { vmtest.DmsetupRemove(t, "after") })
+		next := &host{kind: h.kind, dev: "/dev/mapper/after", dir: vmtest.Mount(t, "/dev/mapper/after")}
+		image = next.path("image.img")
+		if flags := vmtest.Must(t, "lsattr", image); !strings.Contains(strings.Fields(flags)[0], "i") {
+			t.Errorf("the flag is not on the disk: %s", flags)
+		}
+		expect(t, 0, "check", image)
+		if vmtest.ChecksumFile(t, mapSealed(t, image, "vol")) != sum {
+			t.Error("the device shows something else")
+		}
+		sum = fill(t, "/dev/mapper/vol", 4<<20, 3)
+		expect(t, 0, "unmap", "vol")
+		nothingLeft(t, image)
+		expect(t, 0, "unseal", image)
+		if vmtest.ChecksumFile(t, image) != sum {
+			t.Error("the image is something else")
+		}
+		next.check(t)
+	})
+}
+
+// A system that suspends to disk may choose the image's page of swap: map says so.
+func TestQemuSealedHibernation(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	expect(t, 0, "seal", image)
+	if r := expect(t, 0, "map", "--no-guard", image, "vol"); strings.Contains(r.Stderr, "suspend to disk") {
+		t.Errorf("warned without a reason: %s", r.Stderr)
+	}
+	expect(t, 0, "unmap", "vol")
+	vmtest.Must(t, "sh", "-c", "lsblk -dno MAJ:MIN "+vmtest.Disk(t, 1)+" | tr -d ' ' > /sys/power/resume")
+	if r := expect(t, 0, "map", "--no-guard", image, "vol"); !strings.Contains(r.Stderr, "suspend to disk") {
+		t.Errorf("no warning: %q", r.Stderr)
+	}
+	expect(t, 0, "unmap", "vol")
+}
+
+// map and unmap of a sealed image are killed at every system call that changes
+// something: what is left has a record, and the next command finishes or undoes it.
+func TestLongSealedKilled(t *testing.T) {
+	calls := append([]string{"swapon", "swapoff", "copy_file_range", "pwrite64"}, changing...)
+	held := func(image string) bool {
+		return strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image+" ")
+	}
+	for _, kind := range []hostKind{ext4Host, xfsHost, f2fsHost, btrfsHost} {
+		t.Run(kind.name, func(t *testing.T) {
+			h := newHost(t, kind, "shim")
+			image := h.image(t, "image.img", "1M")
+			sum := fill(t, image, 1<<20, 1)
+			expect(t, 0, "seal", image)
+			recorded := func(how string) {
+				t.Helper()
+				left := look(t, image)
+				if (left.device || left.immutable || left.mark || held(image)) && !left.record {
+					t.Errorf("%s: left without a record: %+v, held %v", how, left, held(image))
+				}
+			}
+			released := func(how string) {
+				t.Helper()
+				if left := look(t, image); left != (remains{}) || held(image) {
+					t.Errorf("%s: unmapped: %+v, held %v", how, left, held(image))
+				}
+			}
+			args := []string{"map", "--no-guard", image}
+			points(t, calls, func() []string { return args }, func(how string) {
+				t.Helper()
+				recorded(how)
+				if r := cli(args...); r.Code != 0 && (r.Code != 5 || !strings.Contains(r.Stderr, "mapped already as image")) {
+					t.Errorf("%s: the same again: exit code %d\n%s", how, r.Code, r.Stderr)
+				}
+				if left := look(t, image); left != (remains{true, true, true, true}) || !held(image) {
+					t.Errorf("%s: mapped: %+v, held %v", how, left, held(image))
+				}
+				if r := cli("verify"); r.Code != 0 || vmtest.ChecksumFile(t, "/dev/mapper/image") != sum {
+					t.Errorf("%s: verify: exit code %d\n%s", how, r.Code, r.Stdout)
+				}
+				if r := cli("unmap", image); r.Code != 0 {
+					t.Errorf("%s: unmap: exit code %d\n%s", how, r.Code, r.Stderr)
+				}
+				released(how)
+			})
+			prepare := func() []string {
+				t.Helper()
+				expect(t, 0, args...)
+				return []string{"unmap", image}
+			}
+			points(t, calls, prepare, func(how string) {
+				t.Helper()
+				recorded(how)
+				if r := cli("unmap", "image"); r.Code != 0 && r.Code != 6 {
+					t.Errorf("%s: the same again: exit code %d\n%s", how, r.Code, r.Stderr)
+				}
+				released(how)
+			})
+			expect(t, 0, "unseal", image)
+			if vmtest.ChecksumFile(t, image) != sum {
+				t.Error("the image changed")
+			}
+			nothingLeft(t, image)
+		})
+	}
+}
