@@ -42,22 +42,50 @@ func Read(f *os.File) (Layout, error) {
 }
 
 // Each is Read for who wants to see the rows one batch after the other and not to
-// keep them: the slice is used again for the next batch. An error of visit ends the
-// reading and is returned as it is.
+// keep them: the slice is used again for a later batch. The kernel is asked for the
+// next batch while visit looks at one. An error of visit ends the reading and is
+// returned as it is.
 func Each(f *os.File, visit func(rows []Extent) error) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	var refused error
-	err = eachBatch(Bytes(info.Size()), fiemap(f), func(rows []Extent, _ Bytes) error {
-		refused = visit(rows)
+	read, refused := eachAhead(Bytes(info.Size()), fiemap(f), visit)
+	if refused != nil {
 		return refused
-	})
-	if err != nil && refused == nil {
-		return fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	return err
+	if read != nil {
+		return fmt.Errorf("%s: %w", f.Name(), read)
+	}
+	return nil
+}
+
+// eachAhead runs eachBatch one batch ahead of visit, and has ended it when it returns.
+// It returns the error of reading, which came after all that was visited, and that of visit.
+func eachAhead(size Bytes, call func(buf []byte) error, visit func(rows []Extent) error) (read, refused error) {
+	batches, enough := make(chan []Extent), make(chan struct{})
+	stopped := errors.New("stopped")
+	go func() {
+		defer close(batches)
+		var kept [2][]Extent // the one that visit has, and the next
+		read = eachBatch(size, call, func(rows []Extent, _ Bytes) error {
+			kept[0], kept[1] = kept[1], append(kept[0][:0], rows...)
+			select {
+			case batches <- kept[1]:
+				return nil
+			case <-enough:
+				return stopped
+			}
+		})
+	}()
+	for rows := range batches {
+		if refused == nil {
+			if refused = visit(rows); refused != nil {
+				close(enough)
+			}
+		}
+	}
+	return read, refused
 }
 
 // Same reads the layout of f again, batch by batch, and reports whether every row

@@ -161,6 +161,39 @@ func TestEachBatch(t *testing.T) {
 	}
 }
 
+// TestEachAhead reads a batch while another is looked at, which the race detector watches.
+func TestEachAhead(t *testing.T) {
+	k := &kernel{rows: plainRows(5*batchRows + 5)}
+	size := Bytes(len(k.rows)) * 4096
+	var got []Extent
+	collect := func(rows []Extent) error { got = append(got, rows...); return nil }
+	read, refused := eachAhead(size, k.call, collect)
+	if read != nil || refused != nil || !slices.Equal(got, k.rows) {
+		t.Errorf("%d rows, %v, %v", len(got), read, refused)
+	}
+	enough := errors.New("enough")
+	k.calls, got = 0, nil
+	_, refused = eachAhead(size, k.call, func(rows []Extent) error {
+		got = append(got, rows...)
+		return enough
+	})
+	if refused != enough || k.calls > 3 || len(got) != firstRows {
+		t.Errorf("after an error: %d calls, %d rows, %v", k.calls, len(got), refused)
+	}
+	broken := errors.New("broken")
+	calls := 0
+	got = nil
+	read, refused = eachAhead(size, func(buf []byte) error {
+		if calls++; calls == 3 {
+			return broken
+		}
+		return k.call(buf)
+	}, collect)
+	if read != broken || refused != nil || !slices.Equal(got, k.rows[:firstRows+batchRows]) {
+		t.Errorf("the kernel fails: %d rows, %v, %v", len(got), read, refused)
+	}
+}
+
 func TestSameRows(t *testing.T) {
 	l := Layout{Extents: plainRows(2*batchRows + 5)}
 	l.Size = Bytes(len(l.Extents)) * 4096

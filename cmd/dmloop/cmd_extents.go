@@ -1,12 +1,15 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -56,29 +59,37 @@ func runExtents(ctx context.Context, env *cliEnv, resume bool, svg, path string)
 		fmt.Fprintln(env.stdout, offset)
 		return nil
 	}
-	list := &extentList{out: bufio.NewWriterSize(env.stdout, 1<<16), file: e, device: e.Device.String()}
+	list := &extentList{out: env.stdout, file: e, device: e.Device.String(), text: make([]byte, 0, listBuffer)}
 	list.begin, list.one, list.end = list.beginText, list.textRow, func() {}
 	switch {
 	case env.json:
 		list.begin, list.one, list.end = list.beginJSON, list.jsonRow, list.endJSON
 	case terminal(env.stdout):
-		list.width = 16
+		list.width = columnWidth
 	}
 	return list.print()
 }
+
+const columnWidth = 16 // of a number on a terminal
+
+// listBuffer is how much text is written at a time. A row is shorter than maxRow.
+const (
+	listBuffer = 1 << 16
+	maxRow     = 1 << 10
+)
 
 // extentList prints extents as they are read: a file may have millions. Nothing is
 // printed before the first of them is there, so that a file system that does not
 // tell gives an error and no heading.
 type extentList struct {
-	out        *bufio.Writer
+	out        io.Writer
 	file       *lifecycle.FileExtents
 	device     string
 	width      int // of a column; 0 for one blank between them
 	count      int
-	row        []byte
-	flags      extents.Flags // of the row before, with their text
-	names      []string
+	text       []byte        // not written yet
+	flags      extents.Flags // of the row before
+	names      string        // their names, as the rows have them
 	begin, end func()
 	one        func(extents.Extent)
 }
@@ -89,92 +100,96 @@ func (l *extentList) print() error {
 			if l.count == 0 {
 				l.begin()
 			}
-			if l.count == 0 || e.Flags != l.flags {
-				l.flags, l.names = e.Flags, e.Flags.Names()
-			}
-			l.row = l.row[:0]
 			l.one(e)
 			l.count++
-			if _, err := l.out.Write(l.row); err != nil {
-				return err
+			if len(l.text) > listBuffer-maxRow {
+				if err := l.flush(); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		_ = l.out.Flush() // what was read before is worth seeing
+		_ = l.flush() // what was read before is worth seeing
 		return err
 	}
 	if l.count == 0 {
 		l.begin()
 	}
 	l.end()
-	return l.out.Flush()
+	return l.flush()
+}
+
+func (l *extentList) flush() error {
+	_, err := l.out.Write(l.text)
+	l.text = l.text[:0]
+	return err
 }
 
 func (l *extentList) beginJSON() {
-	fmt.Fprintf(l.out, "{\"image\":%s,\"size\":%d,\"filesystem\":%s,\"extents\":[",
+	l.text = fmt.Appendf(l.text, "{\"image\":%s,\"size\":%d,\"filesystem\":%s,\"extents\":[",
 		jsonString(l.file.Path), int64(l.file.Size), jsonString(l.file.Filesystem))
 }
 
-func (l *extentList) endJSON() { l.out.WriteString("\n]}\n") }
+func (l *extentList) endJSON() { l.text = append(l.text, "\n]}\n"...) }
 
 func (l *extentList) jsonRow(e extents.Extent) {
 	if l.count > 0 {
-		l.row = append(l.row, ',')
+		l.text = append(l.text, ',')
 	}
-	l.row = append(l.row, "\n{\"logical\":"...)
-	l.row = strconv.AppendInt(l.row, int64(e.Logical), 10)
-	l.row = append(l.row, ",\"length\":"...)
-	l.row = strconv.AppendInt(l.row, int64(e.Length), 10)
-	l.row = append(l.row, ",\"physical\":"...)
-	l.row = strconv.AppendInt(l.row, int64(e.Physical), 10)
-	l.row = append(append(append(l.row, ",\"device\":\""...), l.device...), "\",\"flags\":["...)
-	for i, name := range l.names {
-		if i > 0 {
-			l.row = append(l.row, ',')
+	if l.count == 0 || e.Flags != l.flags {
+		l.flags, l.names = e.Flags, ""
+		if names := e.Flags.Names(); len(names) > 0 {
+			l.names = `"` + strings.Join(names, `","`) + `"`
 		}
-		l.row = strconv.AppendQuote(l.row, name)
 	}
-	l.row = append(l.row, "]}"...)
+	l.text = append(l.text, "\n{\"logical\":"...)
+	l.text = strconv.AppendInt(l.text, int64(e.Logical), 10)
+	l.text = append(l.text, ",\"length\":"...)
+	l.text = strconv.AppendInt(l.text, int64(e.Length), 10)
+	l.text = append(l.text, ",\"physical\":"...)
+	l.text = strconv.AppendInt(l.text, int64(e.Physical), 10)
+	l.text = append(append(append(l.text, ",\"device\":\""...), l.device...), "\",\"flags\":["...)
+	l.text = append(append(l.text, l.names...), "]}"...)
 }
 
 // beginText and textRow write columns: aligned for people, parted by one blank otherwise.
 func (l *extentList) beginText() {
 	if l.width > 0 {
-		fmt.Fprintf(l.out, "%*s %*s %*s FLAGS\n", l.width, "LOGICAL", l.width, "PHYSICAL", l.width, "LENGTH")
+		l.text = fmt.Appendf(l.text, "%*s %*s %*s FLAGS\n", l.width, "LOGICAL", l.width, "PHYSICAL", l.width, "LENGTH")
 	} else {
-		l.out.WriteString("LOGICAL PHYSICAL LENGTH DEVICE FLAGS\n")
+		l.text = append(l.text, "LOGICAL PHYSICAL LENGTH DEVICE FLAGS\n"...)
 	}
 }
 
 func (l *extentList) textRow(e extents.Extent) {
-	for _, v := range [...]extents.Bytes{e.Logical, e.Physical, e.Length} {
-		l.row = append(appendRight(l.row, int64(v), l.width), ' ')
-	}
-	if l.width == 0 {
-		l.row = append(append(l.row, l.device...), ' ')
-	}
-	for i, name := range l.names {
-		if i > 0 {
-			l.row = append(l.row, ',')
+	if l.count == 0 || e.Flags != l.flags {
+		l.flags, l.names = e.Flags, strings.Join(e.Flags.Names(), ",")
+		if l.names == "" {
+			l.names = "-"
 		}
-		l.row = append(l.row, name...)
+		if l.width == 0 {
+			l.names = l.device + " " + l.names
+		}
 	}
-	if len(l.names) == 0 {
-		l.row = append(l.row, '-')
-	}
-	l.row = append(l.row, '\n')
+	l.number(e.Logical)
+	l.number(e.Physical)
+	l.number(e.Length)
+	l.text = append(append(l.text, l.names...), '\n')
 }
 
-func appendRight(row []byte, v int64, width int) []byte {
-	var digits [20]byte
-	text := strconv.AppendInt(digits[:0], v, 10)
-	for pad := width - len(text); pad > 0; pad-- {
-		row = append(row, ' ')
+// number appends a column: v, right-aligned, and a blank.
+func (l *extentList) number(v extents.Bytes) {
+	from := len(l.text)
+	l.text = strconv.AppendInt(l.text, int64(v), 10)
+	if pad := l.width - (len(l.text) - from); pad > 0 {
+		l.text = slices.Insert(l.text, from, blanks[:pad]...)
 	}
-	return append(row, text...)
+	l.text = append(l.text, ' ')
 }
+
+var blanks = bytes.Repeat([]byte{' '}, columnWidth)
 
 func jsonString(s string) string {
 	b, err := json.Marshal(s)
