@@ -127,14 +127,15 @@ func qemuCommand(b Boot, monitor string) *exec.Cmd {
 	return exec.Command("qemu-system-x86_64", argv...)
 }
 
-// umlCommand boots the kernel that uml.sh builds. Its sixth console is the agent's
+// umlCommand boots the kernel that uml.sh builds. The second of its consoles is the
+// kernel's, and the one that an initramfs has its shell on. The sixth is the agent's
 // port: nobody logs in there. The others are pseudo-terminals: one on /dev/null always
 // has something to be read and can keep the kernel in its signal handler for good.
 func umlCommand(t testing.TB, b Boot, dir string) *exec.Cmd {
 	t.Helper()
 	argv := []string{
 		"mem=" + memory, "initrd=" + b.Initrd, "umid=g", "uml_dir=" + dir + "/",
-		"con=pts", "con0=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "sysctl.kernel.panic=-1", "bootvm=tty5",
+		"console=tty1", "con=pts", "con1=fd:0,fd:1", "con5=fd:3,fd:3", "ssl=null", "sysctl.kernel.panic=-1", "bootvm=tty5",
 	}
 	for i, disk := range b.Disks {
 		argv = append(argv, fmt.Sprintf("ubd%d=%s", i, disk))
