@@ -32,7 +32,7 @@ so on powers of 1000.`,
 				return usageError("%v", err)
 			}
 			if bytes == 0 {
-				return usageError("an image of 0 bytes cannot be mapped")
+				return errNoBytes
 			}
 			return runCreate(cmd.Context(), env, args[0], bytes)
 		},
@@ -40,6 +40,8 @@ so on powers of 1000.`,
 	jsonFlag(env, cmd)
 	return cmd
 }
+
+var errNoBytes = usageError("an image of 0 bytes cannot be mapped")
 
 func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes) error {
 	show, done := progress(env, "create")

@@ -27,13 +27,13 @@ unless given.`,
 					return usageError("the name of a mapping cannot be empty")
 				}
 			}
-			if dryRun {
+			switch {
+			case dryRun && seal:
+				return usageError("--dry-run changes nothing, so it cannot tell what would be loaded after --seal")
+			case dryRun:
 				return runPlan(cmd.Context(), env, *o, args[0])
-			}
-			if seal {
-				if err := runSeal(cmd.Context(), env, 0, args[0]); err != nil {
-					return err
-				}
+			case seal:
+				return runSealedMap(cmd.Context(), env, *o, args[0])
 			}
 			return runMap(cmd.Context(), env, *o, args[0])
 		},
@@ -67,10 +67,27 @@ func runMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path strin
 	return nil
 }
 
+// runSealedMap seals the image only when nothing else than the image can be in the
+// way of mapping it.
+func runSealedMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	if err := sys.CanMap(path, o); err != nil {
+		return err
+	}
+	if err := runSeal(ctx, env, 0, path); err != nil {
+		return err
+	}
+	return runMap(ctx, env, o, path)
+}
+
 func runPlan(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
 	sys := env.system()
 	defer sys.Close()
 	plan, err := sys.PlanMap(ctx, path, o)
+	if err == nil {
+		err = sys.CanMap(path, o)
+	}
 	if err != nil {
 		return err
 	}
@@ -120,7 +137,13 @@ func runUnmap(ctx context.Context, env *cliEnv, o lifecycle.UnmapOptions, all bo
 			targets = append(targets, st.Name)
 		}
 	}
-	return each(targets, func(t string) error { return sys.Unmap(ctx, t, o) })
+	return each(targets, func(t string) error {
+		err := sys.Unmap(ctx, t, o)
+		if all && lifecycle.ClassOf(err) == lifecycle.NotFound {
+			return nil // another command was quicker
+		}
+		return err
+	})
 }
 
 func newTableCommand(env *cliEnv) *cobra.Command {

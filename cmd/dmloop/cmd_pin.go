@@ -91,6 +91,9 @@ change to it. In place, a few pages whatever the size, and undone by unseal. A
 seal or unseal that was cut off is finished.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("create") && create == 0 {
+				return errNoBytes
+			}
 			return runSeal(cmd.Context(), env, create, args[0])
 		},
 	}

@@ -39,12 +39,11 @@ func (r reported) Error() string { return fmt.Sprintf("exit %d", exitCodes[r.cla
 
 // report prints err as users and scripts expect it and returns the exit code.
 func report(env *cliEnv, err error) int {
-	var done reported
-	if errors.As(err, &done) {
-		return exitCodes[done.class]
-	}
 	code := exitCodes[classOf(err)]
 	for _, one := range flatten(err) {
+		if errors.As(one, new(reported)) {
+			continue
+		}
 		if env.json {
 			printJSONError(env, one, exitCodes[classOf(one)])
 		} else {
@@ -56,6 +55,10 @@ func report(env *cliEnv, err error) int {
 
 // classOf gives errors of the command line parser, which have no class, their own.
 func classOf(err error) lifecycle.Class {
+	var done reported
+	if errors.As(err, &done) {
+		return done.class
+	}
 	var e *lifecycle.Error
 	if !errors.As(err, &e) && isParserError(err) {
 		return lifecycle.Usage
@@ -69,7 +72,7 @@ func classOf(err error) lifecycle.Class {
 // isParserError recognises cobra's errors, which have no type.
 func isParserError(err error) bool {
 	text := err.Error()
-	for _, begin := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires at least", "requires at most", "if any flags in the group", "invalid argument"} {
+	for _, begin := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires at least", "requires at most", "if any flags in the group", `invalid argument "`} {
 		if strings.HasPrefix(text, begin) {
 			return true
 		}

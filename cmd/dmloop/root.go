@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"regexp"
@@ -27,6 +29,9 @@ type cliEnv struct {
 // terminal reports whether w is a terminal, where progress bars and aligned
 // columns belong.
 func terminal(w io.Writer) bool {
+	if o, ok := w.(*output); ok {
+		w = o.to
+	}
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
@@ -63,13 +68,57 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 func runWith(ctx context.Context, env *cliEnv, args []string) int {
+	out := &output{to: env.stdout}
+	env.stdout = out
 	root := newRootFor(env, named(args))
 	root.SetArgs(args)
 	defer env.logKernelCalls()
-	if err := root.ExecuteContext(ctx); err != nil {
-		return report(env, err)
+	err := root.ExecuteContext(ctx)
+	if out.err != nil && !errors.Is(err, out.err) {
+		err = errors.Join(err, out.err)
 	}
-	return 0
+	if err == nil {
+		return 0
+	}
+	// The parser gives up at a wrong flag, and may not have come to this one.
+	env.json = env.json || wantsJSON(args)
+	return report(env, err)
+}
+
+// output is standard output, which remembers that something could not be written: an
+// answer that is lost or cut short is no success.
+type output struct {
+	to  io.Writer
+	err error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	if o.err != nil {
+		return 0, o.err
+	}
+	n, err := o.to.Write(b)
+	if err != nil {
+		cause := err
+		var perr *fs.PathError
+		if errors.As(err, &perr) {
+			cause = perr.Err
+		}
+		o.err = &lifecycle.Error{Class: lifecycle.Failure, Subject: "standard output", Message: "the answer cannot be written", Err: cause}
+	}
+	return n, o.err
+}
+
+// wantsJSON reports whether the flag for JSON is among the arguments.
+func wantsJSON(args []string) bool {
+	for _, a := range args {
+		switch a {
+		case "--":
+			return false
+		case "--json", "-J":
+			return true
+		}
+	}
+	return false
 }
 
 // negative is the flag parser's complaint about a negative number.

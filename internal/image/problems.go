@@ -135,6 +135,12 @@ func (f Facts) unaligned(offset, length extents.Bytes) extents.Problem {
 	p.Offset, p.Length = offset+length-rest, rest
 	p.Message = fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.block())
 	p.Hint = fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.block())
+	if offset+length < f.Size {
+		p.Hint = fmt.Sprintf("use a size limit of %d or %d", length-rest, length-rest+f.block())
+		if rest == length {
+			p.Hint = fmt.Sprintf("use a size limit of %d", f.block())
+		}
+	}
 	return p
 }
 

@@ -133,18 +133,18 @@ func TestWindow(t *testing.T) {
 		{Window{}, 8192, 8192}, {Window{Offset: 4096}, 8192, 4096}, {Window{Limit: 4096}, 8192, 4096},
 		{Window{Offset: 512, Limit: 512}, 8192, 512}, {Window{Offset: 4096, Limit: 1 << 40}, 8192, 4096}, {Window{}, 513, 513}, {Window{}, 0, 0},
 	} {
-		if got, err := c.w.of(c.size); err != nil || got != c.want {
+		if got, err := c.w.of("image", c.size); err != nil || got != c.want {
 			t.Errorf("%+v of %d: %d, %v", c.w, c.size, got, err)
 		}
 	}
-	for _, w := range []Window{{Offset: -512}, {Limit: -512}, {Offset: 1}, {Limit: 511}, {Offset: 8192}, {Offset: 1 << 62}} {
-		if got, err := w.of(8192); ClassOf(err) != Usage {
+	for _, w := range []Window{{Offset: -512}, {Limit: -512}, {Offset: 8192}, {Offset: 1 << 62}} {
+		if got, err := w.of("image", 8192); ClassOf(err) != Usage || !strings.HasPrefix(err.Error(), "image: ") {
 			t.Errorf("%+v: %d, %v", w, got, err)
 		}
 	}
 }
 
-// acceptGrade is what stands between a user and an unsafe mapping.
+// accept is what stands between a user and an unsafe mapping.
 func TestAcceptGrade(t *testing.T) {
 	for _, c := range []struct {
 		grade           pin.Grade
@@ -157,8 +157,8 @@ func TestAcceptGrade(t *testing.T) {
 		{pin.Guarded, true, true, false, true}, {pin.Guarded, false, true, false, true},
 		{pin.Unsafe, false, false, true, false}, {pin.Unsafe, true, false, false, false}, {pin.Unsafe, true, true, false, true}, {pin.Unsafe, false, true, true, true},
 	} {
-		j := &mapJob{survey: &Survey{Path: "x"}, options: MapOptions{NoGuard: c.noGuard, Unsafe: c.unsafe}, denies: c.denies}
-		err := j.acceptGrade(c.grade)
+		o := MapOptions{NoGuard: c.noGuard, Unsafe: c.unsafe}
+		err := o.accept("x", c.grade, c.denies)
 		if (err == nil) != c.want {
 			t.Errorf("%+v: %v", c, err)
 		}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
+	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -42,38 +44,103 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 		return nil, err
 	}
 	var records []manifest.Manifest
+	unknown := targets // those that no record names
 	if store != nil {
 		defer store.Close()
-		if records, err = s.records(store, targets, store.Head); err != nil {
+		if records, unknown, err = s.wanted(store, targets); err != nil {
 			return nil, err
 		}
-	} else if len(targets) > 0 {
-		return nil, &Error{Class: NotFound, Subject: targets[0], Message: "no such mapping", Hint: "see: dmloop list"}
 	}
 	conn, err := s.mapper()
 	if err != nil {
-		if len(records) == 0 {
-			return nil, nil // a kernel without device-mapper has no mappings
+		if class := ClassOf(err); len(records) > 0 || class != KernelLacks && class != NotPermitted {
+			return nil, err
 		}
-		return nil, err
+		return pick(nil, unknown) // a kernel without device-mapper has no mappings
 	}
 	found := make([]Status, 0, len(records))
 	for _, m := range records {
-		if unreadable(m) {
-			found = append(found, Status{Name: m.Name, Grade: string(pin.Unsafe), State: m.State, Reason: m.Reason})
-			continue
+		st, there := s.settled(ctx, store, conn, m)
+		switch {
+		case there:
+			found = append(found, st)
+		case len(targets) > 0:
+			return nil, noSuchMapping(m.Name)
 		}
-		found = append(found, s.status(ctx, conn, m))
 	}
-	if len(targets) == 0 {
-		orphans, err := s.orphans(conn, records)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, orphans...)
+	if len(targets) > 0 && len(unknown) == 0 {
+		return found, nil
 	}
-	return found, nil
+	orphans, err := s.orphans(store, conn)
+	if err == nil {
+		orphans, err = pick(orphans, unknown)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append(found, orphans...), nil
 }
+
+// wanted reads the records of targets, or all, and returns the targets that have none.
+func (s *System) wanted(store *manifest.Store, targets []string) (records []manifest.Manifest, unknown []string, err error) {
+	if len(targets) == 0 {
+		records, err = s.records(store, nil, store.Head)
+		return records, nil, err
+	}
+	for _, t := range targets {
+		m, err := s.find(store, t)
+		switch {
+		case err == nil:
+			records = append(records, m)
+		case ClassOf(err) == NotFound:
+			unknown = append(unknown, t)
+		default:
+			return nil, nil, err
+		}
+	}
+	return records, unknown, nil
+}
+
+// pick returns those of names, each of which has to be there, or all.
+func pick(all []Status, names []string) ([]Status, error) {
+	if len(names) == 0 {
+		return all, nil
+	}
+	var picked []Status
+	for _, n := range names {
+		i := slices.IndexFunc(all, func(st Status) bool { return slices.Contains(namesOf(n), st.Name) })
+		if i < 0 {
+			return nil, noSuchMapping(n)
+		}
+		picked = append(picked, all[i])
+	}
+	return picked, nil
+}
+
+// settled is the status of a mapping while no other command changes it: an unmap says
+// so in the record before it undoes anything, so what is seen beside a record that
+// stays the same is the mapping's own state. It reports whether the mapping is still
+// there.
+func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Conn, m manifest.Manifest) (st Status, there bool) {
+	for range settleTries {
+		if unreadable(m) {
+			return Status{Name: m.Name, Grade: string(pin.Unsafe), State: m.State, Reason: m.Reason}, true
+		}
+		st = s.status(ctx, conn, m)
+		now, err := store.Head(m.Name)
+		switch {
+		case errors.Is(err, manifest.ErrNotFound):
+			return Status{}, false
+		case err != nil, now.UUID == m.UUID && now.State == m.State && now.Reason == m.Reason && now.Grade == m.Grade:
+			return st, true
+		}
+		m = now
+	}
+	return st, true
+}
+
+// settleTries bounds how often a mapping that others keep changing is looked at.
+const settleTries = 10
 
 // records reads the records of targets with load, Store's Load or Head, or all.
 func (s *System) records(store *manifest.Store, targets []string, load func(name string) (manifest.Manifest, error)) ([]manifest.Manifest, error) {
@@ -121,12 +188,13 @@ func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest)
 		if info.Suspended && st.State == manifest.Healthy {
 			st.State, st.Reason = manifest.Suspended, "somebody suspended the device"
 		}
-	case errors.Is(err, dm.ErrNotFound) && m.State != manifest.Mapping:
-		st.State = manifest.Releasing
+	case errors.Is(err, dm.ErrNotFound) && (m.State == manifest.Mapping || m.State == manifest.Releasing):
+	case errors.Is(err, dm.ErrNotFound):
+		st.State = manifest.Failed
 		if st.Reason == "" {
-			st.Reason = "the device is gone; dmloop unmap " + m.Name + " releases the image"
+			st.Reason = "somebody removed the device; dmloop unmap " + m.Name + " releases the image"
 		}
-	case !errors.Is(err, dm.ErrNotFound):
+	default:
 		st.State, st.Reason = manifest.Stale, err.Error()
 	}
 	s.judgePins(ctx, &st, m)
@@ -177,25 +245,33 @@ func (s *System) judgeLoss(st *Status, m manifest.Manifest, now []pin.Kind, grad
 	}
 }
 
-// orphans lists live devices of dmloop that no record names.
-func (s *System) orphans(conn *dm.Conn, records []manifest.Manifest) ([]Status, error) {
-	known, unusable := map[string]bool{}, map[string]bool{}
-	for _, m := range records {
-		known[m.UUID] = true
-		if unreadable(m) {
-			unusable[m.Name] = true
-		}
-	}
+// orphans lists live devices of dmloop that no record names. A map saves its record
+// before it makes the device, so the records are read after the devices. store may be
+// nil.
+func (s *System) orphans(store *manifest.Store, conn *dm.Conn) ([]Status, error) {
 	devices, err := s.liveDevices(conn)
 	if err != nil {
 		return nil, err
+	}
+	known, unusable := map[string]bool{}, map[string]bool{}
+	if store != nil {
+		records, err := s.records(store, nil, store.Head)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range records {
+			known[m.UUID] = true
+			if unreadable(m) {
+				unusable[m.Name] = true
+			}
+		}
 	}
 	var found []Status
 	for _, d := range devices {
 		if known[d.UUID] || unusable[d.Name] {
 			continue
 		}
-		info, err := conn.Info(dm.ByUUID(d.UUID))
+		info, table, err := conn.State(dm.ByUUID(d.UUID))
 		if errors.Is(err, dm.ErrNotFound) {
 			continue
 		}
@@ -204,6 +280,7 @@ func (s *System) orphans(conn *dm.Conn, records []manifest.Manifest) ([]Status, 
 		}
 		found = append(found, Status{
 			Name: info.Name, UUID: info.UUID, Device: "/dev/mapper/" + info.Name, MajMin: info.Device.String(),
+			Size:     extents.Bytes(table.Size()) * dmtable.SectorSize,
 			ReadOnly: info.ReadOnly, Open: info.OpenCount, Grade: string(pin.Unsafe), State: manifest.Stale,
 			Reason: "no record names this device: remove it with dmloop unmap " + info.Name + " and map its image again",
 		})

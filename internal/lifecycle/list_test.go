@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -86,7 +87,7 @@ func TestListComparesWithTheKernel(t *testing.T) {
 	if fine.State != manifest.Healthy || fine.Open != 3 || fine.Device != "/dev/mapper/fine" || fine.MajMin == "" || fine.Reason != "" {
 		t.Errorf("%+v", fine)
 	}
-	if st := byName(t, all, "gone"); st.State != manifest.Releasing || st.Device != "" || st.Reason == "" {
+	if st := byName(t, all, "gone"); st.State != manifest.Failed || st.Device != "" || st.Reason == "" {
 		t.Errorf("%+v", st)
 	}
 	if st := byName(t, all, "paused"); st.State != manifest.Suspended || st.Reason == "" {
@@ -97,6 +98,128 @@ func TestListComparesWithTheKernel(t *testing.T) {
 	}
 	if st := byName(t, all, "orphan"); st.State != manifest.Stale || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "record") {
 		t.Errorf("%+v", st)
+	}
+}
+
+// changes is a guard that changes something while a list asks it, once.
+type changes struct {
+	Guard
+	change func()
+}
+
+func (c *changes) Watched(context.Context) (map[string]bool, error) {
+	if c.change != nil {
+		c.change()
+		c.change = nil
+	}
+	return nil, nil
+}
+
+func (c *changes) OpenImage(context.Context, string) (*os.File, error) { return nil, ErrNotWatched }
+
+// A list that comes between two steps of an unmap does not take what is half undone
+// for a lost pin.
+func TestListBesideAnUnmap(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	m.Pins, m.Grade = []manifest.Pin{{Kind: "immutable", Ours: true}}, "kernel" // which the unmap has just cleared
+	if err := w.store.Save(m); err != nil {
+		t.Fatal(err)
+	}
+	begun := m
+	begun.State = manifest.Releasing
+	for _, targets := range [][]string{nil, {"image"}} {
+		if err := w.store.Save(m); err != nil {
+			t.Fatal(err)
+		}
+		s := w.fresh().WithGuard(&changes{change: func() {
+			if err := w.store.Save(begun); err != nil {
+				t.Error(err)
+			}
+		}})
+		if st := byName(t, must(s.List(background(t), targets...))(t), "image"); st.State != manifest.Releasing {
+			t.Errorf("%q: %+v", targets, st)
+		}
+		if err := w.store.Save(m); err != nil {
+			t.Fatal(err)
+		}
+		s = w.fresh().WithGuard(&changes{change: func() {
+			deleteRecord(t, w, m)
+			if _, err := w.kernel.Conn().Remove(dm.ByUUID(m.UUID), dm.RemoveOptions{}); err != nil {
+				t.Error(err)
+			}
+		}})
+		all, err := s.List(background(t), targets...)
+		if len(all) != 0 || targets == nil && err != nil || targets != nil && ClassOf(err) != NotFound {
+			t.Errorf("%q: %+v, %v", targets, all, err)
+		}
+		w.mapped(t, "image", manifest.Healthy)
+		m = must(w.store.Load("image"))(t)
+		m.Pins, m.Grade = []manifest.Pin{{Kind: "immutable", Ours: true}}, "kernel"
+		begun = m
+		begun.State = manifest.Releasing
+	}
+}
+
+// A device that no record names is found by its name as well.
+func TestListOfAnOrphanByName(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	w.mapped(t, "other", manifest.Healthy)
+	deleteRecord(t, w, m)
+	all, err := w.fresh().List(background(t), "other", "image")
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	if st := byName(t, all, "image"); st.State != manifest.Stale || st.Size != 8192 {
+		t.Errorf("%+v", st)
+	}
+	if _, err := w.fresh().List(background(t), "image", "none"); ClassOf(err) != NotFound {
+		t.Errorf("%v", err)
+	}
+	gone := NewSystem(filepath.Join(t.TempDir(), "none"), nil).WithConn(w.kernel.Conn())
+	if all, err := gone.List(background(t)); err != nil || len(all) != 2 {
+		t.Errorf("without a state folder: %+v, %v", all, err)
+	}
+}
+
+// What is in the way of mapping any image is known before this one is touched.
+func TestCanMap(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	if _, err := w.kernel.Conn().Create("device", ""); err != nil {
+		t.Fatal(err)
+	}
+	free := filepath.Join(w.dir, "free")
+	if err := os.WriteFile(free, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path string
+		o    MapOptions
+		want Class // 0 for nothing in the way
+	}{
+		{free, MapOptions{}, 0},
+		{free, MapOptions{Name: "image"}, Busy},
+		{free, MapOptions{Name: "device"}, Busy},
+		{free, MapOptions{Name: "a/b"}, Usage},
+		{free, MapOptions{UUID: "zz"}, Usage},
+		{free, MapOptions{Pin: "glue"}, Usage},
+		{m.Image.Path, MapOptions{Name: "again"}, Busy},
+		{filepath.Join(w.dir, "missing"), MapOptions{}, NotFound},
+	} {
+		if err := w.fresh().CanMap(c.path, c.o); c.want == 0 && err != nil || c.want != 0 && ClassOf(err) != c.want {
+			t.Errorf("%s, %+v: %v", c.path, c.o, err)
+		}
+	}
+}
+
+// To pin a mapped image by hand would lift its pin for a moment.
+func TestPinRefusesAMappedImage(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	if _, err := w.fresh().Pin(background(t), m.Image.Path); ClassOf(err) != Busy || !strings.Contains(err.Error(), "mapped already as image") {
+		t.Errorf("%v", err)
 	}
 }
 

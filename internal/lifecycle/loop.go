@@ -74,7 +74,7 @@ func loopContent(img *image.Image, w Window) (extents.Layout, error) {
 	case st.Kind != seal.Plain:
 		return extents.Layout{}, errors.New("a seal or unseal of the image was cut off: dmloop seal finishes it")
 	}
-	length, err := w.of(content.Size)
+	length, err := w.of(img.Path(), content.Size)
 	if err != nil {
 		return extents.Layout{}, err
 	}

@@ -70,8 +70,11 @@ func newUUID(name, id string) (string, error) {
 		err = dmtable.CheckUUID(uuid)
 	}
 	if err != nil {
-		return "", &Error{Class: Usage, Subject: name, Message: "not a name or uuid for a mapping", Err: err,
-			Hint: "a name has at most 88 bytes, since the uuid holds it"}
+		e := &Error{Class: Usage, Subject: name, Message: "not a name or uuid for a mapping", Err: err}
+		if errors.As(err, new(*dmtable.NameError)) {
+			e.Hint = "a name has at most 88 bytes, since the uuid holds it"
+		}
+		return "", e
 	}
 	return uuid, nil
 }
@@ -95,14 +98,7 @@ func (s *System) Check(ctx context.Context, path string, o SurveyOptions) (*Surv
 
 // Map makes the mapping and returns what it is then.
 func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, error) {
-	name, err := mangled(path, o.Name)
-	if err != nil {
-		return Status{}, err
-	}
-	if err := o.validate(); err != nil {
-		return Status{}, err
-	}
-	uuid, err := newUUID(name, o.UUID)
+	name, uuid, err := o.request(path)
 	if err != nil {
 		return Status{}, err
 	}
@@ -151,13 +147,70 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	return s.status(ctx, conn, job.m), nil
 }
 
-// nameFree refuses a name or uuid that a mapping or another device has.
-func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name, uuid string) error {
-	if _, err := store.Head(name); err == nil {
-		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + name}
-	} else if !errors.Is(err, manifest.ErrNotFound) {
+// CanMap refuses what Map refuses whatever the image is like: a request that means
+// nothing, an image that is mapped already, a name that is taken. Without root, or
+// without device-mapper, what cannot be seen is not refused.
+func (s *System) CanMap(path string, o MapOptions) error {
+	name, uuid, err := o.request(path)
+	if err != nil {
 		return err
 	}
+	if _, err := image.Stat(path); err != nil {
+		return openError(path, err)
+	}
+	store, err := s.openStore(false)
+	if ClassOf(err) == NotPermitted {
+		s.log.Warn("not checked without root: whether the name is free", "name", name)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if store != nil {
+		defer store.Close()
+		if err := errors.Join(s.imageFree(store, path), recordFree(store, name)); err != nil {
+			return err
+		}
+	}
+	conn, err := s.mapper()
+	if err != nil {
+		return nil // Map says so
+	}
+	return deviceFree(conn, name, uuid)
+}
+
+// request returns the device-mapper name and uuid that the options ask for.
+func (o *MapOptions) request(path string) (name, uuid string, err error) {
+	if name, err = mangled(path, o.Name); err != nil {
+		return "", "", err
+	}
+	if err := o.validate(); err != nil {
+		return "", "", err
+	}
+	uuid, err = newUUID(name, o.UUID)
+	return name, uuid, err
+}
+
+// nameFree refuses a name or uuid that a mapping or another device has.
+func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name, uuid string) error {
+	if err := recordFree(store, name); err != nil {
+		return err
+	}
+	return deviceFree(conn, name, uuid)
+}
+
+func recordFree(store *manifest.Store, name string) error {
+	_, err := store.Head(name)
+	switch {
+	case err == nil:
+		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + shellWord(name)}
+	case errors.Is(err, manifest.ErrNotFound):
+		return nil
+	}
+	return err
+}
+
+func deviceFree(conn *dm.Conn, name, uuid string) error {
 	for _, ref := range []dm.Ref{dm.ByName(name), dm.ByUUID(uuid)} {
 		info, err := conn.Info(ref)
 		if err == nil {
@@ -268,25 +321,24 @@ func (j *mapJob) setPins() error {
 	}
 	grade := pin.GradeOf(evidence(j.m, inForce))
 	j.m.Grade = string(grade)
-	return j.acceptGrade(grade)
+	return j.options.accept(j.survey.Path, grade, j.denies)
 }
 
-// acceptGrade is the rule unpinnable at the moment of truth.
-func (j *mapJob) acceptGrade(grade pin.Grade) error {
-	o := j.options
+// accept is the rule unpinnable, once the grade is known.
+func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 	switch {
-	case grade == pin.Kernel, o.Unsafe, grade == pin.Guarded && !o.NoGuard && (j.denies || o.GuardLater):
+	case grade == pin.Kernel, o.Unsafe, grade == pin.Guarded && !o.NoGuard && (denies || o.GuardLater):
 		return nil
 	case grade == pin.Guarded && o.NoGuard:
-		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 			Message: "the pin has a hole that only a running guard closes (grade guarded)",
 			Hint:    "leave --no-guard away, seal the image (dmloop seal), or accept the risk with --no-guard --unsafe"}})
 	case grade == pin.Guarded:
-		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 			Message: "the pin has a hole that only a guard closes, and this kernel cannot deny opens (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
 			Hint:    "seal the image (dmloop seal), or accept the risk with --unsafe"}})
 	}
-	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+	return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: "nothing that is in force keeps the blocks in place (grade unsafe)",
 		Hint:    "use --pin=auto, seal the image (dmloop seal), or accept the risk with --unsafe"}})
 }

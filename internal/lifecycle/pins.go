@@ -36,13 +36,18 @@ func (v *Survey) unpinnable() *extents.Problem {
 	return nil
 }
 
-// Pin pins the image at path by hand, as map would, and leaves it pinned.
+// Pin pins the image at path by hand, as map would, and leaves it pinned. It refuses
+// while the image is mapped.
 func (s *System) Pin(ctx context.Context, path string) ([]string, error) {
-	_, unlock, err := s.lockStore(ctx)
+	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	// To change whose the pin is, it would have to be lifted for a moment.
+	if err := s.imageFree(store, path); err != nil {
+		return nil, err
+	}
 	img, err := s.openImage(ctx, path)
 	if err != nil {
 		return nil, err

@@ -29,14 +29,7 @@ type MapPlan struct {
 // without changing anything. It needs neither root nor device-mapper as far as the
 // answer can be had without them.
 func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPlan, error) {
-	name, err := mangled(path, o.Name)
-	if err != nil {
-		return nil, err
-	}
-	if err := o.validate(); err != nil {
-		return nil, err
-	}
-	uuid, err := newUUID(name, o.UUID)
+	name, uuid, err := o.request(path)
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +43,9 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
 	p.Grade = pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
 		InForce: pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)), Proof: true})
+	if err := o.accept(path, p.Grade, true); err != nil { // only the guard can tell that it cannot deny opens
+		return nil, err
+	}
 	p.Status = Status{
 		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly, Extents: len(v.Layout.Extents),
 		Grade: string(p.Grade), State: manifest.Mapping, Guard: !o.NoGuard,

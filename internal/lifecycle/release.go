@@ -306,7 +306,11 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 			return m, err
 		}
 	}
-	return manifest.Manifest{}, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
+	return manifest.Manifest{}, noSuchMapping(target)
+}
+
+func noSuchMapping(target string) error {
+	return &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
 }
 
 // namesOf lists the device names that a user may mean: the word as it is, as `list`

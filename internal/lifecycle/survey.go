@@ -25,15 +25,13 @@ type Window struct {
 	Offset, Limit extents.Bytes
 }
 
-// of returns the window's length in an image of size bytes.
-func (w Window) of(size extents.Bytes) (extents.Bytes, error) {
+// of returns the window's length in the image at path, of size bytes.
+func (w Window) of(path string, size extents.Bytes) (extents.Bytes, error) {
 	switch {
 	case w.Offset < 0 || w.Limit < 0:
-		return 0, &Error{Class: Usage, Message: "offset and size limit cannot be negative"}
-	case w.Offset%dmtable.SectorSize != 0 || w.Limit%dmtable.SectorSize != 0:
-		return 0, &Error{Class: Usage, Message: "offset and size limit must be multiples of 512 bytes"}
+		return 0, &Error{Class: Usage, Subject: path, Message: "offset and size limit cannot be negative"}
 	case size > 0 && w.Offset >= size:
-		return 0, &Error{Class: Usage, Message: fmt.Sprintf("offset %d lies behind the image's %d bytes", w.Offset, size)}
+		return 0, &Error{Class: Usage, Subject: path, Message: fmt.Sprintf("offset %d lies behind the image's %d bytes", w.Offset, size)}
 	}
 	length := size - w.Offset
 	if w.Limit > 0 && w.Limit < length {
@@ -88,7 +86,7 @@ func (s *System) survey(img *image.Image, path string, o SurveyOptions) (v *Surv
 			return v, release, err
 		}
 	}
-	if v.Length, err = o.Window.of(v.Content); err != nil {
+	if v.Length, err = o.Window.of(path, v.Content); err != nil {
 		return v, release, err
 	}
 	v.Problems = append(v.Problems, v.Facts.Problems(o.Window.Offset, v.Length)...)
@@ -217,19 +215,32 @@ func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o Surv
 	if problem != nil {
 		return append(problems, *problem), nil
 	}
-	window, err := content.Window(o.Window.Offset, v.Length)
+	from, length := v.wholeBlocks(o.Window.Offset)
+	if length == 0 {
+		return problems, nil
+	}
+	window, err := content.Window(from, length)
 	if err != nil {
 		return problems, err
 	}
 	segments, problems := stack.Resolve(window)
 	if len(problems) > 0 {
-		return shift(problems, o.Window.Offset), nil
+		return shift(problems, from), nil
 	}
 	if v.Table, err = dmtable.Build(segments); err != nil {
 		return nil, err
 	}
 	problems, err = s.overlaps(conn, v, segments)
-	return shift(problems, o.Window.Offset), err
+	return shift(problems, from), err
+}
+
+// wholeBlocks returns the whole blocks of the window that begins at offset: all of it,
+// unless the rule size-unaligned is broken, which says so itself.
+func (v *Survey) wholeBlocks(offset extents.Bytes) (from, length extents.Bytes) {
+	block := max(v.Facts.BlockSize, dmtable.SectorSize)
+	end := (offset + v.Length) / block * block
+	from = (offset + block - 1) / block * block
+	return from, max(end-from, 0)
 }
 
 // overlaps compares the segments with every live mapping, but for those that the

@@ -26,7 +26,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 	}
 	if store == nil {
 		if len(targets) > 0 {
-			return nil, &Error{Class: NotFound, Subject: targets[0], Message: "no such mapping", Hint: "see: dmloop list"}
+			return nil, noSuchMapping(targets[0])
 		}
 		return nil, nil
 	}
