@@ -92,6 +92,14 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer lock.Close()
+	// Before it watches anything: a guard that cannot do all it was asked for does nothing.
+	metrics, err := listenMetrics(c.Metrics)
+	if err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	if metrics != nil {
+		defer metrics.Close()
+	}
 	spare(c.Log)
 	d := &Daemon{
 		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
@@ -110,12 +118,8 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	if c.Metrics != "" {
-		stop, err := d.serveMetrics(c.Metrics)
-		if err != nil {
-			return errors.Join(err, listener.Close())
-		}
-		defer stop()
+	if metrics != nil {
+		defer d.serveMetrics(metrics)()
 	}
 	d.running.Go(func() { d.tend(inner, cancel) })
 	if c.Finish != nil {

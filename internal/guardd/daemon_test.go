@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -371,6 +373,40 @@ func TestMetricsStayLocal(t *testing.T) {
 			t.Errorf("%s: %v", where, err)
 			continue
 		}
-		defer l.Close()
+		if unixListener, ok := l.(*net.UnixListener); ok { // as a killed guard leaves it
+			unixListener.SetUnlinkOnClose(false)
+		}
+		l.Close()
 	}
+	live, err := net.Listen("unix", filepath.Join(t.TempDir(), "live.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	for _, path := range []string{live.Addr().String(), file(t, "precious"), t.TempDir()} {
+		if l, err := listenMetrics("unix:" + path); err == nil {
+			l.Close()
+			t.Errorf("metrics are served on %s", path)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("what was at %s is gone: %v", path, err)
+		}
+	}
+}
+
+// A guard that cannot serve its metrics has touched nothing before it says so.
+func TestMetricsInTheWay(t *testing.T) {
+	err := Run(t.Context(), Config{Dir: filepath.Join(t.TempDir(), "state"), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Metrics: "unix:" + file(t, "precious")})
+	if err == nil || !strings.Contains(err.Error(), "metrics") {
+		t.Errorf("%v", err)
+	}
+}
+
+func file(t *testing.T, text string) string {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

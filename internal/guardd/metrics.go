@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"sort"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"dmloop/guard"
 	"dmloop/internal/manifest"
@@ -135,9 +138,18 @@ func sortedKeys[K ~string, V any](m map[K]V) []K {
 // listenMetrics opens "unix:PATH", or "ADDRESS:PORT" where ADDRESS is a loopback
 // address: the metrics name images and are nobody else's business.
 func listenMetrics(where string) (net.Listener, error) {
+	if where == "" {
+		return nil, nil
+	}
 	if path, ok := strings.CutPrefix(where, "unix:"); ok {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
+		// A socket that nobody listens on is an earlier guard's. Anything else is
+		// somebody's, and in the way.
+		if conn, err := net.Dial("unix", path); err == nil {
+			conn.Close()
+		} else if info, serr := os.Lstat(path); serr == nil && info.Mode().Type() == fs.ModeSocket && errors.Is(err, unix.ECONNREFUSED) {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
 		}
 		l, err := net.Listen("unix", path)
 		if err != nil {
@@ -156,16 +168,12 @@ func listenMetrics(where string) (net.Listener, error) {
 }
 
 // serveMetrics answers GET /metrics until stop is called.
-func (d *Daemon) serveMetrics(where string) (stop func(), err error) {
-	l, err := listenMetrics(where)
-	if err != nil {
-		return nil, fmt.Errorf("metrics: %w", err)
-	}
+func (d *Daemon) serveMetrics(l net.Listener) (stop func()) {
 	ctx, stop := context.WithCancel(context.Background())
 	d.running.Go(func() {
 		if err := servePage(ctx, l, "/metrics", d.Metrics); err != nil {
 			d.Log.Error("metrics are no longer served", "error", err)
 		}
 	})
-	return stop, nil
+	return stop
 }

@@ -74,11 +74,16 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 }
 
 // OpenImage returns a read-only descriptor of a watched image, which an open of
-// the path would not give. A path that no mapping was made of is KindNotFound.
+// the path would not give. A path that no mapping was made of is KindNotFound, and so
+// is one that leads to another file here than where the guard runs.
 func (c *Client) OpenImage(ctx context.Context, path string) (*os.File, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return nil, err
+	abs := path
+	if !filepath.IsAbs(path) {
+		dir, err := os.Getwd()
+		if err != nil {
+			return nil, err
+		}
+		abs = dir + "/" + path // uncleaned: what .. leaves may be a symbolic link
 	}
 	_, f, err := c.call(ctx, request{Op: opOpen, Path: abs}, nil)
 	if err != nil {
@@ -88,11 +93,25 @@ func (c *Client) OpenImage(ctx context.Context, path string) (*os.File, error) {
 		return nil, errShort
 	}
 	defer f.Close()
+	if other(path, f) {
+		return nil, Errorf(KindNotFound, "%s is another file here", abs)
+	}
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, fmt.Errorf("the descriptor of %s: %w", abs, err)
 	}
 	return os.NewFile(uintptr(fd), abs), nil
+}
+
+// other reports whether the path leads to something else than f. What leads nowhere
+// is nothing else: the image may have been moved since it was mapped.
+func other(path string, f *os.File) bool {
+	here, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	there, err := f.Stat()
+	return err != nil || !os.SameFile(here, there)
 }
 
 // Status returns what the guard knows of itself and its mappings.

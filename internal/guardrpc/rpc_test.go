@@ -22,6 +22,7 @@ import (
 type fakeHandler struct {
 	mu       sync.Mutex
 	image    *os.File // what Open gives
+	opened   string   // the path that Open was asked for
 	prepared []*os.File
 	closed   []int
 	wait     chan struct{} // Check waits for it
@@ -45,9 +46,10 @@ func (h *fakeHandler) Add(_ context.Context, _ *Session, name string) (MappingSt
 
 func (h *fakeHandler) Drop(context.Context, string) error { return nil }
 
-func (h *fakeHandler) Open(context.Context, string) (*os.File, error) {
+func (h *fakeHandler) Open(_ context.Context, path string) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.opened = path
 	fd, err := unix.FcntlInt(h.image.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	return os.NewFile(uintptr(fd), h.image.Name()), err
 }
@@ -184,6 +186,53 @@ func TestCalls(t *testing.T) {
 	close(h.wait)
 	if _, err := c.Check(ctx, "vol"); !errors.As(err, &refused) || refused.Kind != KindFailed || refused.Message != "plain error" {
 		t.Errorf("Check: %v", err)
+	}
+}
+
+// The guard's descriptor is taken only for the file that the path leads to here, and a
+// path is not shortened by its words: before .. there may be a symbolic link.
+func TestOpenImageIsTheFileOfThePath(t *testing.T) {
+	dir, h := serve(t)
+	c := dial(t, dir)
+	work := t.TempDir()
+	t.Chdir(work)
+	for _, name := range []string{"a/image", "b/image"} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll("b/deep", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../b/deep", "a/link"); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open("b/image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	h.image = f
+	h.mu.Unlock()
+	for path, want := range map[string]bool{
+		"b/image": true, "a/image": false, "a/link/../image": true, work + "/a/link/../image": true, "moved": true,
+	} {
+		got, err := c.OpenImage(t.Context(), path)
+		var refused *Error
+		switch {
+		case want && err != nil, !want && (!errors.As(err, &refused) || refused.Kind != KindNotFound):
+			t.Errorf("%s: %v", path, err)
+		case want:
+			got.Close()
+		}
+		h.mu.Lock()
+		if asked := h.opened; asked != path && asked != work+"/"+path {
+			t.Errorf("for %s the guard was asked for %s", path, asked)
+		}
+		h.mu.Unlock()
 	}
 }
 
