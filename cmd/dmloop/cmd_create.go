@@ -76,6 +76,11 @@ file reads stays the same, also when the work is cut off half-way.`,
 }
 
 func runProvision(ctx context.Context, env *cliEnv, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	if err := sys.NotMapped(path); err != nil {
+		return err
+	}
 	show, done := progress(env, "provision")
 	report, err := backing.Provision(ctx, path, backing.Options{Progress: show})
 	done()
@@ -119,6 +124,7 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 		out.Message = fmt.Sprintf("not enough space: %s needed, %s available", humanSize(space.Needed), humanSize(space.Available))
 		out.Err = nil
 	case errors.Is(err, backing.ErrImmutable):
+		out.Message, out.Err = backing.ErrImmutable.Error(), nil
 		out.Class, out.Hint = lifecycle.NotPermitted, "dmloop unpin clears a pin that dmloop set; chattr -i one that was set by hand"
 	case errors.Is(err, unix.EISDIR):
 		out.Class, out.Message, out.Err = lifecycle.Usage, "is a directory: give the name of a file", nil

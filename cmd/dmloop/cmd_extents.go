@@ -46,18 +46,15 @@ func runExtents(ctx context.Context, env *cliEnv, resume bool, svg, path string)
 	defer e.Close()
 	if svg != "" || resume {
 		layout, err := e.Layout()
-		if err != nil {
+		if err == nil && svg != "" {
+			err = writeSVG(svg, e, layout)
+		}
+		if err == nil && resume {
+			return printResumeOffset(env, path, layout)
+		}
+		if err != nil || !env.json {
 			return err
 		}
-		if svg != "" {
-			return writeSVG(svg, e, layout)
-		}
-		offset, err := resumeOffset(path, layout)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintln(env.stdout, offset)
-		return nil
 	}
 	list := &extentList{out: env.stdout, file: e, device: e.Device.String(), text: make([]byte, 0, listBuffer)}
 	list.begin, list.one, list.end = list.beginText, list.textRow, func() {}
@@ -70,7 +67,11 @@ func runExtents(ctx context.Context, env *cliEnv, resume bool, svg, path string)
 	return list.print()
 }
 
-const columnWidth = 16 // of a number on a terminal
+// Of a number, and of the device, on a terminal.
+const (
+	columnWidth = 16
+	deviceWidth = 8
+)
 
 // listBuffer is how much text is written at a time. A row is shorter than maxRow.
 const (
@@ -157,7 +158,7 @@ func (l *extentList) jsonRow(e extents.Extent) {
 // beginText and textRow write columns: aligned for people, parted by one blank otherwise.
 func (l *extentList) beginText() {
 	if l.width > 0 {
-		l.text = fmt.Appendf(l.text, "%*s %*s %*s FLAGS\n", l.width, "LOGICAL", l.width, "PHYSICAL", l.width, "LENGTH")
+		l.text = fmt.Appendf(l.text, "%*s %*s %*s %-*s FLAGS\n", l.width, "LOGICAL", l.width, "PHYSICAL", l.width, "LENGTH", deviceWidth, "DEVICE")
 	} else {
 		l.text = append(l.text, "LOGICAL PHYSICAL LENGTH DEVICE FLAGS\n"...)
 	}
@@ -169,9 +170,11 @@ func (l *extentList) textRow(e extents.Extent) {
 		if l.names == "" {
 			l.names = "-"
 		}
-		if l.width == 0 {
-			l.names = l.device + " " + l.names
+		width := 0
+		if l.width > 0 {
+			width = deviceWidth
 		}
+		l.names = fmt.Sprintf("%-*s %s", width, l.device, l.names)
 	}
 	l.number(e.Logical)
 	l.number(e.Physical)
@@ -197,6 +200,21 @@ func jsonString(s string) string {
 		return `""` // no string does this
 	}
 	return string(b)
+}
+
+func printResumeOffset(env *cliEnv, path string, l extents.Layout) error {
+	offset, err := resumeOffset(path, l)
+	if err != nil {
+		return err
+	}
+	if env.json {
+		return printJSON(env, struct {
+			Image  string `json:"image"`
+			Offset int64  `json:"resume_offset"`
+		}{path, offset})
+	}
+	_, err = fmt.Fprintln(env.stdout, offset)
+	return err
 }
 
 // resumeOffset is the address of the file's first page in pages of the kernel, what

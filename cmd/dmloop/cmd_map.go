@@ -136,6 +136,7 @@ func runUnmap(ctx context.Context, env *cliEnv, o lifecycle.UnmapOptions, all bo
 		for _, st := range found {
 			targets = append(targets, st.Name)
 		}
+		o.NameOnly = true
 	}
 	return each(targets, func(t string) error {
 		err := sys.Unmap(ctx, t, o)

@@ -117,13 +117,14 @@ func TestOffsetAndSizeLimit(t *testing.T) {
 		}
 		expect(t, 0, "unmap", "part")
 	}
-	// Neither block-aligned nor sector-aligned windows: 3 by rule, 2 by form.
-	r := expect(t, 3, "check", "-o", "512", image)
-	if !strings.Contains(r.Stdout, "(size-unaligned)") {
-		t.Errorf("%s", r.Stdout)
+	// Windows that do not begin and end on blocks.
+	for _, flags := range [][]string{{"-o", "512"}, {"-o", "100"}, {"--sizelimit", "5632"}, {"--sizelimit", "1000"}, {"-o", "4096", "--sizelimit", "4097"}} {
+		r := expect(t, 3, append([]string{"check", image}, flags...)...)
+		if strings.Count(r.Stdout, "size-unaligned") != 1 || !strings.Contains(r.Stdout, ", 1 problem\n") {
+			t.Errorf("%q: %s", flags, r.Stdout)
+		}
+		expect(t, 3, append([]string{"map", "--no-guard", image}, flags...)...)
 	}
-	expect(t, 3, "map", "--no-guard", "--sizelimit", "5632", image)
-	expect(t, 2, "map", "--no-guard", "-o", "100", image)
 	expect(t, 2, "map", "--no-guard", "-o", "16M", image)
 	nothingLeft(t, image)
 }
@@ -165,14 +166,16 @@ func TestBusy(t *testing.T) {
 	dev := mapIt(t, image, "image")
 	for _, args := range [][]string{
 		{"map", "--no-guard", image}, {"map", "--no-guard", image, "elsewhere"}, {"map", "--no-guard", other, "image"},
-		{"map", "--no-guard", other, "host"}, {"unpin", image}, {"seal", image}, {"provision", image}, {"create", image, "1M"},
+		{"map", "--no-guard", other, "host"}, {"map", "--dry-run", other, "host"}, {"map", "--seal", other, "host"},
+		{"pin", image}, {"unpin", image}, {"seal", image}, {"provision", image}, {"create", image, "1M"},
 	} {
-		want := 5
-		if args[0] == "provision" {
-			want = 7 // it is immutable
-		}
-		expect(t, want, args...)
+		expect(t, 5, args...)
 	}
+	if r := expect(t, 0, "check", "--json", other); !strings.Contains(r.Stdout, `"sealed": false`) {
+		t.Errorf("sealed for a mapping that was refused: %s", r.Stdout)
+	}
+	expect(t, 3, "map", "--dry-run", "--pin=none", other)
+	expect(t, 0, "map", "--dry-run", "--pin=none", "--unsafe", other)
 	if err := os.Link(image, h.path("hardlink")); err == nil {
 		t.Error("a link was made to an immutable file")
 	}

@@ -29,7 +29,10 @@ func writeSVG(path string, e *lifecycle.FileExtents, l extents.Layout) error {
 	}
 	out := bufio.NewWriter(f)
 	drawSVG(out, e, l)
-	return errors.Join(out.Flush(), f.Close())
+	if err := errors.Join(out.Flush(), f.Close()); err != nil {
+		return &lifecycle.Error{Class: lifecycle.Failure, Subject: path, Message: "the picture cannot be written", Err: errors.Join(err, os.Remove(path))}
+	}
+	return nil
 }
 
 func drawSVG(out *bufio.Writer, e *lifecycle.FileExtents, l extents.Layout) {

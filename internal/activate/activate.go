@@ -108,7 +108,7 @@ func (r Runner) down(ctx context.Context, sys System, e tab.Entry) Result {
 	if e.Kind == tab.Shim {
 		return Result{Err: sys.RemoveShim(ctx, e.Label)}
 	}
-	err := sys.Unmap(ctx, e.Label, lifecycle.UnmapOptions{})
+	err := sys.Unmap(ctx, e.Label, lifecycle.UnmapOptions{NameOnly: true})
 	if lifecycle.ClassOf(err) == lifecycle.NotFound {
 		err = nil
 	}

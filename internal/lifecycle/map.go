@@ -224,6 +224,19 @@ func deviceFree(conn *dm.Conn, name, uuid string) error {
 	return nil
 }
 
+// NotMapped refuses an image that is mapped, as far as the caller may see that.
+func (s *System) NotMapped(path string) error {
+	store, err := s.openStore(false)
+	if store == nil || err != nil {
+		if ClassOf(err) == NotPermitted {
+			return nil // the image's pins refuse him
+		}
+		return err
+	}
+	defer store.Close()
+	return s.imageFree(store, path)
+}
+
 // imageFree refuses an image that has a record already. It looks at the inode
 // without opening the file, which a guard would deny.
 func (s *System) imageFree(store *manifest.Store, path string) error {

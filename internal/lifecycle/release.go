@@ -148,6 +148,7 @@ func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Man
 type UnmapOptions struct {
 	Deferred bool // when in use, remove the device when its last user closes it
 	Force    bool // when in use, let the users' I/O fail and remove it
+	NameOnly bool // the target is a name, never the path of an image
 }
 
 // Unmap removes the mapping called by name or image path. When it returns nil the
@@ -163,6 +164,9 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	m, err := s.find(store, target)
+	if o.NameOnly && err == nil && !slices.Contains(namesOf(target), m.Name) {
+		err = noSuchMapping(target) // found by a file of this name
+	}
 	if err != nil {
 		if ClassOf(err) != NotFound {
 			return err

@@ -261,3 +261,19 @@ func TestUnreadableRecordStopsNothingElse(t *testing.T) {
 		t.Error("its device was removed")
 	}
 }
+
+// A file that is called as a mapping was is not what deactivate and unmap --all mean.
+func TestUnmapByNameOnly(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	t.Chdir(w.dir)
+	if err := os.Symlink(m.Image.Path, "word"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.fresh().Unmap(background(t), "word", UnmapOptions{NameOnly: true}); ClassOf(err) != NotFound {
+		t.Errorf("%v", err)
+	}
+	if _, err := w.store.Load("image"); err != nil {
+		t.Errorf("the mapping is gone: %v", err)
+	}
+}
