@@ -38,8 +38,12 @@ func terminal(w io.Writer) bool {
 
 // logger writes to standard error: warnings, and with --verbose everything.
 func (e *cliEnv) logger() *slog.Logger {
-	if e.verbose {
-		return slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	options := &slog.HandlerOptions{Level: slog.LevelDebug}
+	switch {
+	case e.verbose && e.json:
+		return slog.New(slog.NewJSONHandler(e.stderr, options))
+	case e.verbose:
+		return slog.New(slog.NewTextHandler(e.stderr, options))
 	}
 	return slog.New(&warnings{out: e.stderr, json: e.json})
 }

@@ -1,7 +1,6 @@
 package lifecycle
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -92,7 +91,7 @@ func (s *System) removeParts(conn *dm.Conn, m *manifest.Manifest) error {
 		p := m.Parts[i]
 		gone, err := s.removeDevice(conn, p.Name, partUUID(p.Number, m.UUID))
 		if err == nil && !gone {
-			err = errors.New("removal is pending until its last user closes it")
+			err = errPending
 		}
 		if err != nil {
 			return fmt.Errorf("partition %s: %w", p.Name, err)

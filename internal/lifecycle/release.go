@@ -33,6 +33,8 @@ func (s *System) finish(ctx context.Context, store *manifest.Store, m *manifest.
 	return errors.Join(err, store.Save(*m))
 }
 
+var errPending = errors.New("removal is pending until the last user closes the device")
+
 func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.Image) error {
 	conn, err := s.mapper()
 	if err != nil {
@@ -46,7 +48,7 @@ func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.
 		return err
 	}
 	if !gone {
-		return errors.New("removal is pending until the last user closes the device")
+		return errPending
 	}
 	if s.guard != nil {
 		if err := s.guard.Drop(ctx, m.Name); err != nil {
@@ -205,7 +207,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	case errors.As(err, &busy):
 		m.State, m.Reason = before, ""
 		return errors.Join(s.busy(busy.info, busy.err), store.SaveHead(m))
-	case (o.Deferred || o.Force) && s.removalPending(conn, m):
+	case (o.Deferred || o.Force) && (errors.Is(err, errPending) || s.removalPending(conn, m)):
 		m.Reason = "the device goes when its last user closes it"
 		return store.SaveHead(m)
 	case err != nil:
@@ -277,6 +279,9 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before man
 // notReleased is the answer when the device is gone, or going, and something else
 // of the mapping is not.
 func (s *System) notReleased(m manifest.Manifest, err error) error {
+	if errors.Is(err, errPending) {
+		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: "stop the users; the guard or the next dmloop command releases the image then"}
+	}
 	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
 		Hint: "it stays listed; the guard or the next dmloop command tries again"}
 }

@@ -130,6 +130,9 @@ func TestUnmapDeferred(t *testing.T) {
 			t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
 		}
 	}
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
+		t.Errorf("asked for without a delay: %v", err)
+	}
 	if d, ok := w.kernel.Device("image"); !ok || !d.Deferred || d.Active[0].Target != "linear" {
 		t.Errorf("the device: %+v, %v", d, ok)
 	}
