@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -134,11 +135,25 @@ as list does. Exits with 4 when the mapping is stale or torn down.`,
 func runList(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
 	sys := env.system()
 	defer sys.Close()
-	found, err := sys.List(ctx, args...)
-	if err != nil {
-		return err
+	found, err := named(ctx, args, sys.List)
+	if err != nil && len(args) == 0 {
+		return err // no list, which is not an empty one
 	}
-	return printMappings(env, opts, found)
+	return errors.Join(err, printMappings(env, opts, found))
+}
+
+// named collects what get returns for each of the targets, or for all mappings when
+// there are none. A target that fails keeps no other from its turn.
+func named[T any](ctx context.Context, targets []string, get func(context.Context, ...string) ([]T, error)) (all []T, err error) {
+	if len(targets) == 0 {
+		return get(ctx)
+	}
+	err = each(targets, func(t string) error {
+		found, err := get(ctx, t)
+		all = append(all, found...)
+		return err
+	})
+	return all, err
 }
 
 func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status) error {
@@ -163,12 +178,9 @@ func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status) err
 func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
 	sys := env.system()
 	defer sys.Close()
-	found, err := sys.List(ctx, args...)
-	if err != nil {
-		return err
-	}
+	found, err := named(ctx, args, sys.List)
 	if env.json || opts.raw || opts.output != "" || opts.all {
-		err = printMappings(env, opts, found)
+		err = errors.Join(err, printMappings(env, opts, found))
 	} else {
 		for _, s := range found {
 			row := toMappingJSON(s)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -36,9 +37,9 @@ mapping is stale or torn down.`,
 func runVerify(ctx context.Context, env *cliEnv, targets []string) error {
 	sys := env.system()
 	defer sys.Close()
-	all, err := sys.Verify(ctx, targets...)
-	if err != nil {
-		return err
+	all, err := named(ctx, targets, sys.Verify)
+	if err != nil && len(targets) == 0 {
+		return err // nothing is verified, which is not the same as all is well
 	}
 	out := make([]verifiedJSON, 0, len(all))
 	broken := false
@@ -51,9 +52,9 @@ func runVerify(ctx context.Context, env *cliEnv, targets []string) error {
 		broken = broken || v.State.Broken()
 	}
 	if env.json {
-		err = printJSON(env, struct {
+		err = errors.Join(err, printJSON(env, struct {
 			Mappings []verifiedJSON `json:"mappings"`
-		}{out})
+		}{out}))
 	} else {
 		for _, row := range out {
 			fmt.Fprintf(env.stdout, "%s: %s\n", row.Name, row.State)

@@ -29,8 +29,10 @@ torn down, 5 busy or in use, 6 no such image or mapping, 7 not permitted, 8 the
 kernel lacks something.`
 
 func usageError(format string, args ...any) error {
-	return &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf(format, args...), Hint: "see dmloop --help"}
+	return &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf(format, args...), Hint: parserHint}
 }
+
+const parserHint = "see dmloop --help"
 
 // reported is an error whose text the user has seen already; only its class counts.
 type reported struct{ class lifecycle.Class }
@@ -97,7 +99,7 @@ func printError(env *cliEnv, err error) {
 	if !errors.As(err, &e) {
 		fmt.Fprintf(env.stderr, "dmloop: %s\n", oneLine(err))
 		if isParserError(err) {
-			fmt.Fprintln(env.stderr, "hint: see dmloop --help")
+			printHint(env, parserHint)
 		}
 		return
 	}
@@ -133,6 +135,9 @@ type jsonError struct {
 
 func printJSONError(env *cliEnv, err error, code int) {
 	out := jsonError{Message: err.Error(), Code: code, Problems: []extents.Problem{}}
+	if isParserError(err) {
+		out.Hint = parserHint
+	}
 	var e *lifecycle.Error
 	if errors.As(err, &e) {
 		out.Subject, out.Hint = e.Subject, e.Hint

@@ -74,7 +74,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func runWith(ctx context.Context, env *cliEnv, args []string) int {
 	out := &output{to: env.stdout}
 	env.stdout = out
-	root := newRootFor(env, named(args))
+	root := newRootFor(env, commandOf(args))
 	root.SetArgs(args)
 	defer env.logKernelCalls()
 	err := root.ExecuteContext(ctx)
@@ -156,8 +156,8 @@ var commands = []struct {
 	{"version", newVersionCommand},
 }
 
-// named returns the command that the arguments begin with, if there is no doubt.
-func named(args []string) string {
+// commandOf returns the command that the arguments begin with, if there is no doubt.
+func commandOf(args []string) string {
 	for _, c := range commands {
 		if len(args) > 0 && args[0] == c.name {
 			return c.name
@@ -186,6 +186,9 @@ linear table. I/O then goes straight to the disk.`,
 	root.SetOut(env.stdout)
 	root.SetErr(env.stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.Version = version
+	root.SetVersionTemplate("dmloop {{.Version}}\n")
+	root.SetHelpCommand(newHelpCommand(root))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		if m := regexp.MustCompile(negative).FindStringSubmatch(err.Error()); m != nil {
 			return usageError("%s is not a size, nor a flag", m[1])
@@ -203,6 +206,30 @@ linear table. I/O then goes straight to the disk.`,
 		c.Long = strings.TrimSpace(c.Long) + "\n\n" + exitStatusHelp
 	}
 	return root
+}
+
+// newHelpCommand is cobra's, but that an unknown topic is an error.
+func newHelpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND...]",
+		Short: "Print the help of a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError("there is no help on %q", strings.Join(args, " "))
+			}
+			c.InitDefaultHelpFlag()
+			return c.Help()
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+			if c, rest, err := root.Find(args); err == nil && len(rest) == 0 {
+				for _, sub := range c.Commands() {
+					names = append(names, sub.Name())
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
 }
 
 // jsonFlag adds --json to a command.

@@ -20,12 +20,12 @@ func TestRootForOneCommand(t *testing.T) {
 		if name := c.create(&cliEnv{}).Name(); name != c.name {
 			t.Errorf("%s is called %s in the list", name, c.name)
 		}
-		if one, all := help(named([]string{c.name, "x"}), c.name, "--help"), help("", c.name, "--help"); one != all || one == "" {
+		if one, all := help(commandOf([]string{c.name, "x"}), c.name, "--help"), help("", c.name, "--help"); one != all || one == "" {
 			t.Errorf("help of %s alone:\n%s\nwith all:\n%s", c.name, one, all)
 		}
 	}
 	for _, args := range [][]string{nil, {"help", "map"}, {"--help"}, {"-v", "map"}, {"ls"}, {"nonsense"}} {
-		if only := named(args); only != "" {
+		if only := commandOf(args); only != "" {
 			t.Errorf("%q needs only %s", args, only)
 		}
 	}
