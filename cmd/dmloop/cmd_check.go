@@ -133,9 +133,9 @@ func printChecked(env *cliEnv, c checkedJSON) {
 	}
 	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), plural(len(c.Problems), "problem"))
 	for _, p := range c.Problems {
-		fmt.Fprintf(env.stdout, "  %s\n", p)
+		fmt.Fprintf(env.stdout, "  %s\n", printable(p.String()))
 		if p.Hint != "" {
-			fmt.Fprintf(env.stdout, "    hint: %s\n", p.Hint)
+			fmt.Fprintf(env.stdout, "    hint: %s\n", printable(p.Hint))
 		}
 	}
 }

@@ -57,7 +57,7 @@ func runVerify(ctx context.Context, env *cliEnv, targets []string) error {
 		}{out}))
 	} else {
 		for _, row := range out {
-			fmt.Fprintf(env.stdout, "%s: %s\n", row.Name, row.State)
+			fmt.Fprintf(env.stdout, "%s: %s\n", printable(row.Name), row.State)
 			if row.Reason != "" {
 				fmt.Fprintf(env.stdout, "  %s\n", printable(row.Reason))
 			}

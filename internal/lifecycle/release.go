@@ -133,14 +133,26 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 }
 
 // keep undoes an unmap that was killed before it removed the device, now that the
-// device is in use: it is the mapping that it was.
+// device is in use: it is the mapping that it was, unless it had been torn down, by the
+// guard or by that unmap.
 func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Manifest) error {
+	conn, err := s.mapper()
+	if err != nil {
+		return err
+	}
+	live, err := conn.Table(dm.ByUUID(m.UUID))
+	if err != nil {
+		return err
+	}
 	m.State, m.Reason = manifest.Healthy, ""
+	if !live.Equal(m.Table) {
+		m.State, m.Reason = manifest.Failed, "an unmap was cut off, and the device has not the table of the mapping"
+	}
 	if err := store.SaveHead(m); err != nil {
 		return err
 	}
-	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name)
-	if s.guard == nil || !m.Guard {
+	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name, "state", m.State)
+	if s.guard == nil || !m.Guard || m.State == manifest.Failed {
 		return nil
 	}
 	return s.guard.Add(ctx, m.Name)

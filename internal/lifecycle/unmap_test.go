@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/dmtable"
+	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
 )
 
@@ -278,5 +280,31 @@ func TestUnmapByNameOnly(t *testing.T) {
 	}
 	if _, err := w.store.Load("image"); err != nil {
 		t.Errorf("the mapping is gone: %v", err)
+	}
+}
+
+// An unmap that was cut off leaves the mapping that it was; not a healthy one when the
+// device gives errors already.
+func TestRecoverADeviceInUse(t *testing.T) {
+	for _, torn := range []bool{false, true} {
+		w := newWorld(t)
+		m := w.mapped(t, "image", manifest.Releasing)
+		want := manifest.Healthy
+		if torn {
+			want = manifest.Failed
+			if _, err := w.kernel.Conn().ReplaceNow(dm.ByUUID(m.UUID), dmtable.ErrorTable(m.Table.Size()), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.kernel.SetOpen("image", 1)
+		runNothing(t, w.fresh())
+		now, err := w.store.Load("image")
+		if err != nil || now.State != want || (now.Reason != "") != torn || !now.Table.Equal(m.Table) {
+			t.Errorf("torn down %v: %s (%s), %v", torn, now.State, now.Reason, err)
+		}
+		w.kernel.SetOpen("image", 0)
+		if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); err != nil {
+			t.Errorf("torn down %v: %v", torn, err)
+		}
 	}
 }
