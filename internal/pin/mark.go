@@ -107,12 +107,17 @@ func Foreign(f *os.File, inForce []Kind) (bool, error) {
 	return !marked || !slices.Contains(m.Kinds, Immutable), err
 }
 
-// Set records in the mark and then sets each of kinds that is not in force yet,
-// and returns all kinds that the mark names as ours afterwards. A mark with an
-// empty name (`dmloop pin`) keeps it, so that UndoFor leaves those pins. Nothing is
-// set on a file that somebody else made immutable. On failure Set undoes what the
-// mark names.
+// Set records in the mark and then sets each of kinds that is not in force yet, in
+// the order in which they can be set, and returns all kinds that the mark names as ours
+// afterwards. A mark with an empty name (`dmloop pin`) keeps it, so that UndoFor leaves
+// those pins. Nothing is set on a file that somebody else made immutable. On failure
+// Set undoes what the mark names.
 func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours []Kind, err error) {
+	for _, k := range kinds {
+		if !slices.Contains(order, k) {
+			return nil, fmt.Errorf("there is no pin %q", k)
+		}
+	}
 	inForce, err := InForce(f, filesystem)
 	if err != nil {
 		return nil, err
@@ -129,8 +134,11 @@ func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours [
 	}
 	ours = old.Kinds
 	var todo []Kind
-	for _, k := range kinds {
-		if slices.Contains(inForce, k) {
+	for _, k := range order {
+		switch {
+		case !slices.Contains(kinds, k), slices.Contains(inForce, k):
+			continue
+		case k == F2FS && slices.Contains(kinds, Swap): // swapon sets it, also where nobody else can
 			continue
 		}
 		todo = append(todo, k)

@@ -236,3 +236,29 @@ func TestBadMarks(t *testing.T) {
 		}
 	}
 }
+
+// The pins are set in the order in which they can be, whatever the order in which they
+// are asked for: the kernel takes no immutable file for swap.
+func TestSetInOrder(t *testing.T) {
+	f := hostFile(t, "ext4")
+	calls := 0
+	claim := func(bool) error {
+		calls++
+		if i, _, _ := inForce(t, f, "ext4"); i {
+			t.Error("the claim was taken or ended on an immutable file")
+		}
+		return nil
+	}
+	if ours, err := Set(f, "ext4", "x", []Kind{Immutable, Swap}, claim); err != nil || len(ours) != 2 || calls != 1 {
+		t.Errorf("set %v, %v, %d calls", ours, err, calls)
+	}
+	if err := Undo(f, "ext4", claim); err != nil || calls != 2 {
+		t.Errorf("%v, %d calls", err, calls)
+	}
+	if _, err := Set(f, "ext4", "x", []Kind{"glue"}, claim); err == nil {
+		t.Error("a pin that there is not was set")
+	}
+	if i, _, m := inForce(t, f, "ext4"); i || m {
+		t.Errorf("left: immutable %v, marked %v", i, m)
+	}
+}
