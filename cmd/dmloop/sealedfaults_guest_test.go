@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -46,10 +47,108 @@ func TestSealedUsedAsSwap(t *testing.T) {
 		if !bytes.Equal(somebodys, make([]byte, page)) {
 			t.Error("the page of swap is not wiped")
 		}
+		// The same for an image that was made longer meanwhile.
+		if err := onFile(image, os.O_WRONLY, func(f *os.File) error { _, err := f.WriteAt([]byte("secret!"), int64(page)); return err }); err != nil {
+			t.Fatal(err)
+		}
+		mapSealed(t, image, "vol")
+		vmtest.Must(t, "chattr", "-i", image)
+		vmtest.Must(t, "truncate", "-s", "+4096", image)
+		expect(t, 0, "unmap", "vol")
+		if err := onFile(image, os.O_RDONLY, func(f *os.File) error { _, err := f.ReadAt(somebodys, int64(page)); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(somebodys, make([]byte, page)) {
+			t.Error("the page of swap of a longer image is not wiped")
+		}
 		expect(t, 0, "unseal", image)
 		if vmtest.ChecksumFile(t, image) != sum {
 			t.Error("the image changed")
 		}
+	})
+}
+
+// An image that is pinned by hand, or made immutable by somebody else, is neither
+// sealed nor unsealed, and the hint is a command that helps.
+func TestSealedAndPinnedByHand(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	sum := fill(t, image, 1<<20, 1)
+	expect(t, 0, "seal", image)
+	expect(t, 0, "pin", image)
+	if r := expect(t, 5, "unseal", image); !strings.Contains(r.Stderr, "(active-swap)") || !strings.Contains(r.Stderr, "dmloop unpin "+image) {
+		t.Errorf("unseal of a pinned image: %s", r.Stderr)
+	}
+	expect(t, 0, "unpin", image)
+	vmtest.Must(t, "chattr", "+i", image)
+	if r := expect(t, 7, "unseal", image); !strings.Contains(r.Stderr, "chattr -i "+image) {
+		t.Errorf("unseal of an immutable image: %s", r.Stderr)
+	}
+	vmtest.Must(t, "chattr", "-i", image)
+	expect(t, 0, "unseal", image)
+	if vmtest.ChecksumFile(t, image) != sum {
+		t.Error("the image changed")
+	}
+	nothingLeft(t, image)
+}
+
+// Where the kernel has no swap, or a sandbox forbids it, map says so and leaves nothing.
+func TestSealedWithoutSwap(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	expect(t, 0, "seal", image)
+	sum := vmtest.ChecksumFile(t, image)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for errno, want := range map[string]struct {
+		code int
+		text string
+	}{"ENOSYS": {8, "CONFIG_SWAP"}, "EPERM": {3, "unpinnable"}} {
+		cmd := exec.Command("strace", "-f", "-o", "/dev/null", "-e", "inject=swapon,swapoff:error="+errno, self, "map", "--no-guard", image, "vol")
+		cmd.Env = append(os.Environ(), roleVariable+"=dmloop")
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != want.code || !strings.Contains(string(out), want.text) {
+			t.Errorf("%s: exit code %d, want %d and %q\n%s", errno, code, want.code, want.text, out)
+		}
+		nothingLeftOf(t, image, "vol")
+		if vmtest.ChecksumFile(t, image) != sum {
+			t.Errorf("%s: the refused image changed", errno)
+		}
+	}
+	mapSealed(t, image, "vol")
+	expect(t, 0, "unmap", "vol")
+	nothingLeft(t, image)
+}
+
+// A machine that goes down gives up the claim and leaves the image mapped and immutable;
+// the next boot takes the claim again, with the flag and without it.
+func TestSealedClaimedAgain(t *testing.T) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		image := h.image(t, "image.img", "1M")
+		sum := fill(t, image, 1<<20, 1)
+		expect(t, 0, "seal", image)
+		dev := mapSealed(t, image, "vol")
+		for _, flag := range []string{"+i", "-i"} {
+			expect(t, 0, "boot", "release", "vol")
+			if left := look(t, image); left != (remains{true, true, true, true}) || strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image) {
+				t.Errorf("released: %+v", left)
+			}
+			vmtest.Must(t, "chattr", flag, image)
+			expect(t, 0, "boot", "verify", "vol")
+			if grade := expect(t, 0, "list", "-n", "--raw", "-o", "GRADE,STATE", "vol").Stdout; grade != "kernel healthy\n" {
+				t.Errorf("claimed again with the flag %s: %q", flag, grade)
+			}
+			if !strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image+" ") || !look(t, image).immutable {
+				t.Errorf("not pinned again, with the flag %s", flag)
+			}
+		}
+		if vmtest.ChecksumFile(t, dev) != sum {
+			t.Error("the device shows something else")
+		}
+		expect(t, 0, "unmap", "vol")
+		nothingLeft(t, image)
 	})
 }
 

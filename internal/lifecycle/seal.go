@@ -87,12 +87,17 @@ func (s *System) swapClaim(img *image.Image, on bool) error {
 }
 
 // releaseClaim ends the kernel's claim and wipes what it may have paged to the image.
+// Who may not call swapoff, or has a kernel without it, has nothing to release where
+// the kernel holds nothing.
 func (s *System) releaseClaim(img *image.Image) error {
 	err := swap.Release(img.File())
 	if errors.Is(err, swap.ErrNotActive) {
 		return nil
 	}
 	if err != nil {
+		if active, perr := swap.Active(img.File()); perr == nil && !active {
+			return nil
+		}
 		return releaseError(img.Path(), err)
 	}
 	if err := scrub(img); err != nil {
@@ -118,8 +123,11 @@ func releaseError(path string, err error) error {
 // scrub wipes the kernel's part of a sealed image that nothing holds.
 func scrub(img *image.Image) error {
 	st, err := seal.Inspect(img.File())
-	if err != nil || st.Kind != seal.Sealed {
+	if err != nil {
 		return err
+	}
+	if !st.Moved() {
+		return fmt.Errorf("the image is %v now", st.Kind)
 	}
 	rw, err := reopen(img)
 	if err != nil {
@@ -198,8 +206,12 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	if err != nil {
 		return fail(path, "", err)
 	}
-	if problems := withHints(path, changeable(facts)); len(problems) > 0 {
-		return refuse(path, problems)
+	problems, err := changeable(img, facts)
+	if err != nil {
+		return fail(path, "", err)
+	}
+	if len(problems) > 0 {
+		return refuse(path, withHints(path, problems))
 	}
 	release, problem, err := soleOpener(img)
 	if err != nil {
@@ -225,8 +237,11 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 func reopen(img *image.Image) (*os.File, error) {
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", img.File().Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EPERM) {
-		return nil, &Error{Class: NotPermitted, Subject: img.Path(), Message: "the image is immutable",
-			Hint: "clear the pins first: dmloop unpin " + shellWord(img.Path()), Err: err}
+		hint := "clear the pins first: dmloop unpin "
+		if _, marked, merr := pin.ReadMark(img.File()); merr == nil && !marked {
+			hint = "somebody else set the flag: chattr -i "
+		}
+		return nil, &Error{Class: NotPermitted, Subject: img.Path(), Message: "the image is immutable", Hint: hint + shellWord(img.Path()), Err: err}
 	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open for writing", Path: img.Path(), Err: err}
@@ -235,11 +250,20 @@ func reopen(img *image.Image) (*os.File, error) {
 }
 
 // changeable lists what keeps the steps by hand from touching the file at all.
-func changeable(f image.Facts) []extents.Problem {
+func changeable(img *image.Image, f image.Facts) ([]extents.Problem, error) {
+	mark, marked, err := pin.ReadMark(img.File())
+	if err != nil {
+		return nil, err
+	}
 	var kept []extents.Problem
 	for _, p := range f.Problems(0, f.Size) {
 		switch p.Rule {
-		case extents.Empty, extents.ActiveSwap, extents.Encrypted, extents.Verity, extents.Compressed:
+		case extents.ActiveSwap:
+			if marked && slices.Contains(mark.Kinds, pin.Swap) { // swapoff would fail at the immutable flag
+				p.Hint = "run: dmloop unpin IMAGE"
+			}
+			kept = append(kept, p)
+		case extents.Empty, extents.Encrypted, extents.Verity, extents.Compressed:
 			kept = append(kept, p)
 		case extents.UnsupportedFS:
 			if f.Filesystem != "btrfs" {
@@ -247,5 +271,5 @@ func changeable(f image.Facts) []extents.Problem {
 			}
 		}
 	}
-	return kept
+	return kept, nil
 }

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -37,7 +38,12 @@ type State struct {
 	Record Record        // when Kind is Sealed, HalfSealed or OtherPageSize
 	Reason string        // one clause that says why; empty when Kind is Plain or Sealed
 	moved  bool          // when HalfSealed: the content of the prologue is whole in the moved pages, else in its place
+	hint   string        // when Corrupt: what to do, if that is not to look for a backup
 }
+
+// Moved reports whether the moved pages hold the whole content of the prologue, so
+// that nothing of the image is lost with what stands in its place.
+func (s State) Moved() bool { return s.Kind == Sealed || s.Kind == HalfSealed && s.moved }
 
 // Problem returns the rule that an image of this state breaks, and false when
 // it breaks none: when it is plain or sealed.
@@ -63,7 +69,7 @@ func (s State) Problem() (extents.Problem, bool) {
 	}
 	return extents.Problem{
 		Rule: extents.SealCorrupt, Message: s.Reason,
-		Hint: "do not write to it: copy it first, and then put the damaged part back from a backup (docs/sealed-format.md)",
+		Hint: cmp.Or(s.hint, "do not write to it: copy it first, and then put the damaged part back from a backup (docs/sealed-format.md)"),
 	}, true
 }
 
@@ -192,8 +198,12 @@ func judge(s store, r Record, header bool, size extents.Bytes) (State, error) {
 			return st, nil
 		}
 	}
-	return corrupt("%v was cut, and the content has been changed since: neither bytes 0 to %d nor the copy at %d are what they were",
-		r.Phase, r.Kept()-1, r.Moved), nil
+	st = corrupt("%v was cut, and the content has been changed since: neither bytes 0 to %d nor the copy at %d are what they were",
+		r.Phase, r.Kept()-1, r.Moved)
+	if size == r.Payload {
+		st.hint = "the file has the size of the plain image: if it is in order as it is, run: setfattr -x " + intentName + " IMAGE"
+	}
+	return st, nil
 }
 
 func corrupt(format string, args ...any) State {

@@ -87,6 +87,28 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+// Who goes on to use an image as a plain one, after a cut that nobody saw, is told how
+// to say so; who has changed a longer one is not.
+func TestHintForImageInUse(t *testing.T) {
+	const size = 9 * 1024
+	_, rec := sealed(t, size)
+	rec.Phase, rec.Sum = PhaseUnsealing, 1
+	for _, c := range []struct {
+		size int
+		hint string
+	}{{size, "setfattr -x " + intentName + " IMAGE"}, {36 * 1024, "backup"}} {
+		s := newCutStore(make([]byte, c.size))
+		s.nowAt = rec.Encode()
+		st, err := inspect(s, testPage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, bad := st.Problem(); !bad || st.Kind != Corrupt || !strings.Contains(p.Hint, c.hint) {
+			t.Errorf("%d bytes: %v, hint %q lacks %q", c.size, st.Kind, p.Hint, c.hint)
+		}
+	}
+}
+
 func TestOtherPageSize(t *testing.T) {
 	s, rec := sealed(t, 1<<20)
 	st, err := inspect(s, 65536)
