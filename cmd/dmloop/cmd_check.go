@@ -128,7 +128,11 @@ func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOpti
 
 func printChecked(env *cliEnv, c checkedJSON) {
 	if c.Mappable {
-		fmt.Fprintf(env.stdout, "%s: mappable (%s, %s, %s)\n", printable(c.Image), humanSize(c.Size), c.Filesystem, plural(c.Extents, "extent"))
+		sealed := ""
+		if c.Sealed {
+			sealed = ", sealed"
+		}
+		fmt.Fprintf(env.stdout, "%s: mappable (%s, %s, %s%s)\n", printable(c.Image), humanSize(c.Size), c.Filesystem, plural(c.Extents, "extent"), sealed)
 		return
 	}
 	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), plural(len(c.Problems), "problem"))
