@@ -13,7 +13,7 @@ new=$tree.new
 
 rm -rf "$new"
 debootstrap --variant=minbase \
-	--include=systemd-sysv,udev,dbus,dmsetup,initramfs-tools,kmod,e2fsprogs,xfsprogs,util-linux,mount,fdisk,procps,busybox,zstd \
+	--include=systemd-sysv,udev,dbus,dmsetup,initramfs-tools,dracut-core,kmod,e2fsprogs,xfsprogs,util-linux,mount,fdisk,procps,busybox,zstd \
 	"$suite" "$new" "$mirror" >"$tree.log" 2>&1 || { tail -n 20 "$tree.log" >&2; exit 1; }
 
 # The kernel with the modules of disks, file systems and device-mapper.

@@ -29,19 +29,19 @@ func rounds(t *testing.T) int {
 // install makes the host partition on /dev/vdb with an image in which the tree on
 // /dev/vdc is the root file system, and puts the boot manifest on /dev/vdd.
 const install = `
-mkfs.%[1]s -q %[2]s /dev/vdb1
+mkfs.%[1]s -q /dev/vdb1
 udevadm settle
 dmloop shim /dev/vdb1 host
 mount /dev/mapper/host /mnt
 mkdir /mnt/other && cp -r /usr/share/initramfs-tools /mnt/other && (cd /mnt/other && find . -type f -exec sha256sum {} + >/mnt/sums)
 size=$(blockdev --getsize64 /dev/vdc)
-%[4]s
+%[3]s
 dmloop map /mnt/root.img
 dd if=/dev/vdc of=/dev/mapper/root bs=4M oflag=direct status=none
 mkdir -p /root/new && mount /dev/mapper/root /root/new
 printf '/dev/mapper/root / ext4 defaults 0 1\n/dev/mapper/host /host %[1]s defaults 0 0\n' >/root/new/etc/fstab
 mkdir -p /root/new/host /root/new/etc/dmloop/boot
-dmloop boot save root %[3]s
+dmloop boot save root %[2]s
 dmloop boot list
 cp /etc/dmloop/boot/root.manifest /root/new/etc/dmloop/boot/
 tar -C /etc/dmloop/boot -cf /dev/vdd root.manifest
@@ -60,8 +60,15 @@ type imageGuest struct {
 	fsck func(t testing.TB, disk string) // checks the host file system
 }
 
+// Programs that make the initramfs /root/initrd for a version of the kernel. The first
+// does what update-initramfs does in the guest (persist_boot_test.go), and quicker.
+const (
+	initramfsTools = "mkinitramfs -o /root/initrd "
+	dracut         = "dracut --quiet --no-hostonly /root/initrd "
+)
+
 // installImage installs a Debian into an image on a partition with this file system.
-func installImage(t *testing.T, p platform, fstype, mkfsOptions, saveOptions, create string) imageGuest {
+func installImage(t *testing.T, p platform, fstype, saveOptions, create, initramfs string) imageGuest {
 	t.Helper()
 	g := Prepare(t, work)
 	dir := t.TempDir()
@@ -71,21 +78,22 @@ func installImage(t *testing.T, p platform, fstype, mkfsOptions, saveOptions, cr
 	handover := EmptyDisk(t, dir, "handover.raw", 16<<20)
 	m := Start(t, p.boot(g, rootArgs, root, disk, content, handover))
 	m.WaitUp()
-	t.Log(m.Must(p.script(fmt.Sprintf(install, fstype, mkfsOptions, saveOptions, create))))
+	t.Log(m.Must(p.script(fmt.Sprintf(install, fstype, saveOptions, create))))
+	// The image stays mapped until the end, and the host is unmounted all the same.
 	m.PowerOff()
+	fsck := Fsck
+	if fstype == "xfs" {
+		fsck = xfsRepair
+	}
+	fsck(t, disk)
 	boot := p.boot(g, "root=/dev/mapper/root ro", disk)
 	boot.Initrd = filepath.Join(dir, "initrd")
 	manifests := filepath.Join(g.Tree, "etc/dmloop/boot")
 	host(t, "mkdir", "-p", manifests)
 	host(t, "tar", "-C", manifests, "-xf", handover)
-	// As update-initramfs does in the guest (persist_boot_test.go), and quicker.
-	host(t, "chroot", g.Tree, "mkinitramfs", "-o", "/root/initrd", g.Version)
+	host(t, "unshare", "--mount", "sh", "-ec", "mount -t proc proc $0/proc; chroot $0 "+initramfs+g.Version, g.Tree)
 	host(t, "mv", filepath.Join(g.Tree, "root/initrd"), boot.Initrd)
 	host(t, "rm", "-r", filepath.Join(g.Tree, "etc/dmloop"))
-	fsck := Fsck
-	if fstype == "xfs" {
-		fsck = xfsRepair
-	}
 	return imageGuest{platform: p, disk: disk, boot: boot, fsck: fsck}
 }
 
@@ -180,7 +188,7 @@ func TestImageRootExt4(t *testing.T)    { imageRootExt4(t, qemu) }
 func TestUMLImageRootExt4(t *testing.T) { imageRootExt4(t, uml) }
 
 func imageRootExt4(t *testing.T, p platform) {
-	i := installImage(t, p, "ext4", "", "", createPlain)
+	i := installImage(t, p, "ext4", "", createPlain, initramfsTools)
 	i.survive(t)
 	i.refuse(t)
 }
@@ -191,7 +199,7 @@ func TestImageRootXfs(t *testing.T)    { imageRootXfs(t, qemu) }
 func TestUMLImageRootXfs(t *testing.T) { imageRootXfs(t, uml) }
 
 func imageRootXfs(t *testing.T, p platform) {
-	i := installImage(t, p, "xfs", "", "", createPlain)
+	i := installImage(t, p, "xfs", "", createPlain, initramfsTools)
 	i.survive(t)
 }
 
@@ -200,7 +208,7 @@ func TestImageRootBeforeMount(t *testing.T)    { imageRootBeforeMount(t, qemu) }
 func TestUMLImageRootBeforeMount(t *testing.T) { imageRootBeforeMount(t, uml) }
 
 func imageRootBeforeMount(t *testing.T, p platform) {
-	i := installImage(t, p, "ext4", "", "--before-mount", createPlain)
+	i := installImage(t, p, "ext4", "--before-mount", createPlain, initramfsTools)
 	i.survive(t)
 	i.stop(t)
 }
@@ -228,7 +236,7 @@ func TestUMLImageRootSealed(t *testing.T) { imageRootSealed(t, uml) }
 
 func imageRootSealed(t *testing.T, p platform) {
 	for _, way := range []string{"", "--before-mount"} {
-		i := installImage(t, p, "ext4", "", way, createPlain+" && dmloop seal /mnt/root.img")
+		i := installImage(t, p, "ext4", way, createPlain+" && dmloop seal /mnt/root.img", initramfsTools)
 		m := i.up(t)
 		contains(t, m.Must("dmloop list --noheadings -o PIN root; swapon --show=NAME --noheadings"), "swap", "root.img")
 		m.PowerOff()
@@ -237,6 +245,27 @@ func imageRootSealed(t *testing.T, p platform) {
 		i.up(t).Kill()
 		i.up(t).PowerOff()
 		Fsck(t, i.disk)
+	}
+}
+
+// TestImageRootDracut boots with an initramfs of dracut's, in which systemd runs.
+func TestImageRootDracut(t *testing.T)    { imageRootDracut(t, qemu) }
+func TestUMLImageRootDracut(t *testing.T) { imageRootDracut(t, uml) }
+
+func imageRootDracut(t *testing.T, p platform) {
+	for _, way := range []string{"", "--before-mount"} {
+		i := installImage(t, p, "ext4", way, createPlain, dracut)
+		i.up(t).Kill()
+		i.replayed(t, i.disk)
+		m := i.up(t)
+		m.PowerOff()
+		checkShutdown(t, m.Console())
+		i.clean(t)
+		if way == "" {
+			boot := i.boot
+			boot.Disks = []string{i.moved(t, moves["rewritten"])}
+			i.overLoop(t, boot)
+		}
 	}
 }
 
@@ -306,9 +335,14 @@ func (i imageGuest) fallsBack(t *testing.T, boot Boot) {
 	m.WaitConsole("(initramfs)")
 	m.Type("poweroff -f\n")
 	m.WaitEnd()
+	i.overLoop(t, boot)
+}
 
+// overLoop boots over a loop device with an image that has moved.
+func (i imageGuest) overLoop(t *testing.T, boot Boot) {
+	t.Helper()
 	boot.Append += " dmloop.fallback=loop"
-	m = Start(t, boot)
+	m := Start(t, boot)
 	m.WaitUp()
 	contains(t, m.Console(), "dmloop: root: refused: ", "on a loop device instead")
 	contains(t, m.Must("findmnt -no SOURCE /; losetup -a; dmsetup table root"), "/dev/mapper/root\n", "root.img", "linear 7:")

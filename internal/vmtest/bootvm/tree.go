@@ -1,6 +1,7 @@
 package bootvm
 
 import (
+	"cmp"
 	_ "embed"
 	"errors"
 	"os"
@@ -29,8 +30,9 @@ StandardError=null
 WantedBy=multi-user.target
 `
 
-// Suite is the Debian that guests run.
-const Suite = "bookworm"
+// SuiteVariable names the environment variable with the Debian that guests run, such as
+// trixie. Without it they run bookworm.
+const SuiteVariable = "DMLOOP_BOOT_SUITE"
 
 func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
 
@@ -91,7 +93,8 @@ func prepare(t testing.TB, dir string) *Guest {
 // cachedTree returns the tree that debian.sh makes, from the cache where it is.
 func cachedTree(t testing.TB) string {
 	t.Helper()
-	return cached(t, Suite, debianScript, func(script, tree string) {
+	suite := cmp.Or(os.Getenv(SuiteVariable), "bookworm")
+	return cached(t, suite, debianScript, func(script, tree string) {
 		cache, err := vm.CacheDir()
 		if err == nil {
 			err = vm.Fetch(vm.Kernel61)
@@ -99,7 +102,7 @@ func cachedTree(t testing.TB) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		host(t, script, Suite, mirror(t), filepath.Join(cache, "kernel-"+vm.Kernel61), tree)
+		host(t, script, suite, mirror(t), filepath.Join(cache, "kernel-"+vm.Kernel61), tree)
 	})
 }
 
