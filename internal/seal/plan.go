@@ -16,16 +16,18 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	}
 	switch {
 	case size == 0:
-		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty"}}
+		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty", Hint: "make one with: dmloop create IMAGE SIZE"}}
 	case block > c.page:
 		return Record{}, &RefusedError{extents.Problem{
 			Rule: extents.Unpinnable, Hint: "keep the image on a file system with blocks no larger than a page",
 			Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, c.page),
 		}}
 	case size%max(block, sectorSize) != 0:
+		block, rest := max(block, sectorSize), size%max(block, sectorSize)
 		return Record{}, &RefusedError{extents.Problem{
-			Rule:    extents.SizeUnaligned,
-			Message: fmt.Sprintf("size of %d bytes is no multiple of the file system's block of %d", size, block),
+			Rule: extents.SizeUnaligned, Offset: size - rest, Length: rest,
+			Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", size, block),
+			Hint:    fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", block),
 		}}
 	}
 	l, err := c.layout()

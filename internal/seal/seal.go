@@ -191,6 +191,7 @@ func (c change) intend(r Record) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return &RefusedError{extents.Problem{
 			Rule: extents.Unpinnable, Message: "the file system keeps no extended attributes, so a cut could not be recovered from",
+			Hint: "move the image to ext4, xfs, f2fs or btrfs",
 		}}
 	}
 	if err != nil {

@@ -162,8 +162,11 @@ func TestSealRefuses(t *testing.T) {
 		before := bytes.Clone(c.s.now)
 		_, err := changeOf(c.s).seal()
 		var refused *RefusedError
-		if !errors.As(err, &refused) || refused.Problem.Rule != c.rule || refused.Problem.Message == "" {
-			t.Errorf("%s: %v, want %s", c.name, err, c.rule)
+		if !errors.As(err, &refused) || refused.Problem.Rule != c.rule || refused.Problem.Message == "" || refused.Problem.Hint == "" {
+			t.Errorf("%s: %v, want %s with a hint", c.name, err, c.rule)
+		}
+		if p := refused.Problem; p.Rule == extents.SizeUnaligned && (p.Length == 0 || p.Offset+p.Length != extents.Bytes(len(before))) {
+			t.Errorf("%s: bytes %d+%d", c.name, p.Offset, p.Length)
 		}
 		if !bytes.Equal(before, c.s.now) || c.s.nowAt != nil {
 			t.Errorf("%s: the file is not what it was", c.name)
