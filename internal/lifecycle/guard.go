@@ -40,15 +40,26 @@ func (s *System) WithGuard(g Guard) *System {
 
 // watched lists what a running guard watches; nothing when none runs.
 func (s *System) watched(ctx context.Context) map[string]bool {
-	if s.guard == nil {
+	if s.guard == nil || s.hung != nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
 	names, err := s.guard.Watched(ctx)
 	if err != nil {
+		s.noteHung(err)
 		s.log.Debug("no answer from a guard", "error", err)
 		return nil
 	}
 	return names
+}
+
+// noteHung remembers a guard that does not answer, so that a command waits for it
+// once and not for every mapping.
+func (s *System) noteHung(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		s.hung = err
+	}
 }
 
 // prepareGuard starts the guard, and has the image marked before it is pinned: the

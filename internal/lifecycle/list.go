@@ -59,8 +59,9 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 		return pick(nil, unknown) // a kernel without device-mapper has no mappings
 	}
 	found := make([]Status, 0, len(records))
+	watched := s.watched(ctx)
 	for _, m := range records {
-		st, there := s.settled(ctx, store, conn, m)
+		st, there := s.settled(ctx, store, conn, m, watched)
 		switch {
 		case there:
 			found = append(found, st)
@@ -121,12 +122,13 @@ func pick(all []Status, names []string) ([]Status, error) {
 // so in the record before it undoes anything, so what is seen beside a record that
 // stays the same is the mapping's own state. It reports whether the mapping is still
 // there.
-func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Conn, m manifest.Manifest) (st Status, there bool) {
+func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Conn, m manifest.Manifest, watched map[string]bool) (st Status, there bool) {
 	for range settleTries {
 		if unreadable(m) {
 			return Status{Name: m.Name, Grade: string(pin.Unsafe), State: m.State, Reason: m.Reason}, true
 		}
 		st = s.status(ctx, conn, m)
+		st.Guard = watched[m.Name]
 		now, err := store.Head(m.Name)
 		switch {
 		case errors.Is(err, manifest.ErrNotFound):
@@ -134,7 +136,7 @@ func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Co
 		case err != nil, now.UUID == m.UUID && now.State == m.State && now.Reason == m.Reason && now.Grade == m.Grade:
 			return st, true
 		}
-		m = now
+		m, watched = now, s.watched(ctx)
 	}
 	return st, true
 }
@@ -175,7 +177,8 @@ func (s *System) records(store *manifest.Store, targets []string, load func(name
 // unreadable reports whether a record only stands for one that cannot be read.
 func unreadable(m manifest.Manifest) bool { return m.UUID == "" }
 
-// status compares a record with the kernel.
+// status compares a record with the kernel. Whether the guard watches is left to the
+// caller.
 func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest) Status {
 	st := Status{
 		Name: m.Name, UUID: m.UUID, Image: m.Image.Path, Size: m.Size, ReadOnly: m.ReadOnly,
@@ -198,7 +201,6 @@ func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest)
 		st.State, st.Reason = manifest.Stale, err.Error()
 	}
 	s.judgePins(ctx, &st, m)
-	st.Guard = s.watched(ctx)[m.Name]
 	return st
 }
 

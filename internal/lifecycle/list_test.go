@@ -161,6 +161,41 @@ func TestListBesideAnUnmap(t *testing.T) {
 	}
 }
 
+// hungGuard never answers in time.
+type hungGuard struct {
+	Guard
+	asked int
+}
+
+func (g *hungGuard) Watched(context.Context) (map[string]bool, error) {
+	g.asked++
+	return nil, os.ErrDeadlineExceeded
+}
+
+func (g *hungGuard) OpenImage(context.Context, string) (*os.File, error) {
+	g.asked++
+	return nil, os.ErrDeadlineExceeded
+}
+
+// A guard that does not answer holds a list up once, not once for each mapping, and
+// what it would have told is not made up.
+func TestListWithAHungGuard(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"a", "b", "c"} {
+		w.mapped(t, name, manifest.Healthy)
+	}
+	g := &hungGuard{}
+	all, err := w.fresh().WithGuard(g).List(background(t))
+	if err != nil || len(all) != 3 || g.asked != 1 {
+		t.Errorf("asked %d times: %+v, %v", g.asked, all, err)
+	}
+	for _, st := range all {
+		if st.Guard || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "guard") {
+			t.Errorf("%+v", st)
+		}
+	}
+}
+
 // A device that no record names is found by its name as well.
 func TestListOfAnOrphanByName(t *testing.T) {
 	w := newWorld(t)

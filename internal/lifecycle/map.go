@@ -144,7 +144,9 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err := job.run(ctx); err != nil {
 		return Status{}, fail(path, "", errors.Join(err, job.undo(ctx)))
 	}
-	return s.status(ctx, conn, job.m), nil
+	st := s.status(ctx, conn, job.m)
+	st.Guard = s.watched(ctx)[name]
+	return st, nil
 }
 
 // CanMap refuses what Map refuses whatever the image is like: a request that means

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,7 @@ type System struct {
 	sysfs    string
 	conn     *dm.Conn
 	guard    Guard
+	hung     error               // why the guard did not answer in time; nil while it does
 	patience time.Duration       // how long to wait for another command's lock
 	released []manifest.Manifest // finished for an earlier command, by recover
 }
@@ -169,9 +171,14 @@ func (s *System) openWatched(ctx context.Context, path string) (*image.Image, er
 	if s.guard == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, guardPatience)
-	defer cancel()
-	f, err := s.guard.OpenImage(ctx, path)
+	var f *os.File
+	err := s.hung
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, guardPatience)
+		defer cancel()
+		f, err = s.guard.OpenImage(ctx, path)
+		s.noteHung(err)
+	}
 	switch {
 	case errors.Is(err, ErrNotWatched):
 		return nil, nil
