@@ -243,6 +243,11 @@ func TestQemuStoppedGuard(t *testing.T) {
 		t.Errorf("the open did not wait: %s", said.String())
 	case <-time.After(2 * time.Second):
 	}
+	// dmloop's own commands do not wait for ever.
+	begin := time.Now()
+	if r := dmloop(t, "list", "--raw", "-n", "-o", "NAME,GRADE,GUARD"); r.Code != 0 || r.Stdout != "vol unsafe 0\n" || time.Since(begin) > 20*time.Second {
+		t.Errorf("list: exit code %d after %s: %s%s", r.Code, time.Since(begin), r.Stdout, r.Stderr)
+	}
 	vmtest.Must(t, "kill", "-CONT", pid)
 	if err := <-done; err == nil || said.String() != "EPERM" {
 		t.Errorf("the open got %q, %v", said.String(), err)

@@ -64,7 +64,7 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 		}
 		err = s.removeOnce(conn, uuid, false)
 		if err == nil || errors.Is(err, dm.ErrNotFound) {
-			return true, s.unlink(name)
+			return true, errors.Join(s.unlink(info.Name), s.unlink(name)) // somebody may have renamed the device
 		}
 		if !errors.Is(err, dm.ErrBusy) {
 			return false, err

@@ -54,6 +54,19 @@ func (s *System) watched(ctx context.Context) map[string]bool {
 	return names
 }
 
+// dropWatch has the guard forget a mapping. One that does not answer looks for itself
+// when it goes on: the device is gone.
+func (s *System) dropWatch(ctx context.Context, name string) error {
+	if s.guard == nil || s.hung != nil {
+		return s.hung
+	}
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	err := s.guard.Drop(ctx, name)
+	s.noteHung(err)
+	return err
+}
+
 // noteHung remembers a guard that does not answer, so that a command waits for it
 // once and not for every mapping.
 func (s *System) noteHung(err error) {

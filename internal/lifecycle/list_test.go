@@ -12,6 +12,7 @@ import (
 
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
+	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
 )
@@ -190,10 +191,35 @@ func TestListWithAHungGuard(t *testing.T) {
 		t.Errorf("asked %d times: %+v, %v", g.asked, all, err)
 	}
 	for _, st := range all {
-		if st.Guard || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "guard") {
+		if st.Guard || st.State != manifest.Healthy {
 			t.Errorf("%+v", st)
 		}
 	}
+}
+
+// An open that a hanging guard holds up is given up, and not tried again.
+func TestHeldOpen(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	s := w.fresh()
+	s.hung = os.ErrDeadlineExceeded
+	img, err := s.openHeld(m.Image, openUnwatched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Close()
+	goOn := make(chan struct{})
+	wait := func(path string) (*image.Image, error) {
+		<-goOn
+		return openUnwatched(path)
+	}
+	for range 2 {
+		if img, err := s.openHeld(m.Image, wait); ClassOf(err) != Failure || img != nil || !s.held {
+			t.Errorf("%v, %v", img, err)
+		}
+		wait = func(string) (*image.Image, error) { t.Error("tried again"); return nil, os.ErrInvalid }
+	}
+	close(goOn)
 }
 
 // A device that no record names is found by its name as well.

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"time"
 
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -11,5 +12,51 @@ import (
 // openRecorded opens the image of a record, wherever it is by now. It returns
 // observe.ErrImageGone when the file system says that the inode is no more.
 func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.Image, error) {
-	return observe.Open(want, func(path string) (*image.Image, error) { return s.openImage(ctx, path) })
+	img, err := s.openWatched(ctx, want.Path)
+	byPath := func(path string) (*image.Image, error) {
+		if err != nil || img != nil {
+			return img, err
+		}
+		return openUnwatched(path)
+	}
+	if s.hung == nil {
+		return observe.Open(want, byPath)
+	}
+	return s.openHeld(want, byPath)
+}
+
+// heldPatience is how long a command waits for an open that a guard which does not
+// answer may hold up.
+const heldPatience = 2 * time.Second
+
+// openHeld is observe.Open where the guard hangs. Whether it denies opens cannot be
+// asked: then the kernel has every open wait for it, and nothing but the end of this
+// process ends that.
+func (s *System) openHeld(want manifest.Image, byPath func(string) (*image.Image, error)) (*image.Image, error) {
+	refused := &Error{Class: Failure, Subject: want.Path, Message: "opens of the image wait for a guard that does not answer", Err: s.hung,
+		Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
+	if s.held {
+		return nil, refused
+	}
+	type opened struct {
+		img *image.Image
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		img, err := observe.Open(want, byPath)
+		done <- opened{img, err}
+	}()
+	select {
+	case o := <-done:
+		return o.img, o.err
+	case <-time.After(heldPatience):
+		s.held = true
+		go func() {
+			if late := <-done; late.img != nil {
+				late.img.Close()
+			}
+		}()
+		return nil, refused
+	}
 }

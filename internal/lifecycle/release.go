@@ -50,10 +50,8 @@ func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.
 	if !gone {
 		return errPending
 	}
-	if s.guard != nil {
-		if err := s.guard.Drop(ctx, m.Name); err != nil {
-			s.log.Warn("the guard was not told that the mapping is gone", "mapping", m.Name, "error", err)
-		}
+	if err := s.dropWatch(ctx, m.Name); err != nil {
+		s.log.Warn("the guard was not told that the mapping is gone", "mapping", m.Name, "error", err)
 	}
 	return s.releasePins(ctx, m, img)
 }
@@ -258,7 +256,11 @@ func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
 	if err != nil {
 		return fail(m.Name, "", err)
 	}
-	others = slices.DeleteFunc(others, func(o blockdev.Mapping) bool { return o.Name == m.Name })
+	own, err := conn.Info(dm.ByUUID(m.UUID)) // its name may be another one by now
+	if err != nil && !errors.Is(err, dm.ErrNotFound) {
+		return fail(m.Name, "", err)
+	}
+	others = slices.DeleteFunc(others, func(o blockdev.Mapping) bool { return err == nil && o.Device == own.Device })
 	inside, err := blockdev.Overlaps(segments, others)
 	if err != nil || len(inside) == 0 {
 		return fail(m.Name, "", err)

@@ -29,6 +29,7 @@ type System struct {
 	conn     *dm.Conn
 	guard    Guard
 	hung     error               // why the guard did not answer in time; nil while it does
+	held     bool                // opens of images wait for the guard that hangs
 	patience time.Duration       // how long to wait for another command's lock
 	released []manifest.Manifest // finished for an earlier command, by recover
 }
@@ -140,6 +141,10 @@ func (s *System) openImage(ctx context.Context, path string) (*image.Image, erro
 	if f, err := s.openWatched(ctx, path); err != nil || f != nil {
 		return f, err
 	}
+	return openUnwatched(path)
+}
+
+func openUnwatched(path string) (*image.Image, error) {
 	img, err := image.Open(path)
 	if err == nil {
 		return img, nil

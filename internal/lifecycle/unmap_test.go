@@ -283,6 +283,21 @@ func TestUnmapByNameOnly(t *testing.T) {
 	}
 }
 
+// A device that somebody renamed is the mapping's all the same.
+func TestUnmapARenamedDevice(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	if _, err := w.kernel.Conn().Rename(dm.ByUUID(m.UUID), "other", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); err != nil {
+		t.Error(err)
+	}
+	if n := w.accounted(t, "renamed"); n != 0 || w.kernel.Len() != 0 {
+		t.Errorf("left %d records, %d devices", n, w.kernel.Len())
+	}
+}
+
 // An unmap that was cut off leaves the mapping that it was; not a healthy one when the
 // device gives errors already.
 func TestRecoverADeviceInUse(t *testing.T) {
