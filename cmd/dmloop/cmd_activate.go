@@ -40,6 +40,7 @@ type activateOptions struct {
 	all, initrd bool
 	auto        bool // --all leaves out what does not come up by itself
 	path        string
+	named       bool // path was given with --tab
 	wait        time.Duration
 }
 
@@ -88,7 +89,8 @@ func (o *activateOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
 	jsonFlag(env, cmd)
 }
 
-func (o *activateOptions) args(_ *cobra.Command, args []string) error {
+func (o *activateOptions) args(cmd *cobra.Command, args []string) error {
+	o.named = cmd.Flags().Changed("tab")
 	if o.all == (len(args) > 0) {
 		return usageError("give names of lines, or --all")
 	}
@@ -100,6 +102,9 @@ func (o *activateOptions) args(_ *cobra.Command, args []string) error {
 
 // run reads the table, picks the lines, works on them and prints what became of them.
 func (o *activateOptions) run(ctx context.Context, env *cliEnv, names []string, do func(activate.Runner, context.Context, []tab.Entry) []activate.Result) error {
+	if _, err := os.Stat(o.path); o.named && errors.Is(err, fs.ErrNotExist) {
+		return &lifecycle.Error{Class: lifecycle.NotFound, Subject: o.path, Message: "no such file"}
+	}
 	table, bad := readTab(o.path)
 	if table == nil && bad != nil {
 		return bad
@@ -113,7 +118,14 @@ func (o *activateOptions) run(ctx context.Context, env *cliEnv, names []string, 
 		Devices: blockid.Local(), Log: env.logger(), Jobs: activateJobs, Wait: o.wait,
 	}
 	results := do(runner, ctx, entries)
-	failed := []error{bad}
+	var failed []error
+	if o.all && !o.initrd {
+		failed = append(failed, bad)
+	} else { // a wrong line fails nothing that was asked for and is right, as the unit of another line
+		for _, one := range flatten(bad) {
+			env.logger().Warn(one.Error())
+		}
+	}
 	for _, r := range results {
 		if r.Err != nil && o.all && r.Entry.NoFail {
 			env.logger().Warn("a line with nofail is not up", "name", r.Entry.Label, "error", r.Err)

@@ -84,6 +84,9 @@ func isParserError(err error) bool {
 
 // flatten splits joined errors, so that each is printed on its own.
 func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
 		for _, e := range joined.Unwrap() {
