@@ -118,3 +118,22 @@ func TestOverlapsAgainstModel(t *testing.T) {
 		}
 	}
 }
+
+// Of a layout that begins somewhere in the file, the message names the file's bytes,
+// as offset and length do.
+func TestShift(t *testing.T) {
+	segs := []dmtable.Segment{{Device: vda1, Start: 64, Length: 8}}
+	problems, err := blockdev.Overlaps(segs, []blockdev.Mapping{mapping(t, "other", fmt.Sprintf("0 8 linear %s 68", vda1))})
+	if err != nil || len(problems) != 1 {
+		t.Fatalf("%v, %v", problems, err)
+	}
+	problems = append(problems, extents.Problem{Rule: extents.TooManyExtents, Message: "it lies in too many pieces"})
+	problems = blockdev.Shift(problems, 1<<20)
+	p := problems[0]
+	if p.Offset != 1<<20+4*512 || p.Length != 4*512 || !strings.HasPrefix(p.Message, "bytes 1050624-1052671 lie on ") {
+		t.Errorf("%+v", p)
+	}
+	if m := problems[1].Message; m != "it lies in too many pieces" {
+		t.Errorf("%s", m)
+	}
+}

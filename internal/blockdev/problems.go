@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"fmt"
+	"strings"
 
 	"dmloop/extents"
 )
@@ -53,11 +54,30 @@ func (p *problems) addHint(rule extents.Rule, offset, length extents.Bytes, what
 func (p *problems) list() []extents.Problem {
 	var list []extents.Problem
 	for i, f := range p.found {
-		message := fmt.Sprintf("bytes %d-%d %s", f.offset, f.offset+f.length-1, f.what)
+		message := place(f.offset, f.length) + f.what
 		if i == mostProblems-1 && p.more > 0 {
 			message += fmt.Sprintf(" (and %d more places)", p.more)
 		}
 		list = append(list, extents.Problem{Rule: f.rule, Offset: f.offset, Length: f.length, Message: message, Hint: f.hint})
 	}
 	return list
+}
+
+// place is how a message begins.
+func place(offset, length extents.Bytes) string {
+	return fmt.Sprintf("bytes %d-%d ", offset, offset+length-1)
+}
+
+// Shift moves the problems that Resolve or Overlaps found in a layout which begins at
+// byte by of the file, their messages too.
+func Shift(problems []extents.Problem, by extents.Bytes) []extents.Problem {
+	for i := range problems {
+		p := &problems[i]
+		what, placed := strings.CutPrefix(p.Message, place(p.Offset, p.Length))
+		p.Offset += by
+		if placed {
+			p.Message = place(p.Offset, p.Length) + what
+		}
+	}
+	return problems
 }

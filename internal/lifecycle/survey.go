@@ -225,13 +225,13 @@ func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o Surv
 	}
 	segments, problems := stack.Resolve(window)
 	if len(problems) > 0 {
-		return shift(problems, from), nil
+		return blockdev.Shift(problems, from), nil
 	}
 	if v.Table, err = dmtable.Build(segments); err != nil {
 		return nil, err
 	}
 	problems, err = s.overlaps(conn, v, segments)
-	return shift(problems, from), err
+	return blockdev.Shift(problems, from), err
 }
 
 // wholeBlocks returns the whole blocks of the window that begins at offset: all of it,
@@ -279,14 +279,6 @@ func unstable(diff string) extents.Problem {
 		Message: "two readings of the layout in a row differ: " + diff,
 		Hint:    "stop what is changing the file (a defragmenter, a garbage collector, a copy) and try again",
 	}
-}
-
-// shift moves the offsets of problems from the window to the file.
-func shift(problems []extents.Problem, by extents.Bytes) []extents.Problem {
-	for i := range problems {
-		problems[i].Offset += by
-	}
-	return problems
 }
 
 // emptyCache is the rule dirty-cache at the moment of truth: not one page may be
