@@ -152,6 +152,62 @@ func TestSealedClaimedAgain(t *testing.T) {
 	})
 }
 
+// A guard that cannot have the claim again, for the kernel has given the place away,
+// leaves the mapping what it is without it, and takes the claim when there is a place.
+func TestFullSealedGuardWithoutPlace(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "64K")
+	sum := fill(t, image, 64<<10, 1)
+	expect(t, 0, "seal", image)
+	t.Cleanup(func() { endGuard(t, "TERM") })
+	mustDmloop(t, "map", image, "vol")
+	var others []string
+	t.Cleanup(func() { cli("unmap", "--all") })
+	one := func() bool {
+		t.Helper()
+		name := fmt.Sprintf("i%d", len(others))
+		other := h.image(t, name+".img", "64K")
+		expect(t, 0, "seal", other)
+		others = append(others, name)
+		return cli("map", "--no-guard", other, name).Code == 0
+	}
+	for one() {
+		if len(others) > 40 {
+			t.Fatal("there is no end to it")
+		}
+	}
+	taker := h.path("swap")
+	vmtest.RandomFile(t, taker, 64<<10, 1)
+	vmtest.Must(t, "chmod", "600", taker)
+	vmtest.Must(t, "mkswap", taker)
+	vmtest.Must(t, "sync")
+	t.Cleanup(func() { vmtest.Run(t, "swapoff", taker) })
+	guard := fmt.Sprint(guardPID())
+	vmtest.Must(t, "kill", "-STOP", guard)
+	r := vmtest.Run(t, "sh", "-c", "chattr -i "+image+" && swapoff "+image+" && swapon "+taker+" && chattr +i "+image)
+	vmtest.Must(t, "kill", "-CONT", guard)
+	if r.Code != 0 {
+		t.Fatalf("the place is not given away: %s", r.Stderr)
+	}
+	state := func() string { return cli("list", "-n", "--raw", "-o", "STATE", "vol").Stdout }
+	await(t, "the guard's finding", 20*time.Second, func() bool { return state() == "weakened\n" })
+	time.Sleep(3 * time.Second) // checks follow
+	if got, flags := state(), vmtest.Must(t, "lsattr", image); got != "weakened\n" || !strings.Contains(strings.Fields(flags)[0], "i") {
+		t.Errorf("%q, flags %s\n%s", got, flags, guardLog())
+	}
+	if vmtest.ChecksumFile(t, "/dev/mapper/vol") != sum {
+		t.Error("the device shows something else")
+	}
+	vmtest.Must(t, "swapoff", taker)
+	await(t, "the claim", 90*time.Second, func() bool { return state() == "healthy\n" })
+	if !strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image+" ") {
+		t.Error("not claimed again")
+	}
+	mustDmloop(t, "unmap", "vol")
+	expect(t, 0, "unmap", "--all")
+	nothingLeft(t, image)
+}
+
 // The kernel takes so many sealed mappings and no more. The one that it has no place
 // for is refused for that reason, and is as it was.
 func TestSealedUntilTheKernelIsFull(t *testing.T) {

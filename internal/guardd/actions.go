@@ -2,7 +2,9 @@ package guardd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"dmloop/dmtable"
@@ -17,7 +19,14 @@ import (
 type actions struct {
 	d *Daemon
 	m *mapping
+
+	refused error     // why the kernel's claim could not be had again at last
+	tried   time.Time // when that was
 }
+
+// claimAgain is how long the guard waits until it asks for a refused claim again: each
+// try lifts the immutable flag for a moment, which is news about the image itself.
+const claimAgain = time.Minute
 
 // Act tears the mapping down, or suspends it. The error table is loaded only now: one
 // that waited in the inactive slot would go live with any `dmsetup resume`.
@@ -42,29 +51,68 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 // dmloop's to set.
 func (a *actions) Restore(_ context.Context, lost []string) error {
 	record := a.m.record
-	var kinds []pin.Kind
-	for _, p := range record.Pins {
-		for _, l := range lost {
-			if p.Kind == l && p.Ours {
-				kinds = append(kinds, pin.Kind(l))
-			}
-		}
-	}
+	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool { return !slices.Contains(lost, string(k)) })
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)
 	}
-	f := a.m.image.File()
-	claim := func(on bool) error {
-		if on {
-			return swap.Claim(f)
-		}
-		return swap.Release(f)
+	claim := slices.Contains(kinds, pin.Swap)
+	if claim && a.refused != nil && time.Since(a.tried) < claimAgain {
+		return errors.Join(a.refused, a.pin(others(kinds)))
 	}
-	if _, err := pin.Set(f, record.Image.Filesystem, record.Name, kinds, claim); err != nil {
-		return fmt.Errorf("setting the pins %v again: %w", lost, err)
+	err := a.pin(kinds)
+	if err != nil && claim {
+		// Everything has been undone then. What can be had without the claim is had.
+		err = errors.Join(err, a.pin(others(a.ours())))
+	}
+	if err != nil {
+		err = fmt.Errorf("setting the pins %v again: %w", lost, err)
+	}
+	if claim {
+		a.refused, a.tried = err, time.Now()
+	}
+	if err != nil {
+		return err
 	}
 	a.d.Log.Warn("lost pins were set again", "mapping", record.Name, "pins", lost)
 	return nil
+}
+
+// ours lists the pins that the record says dmloop set.
+func (a *actions) ours() (kinds []pin.Kind) {
+	for _, p := range a.m.record.Pins {
+		if p.Ours {
+			kinds = append(kinds, pin.Kind(p.Kind))
+		}
+	}
+	return kinds
+}
+
+// others leaves out the kernel's claim.
+func others(kinds []pin.Kind) []pin.Kind {
+	return slices.DeleteFunc(kinds, func(k pin.Kind) bool { return k == pin.Swap })
+}
+
+// pin sets pins of the image, if any.
+func (a *actions) pin(kinds []pin.Kind) error {
+	if len(kinds) == 0 {
+		return nil
+	}
+	f := a.m.image.File()
+	_, err := pin.Set(f, a.m.record.Image.Filesystem, a.m.record.Name, kinds, func(on bool) error {
+		if on {
+			return unless(swap.ErrActive, swap.Claim(f))
+		}
+		return unless(swap.ErrNotActive, swap.Release(f))
+	})
+	return err
+}
+
+// unless returns err, or nil when it says that there was nothing to do.
+func unless(done, err error) error {
+	if errors.Is(err, done) {
+		return nil
+	}
+	return err
 }
 
 // Checked counts a check.
