@@ -114,7 +114,7 @@ var attacks = []attack{
 	{name: "xfs_fsr", fs: "xfs", lifted: true, run: tool("xfs_fsr", "-v", "IMAGE")},
 	{name: "XFS_IOC_SWAPEXT", fs: "xfs", lifted: true, alone: true, helper: "donor", run: tool("xfs_io", "-c", "swapext DIR/donor", "IMAGE")},
 	{name: "XFS_IOC_SWAPEXT, image as donor", fs: "xfs", lifted: true, helper: "donor", run: tool("xfs_io", "-c", "swapext IMAGE", "DIR/donor")},
-	{name: "XFS_IOC_EXCHANGE_RANGE", fs: "xfs", only: "6.12,new", lifted: true, helper: "donor", run: tool("xfs_io", "-c", "exchangerange DIR/donor", "IMAGE")},
+	{name: "XFS_IOC_EXCHANGE_RANGE", fs: "xfs", only: "6.12,new", lifted: true, helper: "donor", run: func(p string) error { return exchangeRange(p, beside(p, "donor")) }},
 	{name: "F2FS_IOC_DEFRAGMENT", fs: "f2fs", lifted: true, alone: true, run: f2fsDefragment},
 	{name: "f2fs garbage collection", fs: "f2fs", alone: true, run: f2fsCollect},
 	{name: "f2fs garbage collection of the image's own blocks", fs: "f2fs", alone: true, run: f2fsCollectImage},
@@ -205,6 +205,9 @@ func tool(words ...string) func(string) error {
 		}
 		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 		text := strings.ToLower(string(out))
+		if errors.Is(err, exec.ErrNotFound) || strings.Contains(text, `" not found`) { // as xfs_io says of a command
+			panic(fmt.Sprintf("%q cannot be tried: %v, %s", args, err, out))
+		}
 		for _, word := range []string{"not permitted", "cannot", "failed", "busy", "no such", "not supported", "invalid", "text file", "error"} {
 			if i := strings.Index(text, word); i >= 0 { // some tools say so and exit with 0
 				line, _, _ := strings.Cut(text[i:], "\n")
@@ -307,6 +310,21 @@ func moveExt(original, donor string) error {
 				origStart, donorStart, length, moved uint64
 			}{donor: uint32(donor.Fd()), length: 256}
 			return ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: 0xc028660f, Name: "EXT4_IOC_MOVE_EXT"}, &arg)
+		})
+	})
+}
+
+// exchangeRange exchanges the first blocks of two files, as xfs does since 6.10 where the
+// file system has the feature, which needs a newer mkfs than Debian 12's:
+// struct xfs_exchange_range { __s32 file1_fd; __u32 pad; __u64 file1_offset, file2_offset, length, flags; }.
+func exchangeRange(one, other string) error {
+	return onFile(one, os.O_RDWR, func(f *os.File) error {
+		return onFile(other, os.O_RDWR, func(other *os.File) error {
+			arg := struct {
+				other, pad                             uint32
+				otherOffset, ownOffset, length, noFlag uint64
+			}{other: uint32(other.Fd()), length: 1 << 20}
+			return ioctl.Pointer(int(f.Fd()), ioctl.Request{Number: 0x40285881, Name: "XFS_IOC_EXCHANGE_RANGE"}, &arg)
 		})
 	})
 }
