@@ -107,6 +107,9 @@ func Decode(b []byte) (Manifest, error) {
 	return m, m.check()
 }
 
+// errSealedOnF2FS refuses what no boot would find where it was saved.
+var errSealedOnF2FS = errors.New("f2fs moves a sealed image whenever the kernel takes it for swap: unseal it, or keep it on ext4 or xfs")
+
 // check refuses values that no saved manifest has.
 func (m Manifest) check() error {
 	switch {
@@ -120,6 +123,8 @@ func (m Manifest) check() error {
 		return errors.New("the host is not described")
 	case m.Host.Filesystem != "ext4" && m.Host.Filesystem != "xfs" && m.Host.Filesystem != "f2fs":
 		return fmt.Errorf("unsupported host file system %q", m.Host.Filesystem)
+	case m.Record.Sealed && m.Host.Filesystem == "f2fs":
+		return errSealedOnF2FS
 	}
 	if err := dmtable.CheckName(m.Host.Shim); err != nil {
 		return err

@@ -105,6 +105,7 @@ func TestCheck(t *testing.T) {
 		"root":        func(m *Manifest) { m.Path = "/" },
 		"uuid":        func(m *Manifest) { m.Host.UUID = "" },
 		"btrfs":       func(m *Manifest) { m.Host.Filesystem = "btrfs" },
+		"f2fs sealed": func(m *Manifest) { m.Host.Filesystem, m.Record.Sealed = "f2fs", true },
 		"shim":        func(m *Manifest) { m.Host.Shim = "a/b" },
 		"base":        func(m *Manifest) { m.Host.Base.Minor = 2 },
 		"out of base": func(m *Manifest) { m.Host.Sectors = 16384 + 2047 },

@@ -69,6 +69,9 @@ func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target stri
 	if len(record.Parts) > 0 {
 		return refuse("partitions inside an image are not brought up at boot: map it without --partscan")
 	}
+	if record.Sealed && fs.Type == "f2fs" {
+		return refuse("%v", errSealedOnF2FS)
+	}
 	m.Record.State, m.Record.Reason, m.Record.Device = manifest.Healthy, "", dmtable.Device{}
 	return m, m.check()
 }

@@ -51,7 +51,9 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 // dmloop's to set.
 func (a *actions) Restore(_ context.Context, lost []string) error {
 	record := a.m.record
-	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool { return !slices.Contains(lost, string(k)) })
+	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
+		return !slices.Contains(lost, string(k)) || k == pin.Swap && pin.ClaimMoves(record.Image.Filesystem)
+	})
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)
 	}

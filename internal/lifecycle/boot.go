@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -12,6 +13,7 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/swap"
 )
 
 // Recorded returns the record of a sound mapping, named by name or image, and the
@@ -137,7 +139,8 @@ func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) error {
 }
 
 // Repin sets the pins that the record of a mapping names and that are not in force,
-// such as the kernel's swap claim, which no boot survives.
+// such as the kernel's swap claim, which no boot survives. A claim that may move blocks is
+// refused: the mapping is live.
 func (s *System) Repin(ctx context.Context, name string) error {
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
@@ -156,6 +159,17 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	var kinds []pin.Kind
 	for _, p := range m.Pins {
 		kinds = append(kinds, pin.Kind(p.Kind))
+	}
+	if slices.Contains(kinds, pin.Swap) && pin.ClaimMoves(m.Image.Filesystem) {
+		active, err := swap.Active(img.File())
+		if err != nil {
+			return fail(m.Name, "", err)
+		}
+		if !active {
+			return refuse(m.Name, []extents.Problem{{Rule: extents.Unpinnable,
+				Message: m.Image.Filesystem + " may move the image when the kernel takes it for swap, which must not happen below a live mapping",
+				Hint:    "unmap it and map it again"}})
+		}
 	}
 	_, err = pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, func(on bool) error { return s.swapClaim(img, on) })
 	return fail(m.Name, "", err)

@@ -93,6 +93,12 @@ func Resulting(filesystem string, wanted []Kind) []Kind {
 	return append([]Kind{F2FS}, wanted...) // f2fs_swap_activate in fs/f2fs/data.c
 }
 
+// ClaimMoves reports whether the file system may move a file's blocks when the kernel
+// takes it for swap. f2fs does, each time, with a file that does not fill its sections
+// (check_swap_activate in fs/f2fs/data.c, seen on 6.12 and 7.3). Such a claim must not
+// be taken on the image of a live mapping.
+func ClaimMoves(filesystem string) bool { return filesystem == "f2fs" }
+
 // Claim takes or gives back the kernel's swap claim on the file; package swap
 // provides it. It must do nothing when there is nothing to do.
 type Claim func(on bool) error
