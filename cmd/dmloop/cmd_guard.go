@@ -88,8 +88,11 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 		Dir: o.stateDir, Mapper: conn, Log: log, Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
 		Finish: finish,
 	})
-	if errors.Is(err, guardd.ErrRunning) {
+	switch {
+	case errors.Is(err, guardd.ErrRunning):
 		return &lifecycle.Error{Class: lifecycle.Busy, Message: err.Error(), Hint: "see: dmloop list"}
+	case errors.Is(err, guardd.ErrMetricsAddress):
+		return usageError("%v", err)
 	}
 	return err
 }

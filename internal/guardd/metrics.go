@@ -135,6 +135,9 @@ func sortedKeys[K ~string, V any](m map[K]V) []K {
 	return keys
 }
 
+// ErrMetricsAddress says that metrics are not served at such an address.
+var ErrMetricsAddress = errors.New("use 127.0.0.1:PORT, [::1]:PORT or unix:PATH")
+
 // listenMetrics opens "unix:PATH", or "ADDRESS:PORT" where ADDRESS is a loopback
 // address: the metrics name images and are nobody else's business.
 func listenMetrics(where string) (net.Listener, error) {
@@ -159,10 +162,10 @@ func listenMetrics(where string) (net.Listener, error) {
 	}
 	addr, err := net.ResolveTCPAddr("tcp", where)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrMetricsAddress, err)
 	}
 	if !addr.IP.IsLoopback() {
-		return nil, fmt.Errorf("%s is no loopback address: use 127.0.0.1:PORT, [::1]:PORT or unix:PATH", where)
+		return nil, fmt.Errorf("%w: %s is no loopback address", ErrMetricsAddress, where)
 	}
 	return net.ListenTCP("tcp", addr)
 }
