@@ -83,11 +83,11 @@ system is unmounted; dmloop-guard.service runs it with --going-down when it stop
 					}
 				}
 			}
-			return each(args, func(name string) error { return sys.ReleaseClaim(cmd.Context(), name) })
+			return each(args, func(name string) error { return sys.ReleaseClaim(cmd.Context(), name, !goingDown) })
 		},
 		ValidArgsFunction: completeMappings(env),
 	}
-	cmd.Flags().BoolVar(&goingDown, "going-down", false, "all images, when systemd is stopping the machine; otherwise do nothing")
+	cmd.Flags().BoolVar(&goingDown, "going-down", false, "all images that may be let go of, when systemd is stopping the machine; otherwise do nothing")
 	jsonFlag(env, cmd)
 	return cmd
 }

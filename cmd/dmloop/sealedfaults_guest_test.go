@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +158,46 @@ func TestSealedClaimedAgain(t *testing.T) {
 		}
 		if vmtest.ChecksumFile(t, dev) != sum {
 			t.Error("the device shows something else")
+		}
+		expect(t, 0, "unmap", "vol")
+		nothingLeft(t, image)
+	})
+}
+
+// What the guard's unit runs when it stops: nothing, unless the machine goes down, and
+// then no image is let go of that could be moved below a device in use.
+func TestSealedGoingDown(t *testing.T) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		image := h.image(t, "image.img", "1M")
+		expect(t, 0, "seal", image)
+		dev := mapSealed(t, image, "vol")
+		bin := t.TempDir()
+		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+		claimed := func(state string) bool {
+			t.Helper()
+			if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte("#!/bin/sh\necho "+state+"\nexit 1\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, 0, "boot", "release", "--going-down")
+			if !look(t, image).immutable {
+				t.Errorf("%s: not immutable", state)
+			}
+			return strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image+" ")
+		}
+		if !claimed("degraded") {
+			t.Error("let go of while the machine runs")
+		}
+		open, err := os.Open(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inUse := claimed("stopping")
+		open.Close()
+		if want := h.kind.fstype != "ext4"; inUse != want {
+			t.Errorf("claimed below a device in use: %v, want %v", inUse, want)
+		}
+		if claimed("stopping") {
+			t.Error("not let go of when the machine goes down")
 		}
 		expect(t, 0, "unmap", "vol")
 		nothingLeft(t, image)

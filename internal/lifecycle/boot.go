@@ -177,8 +177,9 @@ func (s *System) Repin(ctx context.Context, name string) error {
 
 // ReleaseClaim ends the kernel's claim on a sealed image and leaves its other pins, for
 // the moment before the host file system is unmounted while the mapping stays: the
-// machine goes down with its root file system on it.
-func (s *System) ReleaseClaim(ctx context.Context, name string) error {
+// machine goes down with its root file system on it. Without inUse a mapping that
+// somebody has open keeps the claim, where the other pins would let its blocks move.
+func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) error {
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return err
@@ -197,6 +198,20 @@ func (s *System) ReleaseClaim(ctx context.Context, name string) error {
 	for _, p := range m.Pins {
 		if k := pin.Kind(p.Kind); p.Ours && k != pin.Swap {
 			kept = append(kept, k)
+		}
+	}
+	if !inUse && pin.GradeOf(evidence(m, kept)) != pin.Kernel {
+		conn, err := s.mapper()
+		if err != nil {
+			return fail(m.Name, "", err)
+		}
+		info, err := conn.Info(dm.ByUUID(m.UUID))
+		if err == nil && info.OpenCount > 0 {
+			s.log.Warn("somebody has the device open: the kernel keeps the image, and its host file system cannot be unmounted", "mapping", m.Name)
+			return nil
+		}
+		if err != nil && !errors.Is(err, dm.ErrNotFound) {
+			return fail(m.Name, "", err)
 		}
 	}
 	claim := func(on bool) error { return s.swapClaim(img, on) }
