@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,7 +135,8 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if problems := o.judge(v); len(problems) > 0 {
 		return Status{}, refuse(path, problems)
 	}
-	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, releaseLease: release}
+	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, releaseLease: release, probe: swap.NewProbe(img.File())}
+	defer job.probe.Close() //nolint:errcheck // of a file without a name
 	host, err := conn.Info(dm.ByDevice(v.Stack.Host))
 	if err != nil {
 		return Status{}, fail(path, "reading the host device", err)
@@ -282,6 +284,7 @@ type mapJob struct {
 	options      MapOptions
 	m            manifest.Manifest
 	releaseLease func()
+	probe        *swap.Probe      // asks whether the kernel holds the image
 	denies       bool             // the guard denies opens of the image by others
 	staged       *manifest.Staged // the record that is about to be seen; nil before and after
 }
@@ -327,7 +330,7 @@ func (j *mapJob) setPins() error {
 	}
 	j.releaseLease()
 	j.m.Proof = j.survey.Proved
-	inForce, err := pinsInForce(j.img, j.m, swap.Active)
+	inForce, err := pinsInForce(j.img, j.m, func(*os.File) (bool, error) { return j.probe.Active() })
 	if err != nil {
 		return err
 	}
@@ -446,7 +449,7 @@ func (j *mapJob) proveClaim() error {
 	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
 		return nil
 	}
-	active, err := swap.Active(j.img.File())
+	active, err := j.probe.Active()
 	if err != nil {
 		return fmt.Errorf("proving that the kernel holds the image as a swap file: %w", err)
 	}
