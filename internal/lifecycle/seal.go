@@ -147,6 +147,11 @@ func claimError(path string, err error) error {
 	case errors.Is(err, swap.ErrNoSlot):
 		return problem("the kernel has no place for one more swap file (22 to 28 fit, by its configuration)",
 			"unmap another sealed image, or swapoff a swap area: swapon --show")
+	case errors.Is(err, swap.ErrRecovered):
+		// f2fs, seen on 7.3: a file that the mount after a crash recovered has no cache
+		// of extents until it is read anew (f2fs_precache_extents in fs/f2fs/file.c).
+		return problem("the kernel does not take the image as a swap file, perhaps since a mount after a crash recovered it",
+			"have it read anew: echo 2 > /proc/sys/vm/drop_caches, or mount the file system again")
 	case errors.Is(err, swap.ErrBusy):
 		return &Error{Class: Busy, Subject: path, Message: "the file system is busy with a change that excludes swap files (on btrfs a balance, or a device that is added, removed or resized)", Err: err,
 			Hint: "wait until it is done: btrfs balance status MOUNTPOINT"}

@@ -23,6 +23,7 @@ func TestClaimErrors(t *testing.T) {
 		{claimError, swap.ErrNoSwap, unix.ENOSYS, KernelLacks, []string{"CONFIG_SWAP"}},
 		{claimError, swap.ErrBusy, unix.EBUSY, Busy, []string{"balance", "btrfs balance status"}},
 		{claimError, swap.ErrRefused, unix.EINVAL, NotMappable, []string{"unpinnable", "does not take the image", "dmesg"}},
+		{claimError, swap.ErrRecovered, unix.EOPNOTSUPP, NotMappable, []string{"unpinnable", "crash", "drop_caches"}},
 		{claimError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"read-only"}},
 		{releaseError, swap.ErrNoMemory, unix.ENOMEM, Failure, []string{"cannot be read back", "free some memory"}},
 		{releaseError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"still holds", "remount,rw"}},

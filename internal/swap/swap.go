@@ -24,6 +24,7 @@ var (
 	ErrBusy         = errors.New("the file system is busy with a change that excludes swap files")
 	ErrReadOnlyFS   = errors.New("the file system is read-only")
 	ErrNoMemory     = errors.New("not enough memory to read the swapped page back")
+	ErrRecovered    = errors.New("the file system does not take the file for swap as it has it in memory")
 	ErrUnlinked     = errors.New("the file has no name any more")
 )
 
@@ -87,6 +88,8 @@ func Claim(f *os.File) error {
 		}
 	case errors.Is(err, unix.EINVAL):
 		e.Kind, e.Reason = ErrRefused, log.since()
+	case errors.Is(err, unix.EOPNOTSUPP):
+		e.Kind = ErrRecovered
 	case errors.Is(err, unix.ENOENT):
 		e.Kind = ErrUnlinked
 	case errors.Is(err, unix.ENOSYS):
