@@ -15,7 +15,7 @@
 #   TREE      the folder that the demo makes an image of (part of Go's sources)
 #   BENCH     kernels that benchmarks run on (uml,new)
 #   ROUNDS    how often each side of a benchmark is measured (7)
-#   BOOT      machines of the boot tests: uml, qemu (hours) or all (uml)
+#   BOOT      machines of the boot tests: uml, qemu (a minute a boot) or all (uml)
 #   REBOOTS   how often the boot tests reboot a machine, and cut its power (1)
 # The environment's DMLOOP_CACHE names the folder that keeps guest kernels.
 

@@ -112,10 +112,10 @@ func Start(t testing.TB, b Boot) *Machine {
 // give its shell.
 func qemuCommand(b Boot, monitor string) *exec.Cmd {
 	argv := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", memory,
+		"-accel", "tcg,thread=multi", "-cpu", vm.Processor, "-smp", "2", "-m", memory,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", b.Kernel, "-initrd", b.Initrd,
-		"-append", "console=ttyS0 sysctl.kernel.panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable " + b.Append,
+		"-append", "console=ttyS0 sysctl.kernel.panic=-1 oops=panic mitigations=off nokaslr audit=0 no_timer_check tsc=reliable " + b.Append,
 		"-serial", "stdio", "-monitor", "unix:" + monitor + ",server=on,wait=off",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=bootvm",

@@ -39,7 +39,7 @@ func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit)
 // Guest is what all machines are made from: a tree with dmloop installed.
 type Guest struct {
 	Tree    string
-	Kernel  string
+	Kernel  string // Debian's, unpacked
 	Initrd  string // of the tree as it is
 	Version string // of the kernel
 	Debs    []string
@@ -83,7 +83,16 @@ func prepare(t testing.TB, dir string) *Guest {
 		t.Fatalf("kernels in the tree: %v, %v", entries, err)
 	}
 	g.Version = entries[0].Name()
-	g.Kernel = filepath.Join(g.Tree, "boot/vmlinuz-"+g.Version)
+	g.Kernel = filepath.Join(dir, "vmlinux")
+	packed, err := os.ReadFile(filepath.Join(g.Tree, "boot/vmlinuz-"+g.Version))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := vm.UnpackKernel(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, g.Kernel, kernel, 0o644)
 	host(t, append([]string{"chroot", g.Tree, "dpkg", "-i"}, g.Debs...)...)
 	host(t, "chroot", g.Tree, "update-initramfs", "-c", "-k", g.Version)
 	g.Initrd = filepath.Join(g.Tree, "boot/initrd.img-"+g.Version)

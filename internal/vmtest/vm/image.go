@@ -25,7 +25,7 @@ func unpackImage(dir string) error {
 		if err != nil {
 			return err
 		}
-		kernel, err := findPacked(image)
+		kernel, err := UnpackKernel(image)
 		if err != nil {
 			return fmt.Errorf("%s: %w", found[0], err)
 		}
@@ -43,9 +43,9 @@ var packers = []struct {
 	{"\x28\xb5\x2f\xfd", []string{"zstd", "-dc"}},
 }
 
-// findPacked unpacks the kernel that lies somewhere in image. What follows the
+// UnpackKernel unpacks the kernel that lies somewhere in image. What follows the
 // packed data makes the unpackers complain, so only their output counts.
-func findPacked(image []byte) ([]byte, error) {
+func UnpackKernel(image []byte) ([]byte, error) {
 	for _, p := range packers {
 		for rest := image; ; rest = rest[1:] {
 			at := bytes.Index(rest, []byte(p.magic))

@@ -8,16 +8,17 @@ import (
 // HostTag is the 9p mount tag of the host's root.
 const HostTag = "host"
 
-// processor is a plain one: each feature costs an emulated kernel time at boot. The
-// kernel's code for AES multiplies without carry and does not ask whether it can.
-const processor = "Nehalem,+rdrand,+aes,+pclmulqdq"
+// Processor is what qemu emulates, a plain one: each feature costs an emulated kernel
+// time at boot. The kernel's code for AES multiplies without carry and does not ask
+// whether it can.
+const Processor = "Nehalem,+rdrand,+aes,+pclmulqdq"
 
 // qemuCommand returns the argument vector that boots a Debian kernel. The
 // kernel log goes to logFile, the channels to the inherited descriptors.
 func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile string) []string {
 	argv := []string{
 		"qemu-system-x86_64",
-		"-accel", c.Accel, "-cpu", processor, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
+		"-accel", c.Accel, "-cpu", Processor, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image, "-initrd", initrd,
 		"-append", strings.Join(qemuKernelArgs(jobFile), " "),

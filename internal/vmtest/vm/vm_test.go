@@ -168,10 +168,10 @@ func TestFindPackedWantsAWholeKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		image := slices.Concat([]byte("boot code \x28\xb5\x2f\xfd not packed"), packed, []byte("trailer"))
-		if got, err := findPacked(image); err != nil || !bytes.Equal(got, elf) {
+		if got, err := UnpackKernel(image); err != nil || !bytes.Equal(got, elf) {
 			t.Errorf("%s: %d bytes, %v", tool, len(got), err)
 		}
-		if _, err := findPacked(image[:len(image)/2]); err == nil {
+		if _, err := UnpackKernel(image[:len(image)/2]); err == nil {
 			t.Errorf("%s: half an image was accepted", tool)
 		}
 	}
