@@ -4,6 +4,7 @@ package seal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -104,6 +105,18 @@ func (h host) runKilled(step, path, inject string) bool {
 	return true
 }
 
+// elsewhere reports whether a sealed copy lies so that its prologue is too short.
+func (h host) elsewhere(f *os.File, r Record) bool {
+	h.t.Helper()
+	l, err := h.layout(f)()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	_, err = SwapPhysical(l, r)
+	var outside *SlotOutsideError
+	return errors.As(err, &outside)
+}
+
 // finish recovers a half-way image by sealing and by unsealing it, and the same
 // with copies that have no attributes.
 func (h host) finish(path string, want []byte, what string) {
@@ -130,6 +143,12 @@ func (h host) finish(path string, want []byte, what string) {
 				r, err := Seal(f, h.layout(f))
 				if err != nil {
 					h.t.Fatalf("%s, then %s of a copy (attributes %v): %v", what, how, attributes, err)
+				}
+				if h.elsewhere(f, r) { // as map says: unseal it and seal it again
+					if err := Unseal(f); err != nil {
+						h.t.Fatal(err)
+					}
+					r = h.seal(f)
 				}
 				if !bytes.Equal(h.raw(h.shown(f, r)), want) {
 					h.t.Fatalf("%s, then %s (attributes %v): other content", what, how, attributes)
