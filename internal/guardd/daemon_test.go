@@ -323,10 +323,8 @@ func TestNothingGrows(t *testing.T) {
 		f.Close()
 		other.Close()
 	}
-	r.await("the end of all sessions", func() bool { return runtime.NumGoroutine() <= goroutines })
-	if n := count(); n > descriptors {
-		t.Errorf("%d descriptors, %d before", n, descriptors)
-	}
+	// A check that is under way has descriptors of its own, for a moment.
+	r.await("the end of all sessions", func() bool { return runtime.NumGoroutine() <= goroutines && count() <= descriptors })
 }
 
 func TestIdleGuardEnds(t *testing.T) {

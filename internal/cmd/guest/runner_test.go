@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,11 +27,29 @@ func build(t *testing.T) string {
 	return path
 }
 
+// output is what a program has printed so far.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
 // start returns a runner of a guest whose files go into a folder of the test.
-func start(t *testing.T, runner string, args ...string) (cmd *exec.Cmd, temp string, out, errOut *bytes.Buffer) {
+func start(t *testing.T, runner string, args ...string) (cmd *exec.Cmd, temp string, out, errOut *output) {
 	t.Helper()
 	temp = t.TempDir()
-	out, errOut = new(bytes.Buffer), new(bytes.Buffer)
+	out, errOut = new(output), new(output)
 	cmd = exec.Command(runner, args...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
 	cmd.Stdout, cmd.Stderr = out, errOut
@@ -100,8 +119,14 @@ func TestRunnerEndsWithItsGuest(t *testing.T) {
 	runner := build(t)
 	for _, kernel := range []string{"uml", "6.1"} {
 		t.Run(kernel, func(t *testing.T) {
-			cmd, temp, _, errOut := start(t, runner, "-kernel", kernel, "--", "/bin/sh", "-c", "sleep 1000")
-			time.Sleep(4 * time.Second)
+			cmd, temp, out, errOut := start(t, runner, "-kernel", kernel, "--", "/bin/sh", "-c", "echo up; sleep 1000")
+			// The kernel may have to be fetched first.
+			for end := time.Now().Add(5 * time.Minute); out.String() == "" && time.Now().Before(end); {
+				time.Sleep(50 * time.Millisecond)
+			}
+			if out.String() != "up\n" {
+				t.Errorf("the guest said %q", out)
+			}
 			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
