@@ -47,7 +47,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	unknown := targets // those that no record names
 	if store != nil {
 		defer store.Close()
-		if records, unknown, err = s.wanted(store, targets); err != nil {
+		if records, unknown, err = s.wanted(store, targets, store.Head); err != nil {
 			return nil, err
 		}
 	}
@@ -82,10 +82,11 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	return append(found, orphans...), nil
 }
 
-// wanted reads the records of targets, or all, and returns the targets that have none.
-func (s *System) wanted(store *manifest.Store, targets []string) (records []manifest.Manifest, unknown []string, err error) {
+// wanted reads the records of targets, or all with load, Store's Load or Head, and
+// returns the targets that have none.
+func (s *System) wanted(store *manifest.Store, targets []string, load func(name string) (manifest.Manifest, error)) (records []manifest.Manifest, unknown []string, err error) {
 	if len(targets) == 0 {
-		records, err = s.records(store, nil, store.Head)
+		records, err = allRecords(store, load)
 		return records, nil, err
 	}
 	for _, t := range targets {
@@ -144,23 +145,14 @@ func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Co
 // settleTries bounds how often a mapping that others keep changing is looked at.
 const settleTries = 10
 
-// records reads the records of targets with load, Store's Load or Head, or all.
-func (s *System) records(store *manifest.Store, targets []string, load func(name string) (manifest.Manifest, error)) ([]manifest.Manifest, error) {
-	var records []manifest.Manifest
-	if len(targets) > 0 {
-		for _, t := range targets {
-			m, err := s.find(store, t)
-			if err != nil {
-				return nil, err
-			}
-			records = append(records, m)
-		}
-		return records, nil
-	}
+// allRecords reads all records with load. One that cannot be used is there as a stale
+// mapping that is unreadable.
+func allRecords(store *manifest.Store, load func(name string) (manifest.Manifest, error)) ([]manifest.Manifest, error) {
 	names, err := store.Names()
 	if err != nil {
 		return nil, err
 	}
+	var records []manifest.Manifest
 	for _, name := range names {
 		m, err := load(name)
 		if errors.Is(err, manifest.ErrNotFound) {
@@ -257,7 +249,7 @@ func (s *System) orphans(store *manifest.Store, conn *dm.Conn) ([]Status, error)
 	}
 	known, unusable := map[string]bool{}, map[string]bool{}
 	if store != nil {
-		records, err := s.records(store, nil, store.Head)
+		records, err := allRecords(store, store.Head)
 		if err != nil {
 			return nil, err
 		}

@@ -31,12 +31,16 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 		return nil, nil
 	}
 	defer store.Close()
-	records, err := s.records(store, targets, store.Load)
+	records, unknown, err := s.wanted(store, targets, store.Load)
 	if err != nil {
 		return nil, err
 	}
+	if len(unknown) > 0 {
+		return nil, noSuchMapping(unknown[0])
+	}
 	var all []Verified
 	for _, m := range records {
+		var err error
 		v := s.verify(ctx, m)
 		if v.State.Broken() && !m.State.Broken() {
 			v, err = s.verifyAlone(ctx, store, v)
@@ -44,8 +48,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 		switch {
 		case err == nil:
 			all = append(all, v)
-		case errors.Is(err, manifest.ErrNotFound) && len(targets) == 0:
-			err = nil // unmapped meanwhile
+		case errors.Is(err, manifest.ErrNotFound) && len(targets) == 0: // unmapped meanwhile
 		case errors.Is(err, manifest.ErrNotFound):
 			return nil, &Error{Class: NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Hint: "see: dmloop list"}
 		default:

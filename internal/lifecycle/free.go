@@ -1,0 +1,105 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+
+	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+)
+
+// CanMap refuses what Map refuses whatever the image is like: a request that means
+// nothing, an image that is mapped already, a name that is taken. Without root, or
+// without device-mapper, what cannot be seen is not refused.
+func (s *System) CanMap(path string, o MapOptions) error {
+	name, uuid, err := o.request(path)
+	if err != nil {
+		return err
+	}
+	if _, err := image.Stat(path); err != nil {
+		return openError(path, err)
+	}
+	store, err := s.openStore(false)
+	if ClassOf(err) == NotPermitted {
+		s.log.Warn("not checked without root: whether the name is free", "name", name)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if store != nil {
+		defer store.Close()
+		if err := errors.Join(s.imageFree(store, path), recordFree(store, name)); err != nil {
+			return err
+		}
+	}
+	conn, err := s.mapper()
+	if err != nil {
+		return nil // Map says so
+	}
+	return deviceFree(conn, name, uuid)
+}
+
+// nameFree refuses a name or uuid that a mapping or another device has.
+func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name, uuid string) error {
+	if err := recordFree(store, name); err != nil {
+		return err
+	}
+	return deviceFree(conn, name, uuid)
+}
+
+func recordFree(store *manifest.Store, name string) error {
+	_, err := store.Head(name)
+	switch {
+	case err == nil:
+		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + shellWord(name)}
+	case errors.Is(err, manifest.ErrNotFound):
+		return nil
+	}
+	return err
+}
+
+func deviceFree(conn *dm.Conn, name, uuid string) error {
+	for _, ref := range []dm.Ref{dm.ByName(name), dm.ByUUID(uuid)} {
+		info, err := conn.Info(ref)
+		if err == nil {
+			return &Error{Class: Busy, Subject: name, Message: fmt.Sprintf("the device-mapper device %s has this name or uuid", info.Name),
+				Hint: "give another name: dmloop map IMAGE NAME"}
+		}
+		if !errors.Is(err, dm.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// NotMapped refuses an image that is mapped, as far as the caller may see that.
+func (s *System) NotMapped(path string) error {
+	store, err := s.openStore(false)
+	if store == nil || err != nil {
+		if ClassOf(err) == NotPermitted {
+			return nil // the image's pins refuse him
+		}
+		return err
+	}
+	defer store.Close()
+	return s.imageFree(store, path)
+}
+
+// imageFree refuses an image that has a record already. It looks at the inode
+// without opening the file, which a guard would deny.
+func (s *System) imageFree(store *manifest.Store, path string) error {
+	id, err := image.Stat(path)
+	if err != nil {
+		return nil // opening it says why
+	}
+	m, err := findByImage(store, id)
+	if errors.Is(err, manifest.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Hint: "see: dmloop status " + m.Name}
+}
