@@ -63,9 +63,10 @@ func Each(f *os.File, visit func(rows []Extent) error) error {
 // eachAhead runs eachBatch one batch ahead of visit, and has ended it when it returns.
 // It returns the error of reading, which came after all that was visited, and that of visit.
 func eachAhead(size Bytes, call func(buf []byte) error, visit func(rows []Extent) error) (read, refused error) {
-	batches, enough := make(chan []Extent), make(chan struct{})
+	batches, enough, ended := make(chan []Extent), make(chan struct{}), make(chan struct{})
 	stopped := errors.New("stopped")
 	go func() {
+		defer close(ended)
 		defer close(batches)
 		var kept [2][]Extent // the one that visit has, and the next
 		read = eachBatch(size, call, func(rows []Extent, _ Bytes) error {
@@ -73,18 +74,18 @@ func eachAhead(size Bytes, call func(buf []byte) error, visit func(rows []Extent
 			select {
 			case batches <- kept[1]:
 				return nil
-			case <-enough:
+			case <-enough: // nobody receives any more
 				return stopped
 			}
 		})
 	}()
 	for rows := range batches {
-		if refused == nil {
-			if refused = visit(rows); refused != nil {
-				close(enough)
-			}
+		if refused = visit(rows); refused != nil {
+			break
 		}
 	}
+	close(enough)
+	<-ended
 	return read, refused
 }
 

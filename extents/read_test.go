@@ -177,7 +177,7 @@ func TestEachAhead(t *testing.T) {
 		got = append(got, rows...)
 		return enough
 	})
-	if refused != enough || k.calls > 3 || len(got) != firstRows {
+	if refused != enough || k.calls > 2 || len(got) != firstRows {
 		t.Errorf("after an error: %d calls, %d rows, %v", k.calls, len(got), refused)
 	}
 	broken := errors.New("broken")
