@@ -53,6 +53,7 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 	fs.IntVar(&c.CPUs, "cpus", c.CPUs, "processors (qemu only)")
 	fs.StringVar(&c.Accel, "accel", c.Accel, "qemu's -accel")
 	fs.DurationVar(&c.Timeout, "timeout", c.Timeout, "kill the guest after this time")
+	fs.DurationVar(&c.Silence, "silence", c.Silence, "kill the guest when it prints nothing for this time; 0 for never")
 	fs.BoolVar(&c.AllowWarn, "allow-warn", c.AllowWarn, "faults in the kernel log are no failure")
 	envFlag(fs, &c.Env)
 	if err := fs.Parse(args); err != nil {

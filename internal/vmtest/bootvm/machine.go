@@ -97,6 +97,9 @@ func Start(t testing.TB, b Boot) *Machine {
 	in.Close()
 	theirs.Close()
 	go func() { _ = m.cmd.Wait(); release(); close(m.gone) }()
+	if m.uml {
+		go vm.KeepTime(m.cmd.Process, m.gone)
+	}
 	t.Cleanup(func() {
 		m.Kill()
 		out.Close()

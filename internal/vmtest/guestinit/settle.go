@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,10 @@ func settle(job vm.Job, release string) error {
 	// From here on the log is worth the time it takes.
 	if err := os.WriteFile("/proc/sys/kernel/printk", []byte("8\n"), 0); err != nil {
 		return err
+	}
+	// Ctrl-Alt-Del is a signal to process 1 (quitOnInterrupt) and no reboot.
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
+		return fmt.Errorf("reboot(CAD_OFF): %w", err)
 	}
 	if err := unix.Sethostname([]byte("guest")); err != nil {
 		return fmt.Errorf("sethostname: %w", err)
@@ -71,6 +76,7 @@ func runCommand(c vm.Command, env []string, stdout, stderr *os.File) (int, error
 	if err := cmd.Start(); err != nil {
 		return 127, err
 	}
+	defer quitOnInterrupt(cmd.Process.Pid)()
 	code, err := reapUntil(cmd.Process.Pid)
 	if err != nil {
 		return 127, err
@@ -80,6 +86,24 @@ func runCommand(c vm.Command, env []string, stdout, stderr *os.File) (int, error
 		return code, fmt.Errorf("kill leftover processes: %w", err)
 	}
 	return code, nil
+}
+
+// quitOnInterrupt sends SIGQUIT to pid when this process is interrupted, which is what
+// the kernel makes of Ctrl-Alt-Del, until the returned function is called.
+func quitOnInterrupt(pid int) (stop func()) {
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt)
+	go func() {
+		for range interrupts {
+			if err := unix.Kill(pid, unix.SIGQUIT); err != nil {
+				fmt.Fprintf(os.Stderr, "guest: SIGQUIT to process %d: %v\n", pid, err)
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(interrupts)
+		close(interrupts)
+	}
 }
 
 // reapUntil waits for pid and buries all other children on the way: orphans

@@ -25,6 +25,7 @@ type Options struct {
 	Kernels  []string      // empty: no guest tests
 	Jobs     int           // guests at a time
 	Timeout  time.Duration // of each guest
+	Silence  time.Duration // of each guest: a test that prints nothing for so long has failed
 	Env      []string      // K=V for the tests in the guests
 	Verbose  bool          // stream what the tests print
 	Out      io.Writer
@@ -151,7 +152,7 @@ func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPac
 		return Counts{}, fmt.Errorf("%s: no guest test matches %q", kernel, o.Pattern)
 	}
 	cfg := vm.Default(kernel)
-	cfg.Timeout, cfg.Env, cfg.Transcript = o.Timeout, o.Env, true
+	cfg.Timeout, cfg.Silence, cfg.Env, cfg.Transcript = o.Timeout, o.Silence, o.Env, true
 	for _, pkg := range chosen {
 		cfg.Commands = append(cfg.Commands, vm.Command{
 			Args: []string{binary(bins, pkg), "-test.v=test2json", "-test.paniconexit0",

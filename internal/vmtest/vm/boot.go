@@ -22,6 +22,7 @@ type Config struct {
 	CPUs       int           // User Mode Linux has one
 	Accel      string        // qemu's -accel
 	Timeout    time.Duration // for the whole life of the guest
+	Silence    time.Duration // a guest that prints nothing for so long is ended; 0 for no limit
 	AllowWarn  bool          // a fault in the kernel log is no failure
 	Env        []string      // for the commands
 	Commands   []Command
@@ -54,6 +55,7 @@ type Result struct {
 type GuestError struct {
 	Kernel  string
 	Problem string
+	Silent  bool   // it was ended because of Config.Silence
 	Log     string // end of the kernel log
 }
 

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -95,7 +98,7 @@ func TestFaults(t *testing.T) {
 }
 
 func TestVerdict(t *testing.T) {
-	one := Config{Kernel: KernelUML, Timeout: time.Second, Commands: make([]Command, 1)}
+	one := Config{Kernel: KernelUML, Timeout: time.Second, Silence: 2 * time.Second, Commands: make([]Command, 1)}
 	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
 	good := verdictInput{done: true, reported: 1}
@@ -108,6 +111,7 @@ func TestVerdict(t *testing.T) {
 	}{
 		{"good", t.Context(), false, func(*verdictInput) {}, ""},
 		{"hang", late, false, func(in *verdictInput) { in.done, in.reported = false, 0 }, "timed out after 1s, command 1 of 1"},
+		{"silent", t.Context(), false, func(in *verdictInput) { in.done, in.silent, in.reported = false, true, 0 }, "said nothing for 2s, command 1 of 1"},
 		{"panic", t.Context(), false, func(in *verdictInput) { in.done, in.reported = false, 0 }, "without an exit code of command 1"},
 		{"lost exit code", t.Context(), false, func(in *verdictInput) { in.reported = 0 }, "without an exit code"},
 		{"process 1", t.Context(), false, func(in *verdictInput) { in.complaint = "no root" }, "process 1 failed: no root"},
@@ -126,6 +130,53 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
+}
+
+func TestKeepTime(t *testing.T) {
+	said := filepath.Join(t.TempDir(), "said")
+	// Without a handler the signal would end it; then it counts the interrupts.
+	script := `sleep 0.5; n=0; trap 'n=$((n+1)); echo $n >"$1"' ALRM; while [ $n -lt 3 ]; do sleep 0.01; done`
+	cmd := exec.Command("/bin/bash", "-c", script, "bash", said)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone, kept := make(chan struct{}), make(chan struct{})
+	go func() { KeepTime(cmd.Process, gone); close(kept) }()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	close(gone)
+	<-kept
+	if got, err := os.ReadFile(said); err != nil || string(got) != "3\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pulse
+		var got []string
+		start := time.Now()
+		note := func(what string) { got = append(got, fmt.Sprintf("%s %s", what, time.Since(start))) }
+		go func() { // talks for a while
+			for range 3 {
+				time.Sleep(7 * time.Second)
+				if _, err := p.through(io.Discard).Write([]byte("x")); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		wakes := 0
+		p.watch(t.Context(), 10*time.Second, func() {
+			note("wake")
+			if wakes++; wakes == 1 {
+				time.AfterFunc(time.Second, p.beat)
+			}
+		}, func() { note("end") })
+		if want := []string{"wake 31s", "wake 51s", "end 1m11s"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
 }
 
 func TestReadReportsRefusesOtherText(t *testing.T) {

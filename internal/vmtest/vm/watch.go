@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -57,15 +58,35 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 	if c.Kernel == KernelUML {
 		pinned = OneCPU
 	}
+	var alive pulse
 	var wait func() error
 	release, err := pinned(func() (err error) {
-		wait, err = connect(cmd, c.Stdout, c.Stderr, handle)
+		wait, err = connect(cmd, alive.through(c.Stdout), alive.through(c.Stderr), handle)
 		return err
 	})
 	if err != nil {
 		return res, err
 	}
 	defer release()
+	gone := make(chan struct{})
+	defer close(gone)
+	if c.Kernel == KernelUML {
+		go KeepTime(cmd.Process, gone)
+	}
+	var silent atomic.Bool
+	if c.Silence > 0 {
+		go alive.watch(ctx, c.Silence, func() {
+			if c.Kernel != KernelUML {
+				return
+			}
+			if err := wakeUML(dir); err != nil {
+				fmt.Fprintln(log, "silent, and", err)
+			}
+		}, func() {
+			silent.Store(true)
+			cancel()
+		})
+	}
 	runErr := wait()
 	res.Total = time.Since(start)
 
@@ -73,11 +94,12 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 	if err != nil {
 		return res, err
 	}
-	return res, verdict(ctx, c, verdictInput{done, complaint, len(res.Codes), runErr, string(text)})
+	return res, verdict(ctx, c, verdictInput{done, silent.Load(), complaint, len(res.Codes), runErr, string(text)})
 }
 
 type verdictInput struct {
 	done      bool   // the guest said that it had finished
+	silent    bool   // it printed nothing for Config.Silence
 	complaint string // its process 1 gave up
 	reported  int    // exit codes
 	runErr    error  // of the process on the host
@@ -89,6 +111,8 @@ func verdict(ctx context.Context, c Config, in verdictInput) error {
 	problem := ""
 	faults := Faults(in.log)
 	switch {
+	case in.silent && !in.done:
+		problem = fmt.Sprintf("said nothing for %s, command %d of %d still running", c.Silence, in.reported+1, len(c.Commands))
 	case ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !in.done:
 		problem = fmt.Sprintf("timed out after %s, command %d of %d still running", c.Timeout, in.reported+1, len(c.Commands))
 	case ctx.Err() != nil && !in.done:
@@ -105,7 +129,7 @@ func verdict(ctx context.Context, c Config, in verdictInput) error {
 	if problem == "" {
 		return nil
 	}
-	return &GuestError{Kernel: c.Kernel, Problem: problem, Log: tail(in.log, logTail)}
+	return &GuestError{Kernel: c.Kernel, Problem: problem, Silent: in.silent && !in.done, Log: tail(in.log, logTail)}
 }
 
 // connect starts cmd with a pipe for each channel. The returned function waits
