@@ -195,7 +195,7 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 		return err
 	}
 	for _, s := range found {
-		if s.State.Broken() {
+		if s.Broken() {
 			return reported{lifecycle.StaleMapping}
 		}
 	}

@@ -51,8 +51,10 @@ func TestGuardPolicies(t *testing.T) {
 				t.Error("the writer got no error")
 			}
 		}
-		if r := dmloop(t, "verify", "vol"); r.Code != 4 {
-			t.Errorf("%s: verify: exit code %d", policy, r.Code)
+		for _, command := range []string{"verify", "status"} {
+			if r := dmloop(t, command, "vol"); r.Code != 4 {
+				t.Errorf("%s: %s: exit code %d", policy, command, r.Code)
+			}
 		}
 		if policy == "suspend" { // the writer waits inside the kernel and cannot close the device
 			vmtest.Must(t, "dmsetup", "resume", "--noudevsync", "vol")

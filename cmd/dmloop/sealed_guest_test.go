@@ -50,6 +50,17 @@ func mapSealed(t testing.TB, image, name string, flags ...string) string {
 	return strings.TrimSpace(r.Stdout)
 }
 
+// unsealed makes the image plain again, which then has the content of the given sum and
+// no trace of having been mapped.
+func unsealed(t testing.TB, image, sum string) {
+	t.Helper()
+	expect(t, 0, "unseal", image)
+	if vmtest.ChecksumFile(t, image) != sum {
+		t.Error("unsealed to something else")
+	}
+	nothingLeft(t, image)
+}
+
 // neighbours writes files between which images lie, and returns a check that they
 // are what they were, on the disk and not only in memory.
 func (h *host) neighbours(t testing.TB, n int) (check func(t testing.TB)) {
@@ -240,11 +251,7 @@ func sealedGiB(t *testing.T, kind hostKind) {
 		t.Error("the device shows something else")
 	}
 	expect(t, 0, "unmap", "vol")
-	expect(t, 0, "unseal", image)
-	if vmtest.ChecksumFile(t, image) != sum {
-		t.Error("the unsealed image is something else")
-	}
-	nothingLeft(t, image)
+	unsealed(t, image, sum)
 }
 
 // On btrfs, images in subvolumes with snapshots, and files that it cannot lend.
@@ -294,10 +301,6 @@ func TestSealedBtrfs(t *testing.T) {
 	}
 	expect(t, 0, "verify", "vol")
 	expect(t, 0, "unmap", "vol")
-	expect(t, 0, "unseal", image)
-	if vmtest.ChecksumFile(t, image) != sum {
-		t.Error("unsealed to something else")
-	}
-	nothingLeft(t, image)
+	unsealed(t, image, sum)
 	h.check(t)
 }

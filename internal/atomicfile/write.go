@@ -1,5 +1,5 @@
-// Package atomicfile replaces whole files so that a reader, and the machine after a
-// power cut, has the old text or the new one.
+// Package atomicfile replaces and removes whole files so that a reader, and the machine
+// after a power cut, has the old text or the new one.
 package atomicfile
 
 import (
@@ -40,6 +40,19 @@ func Write(path string, text []byte, mode fs.FileMode) error {
 	}
 	if err := root.Rename(temp, name); err != nil {
 		return errors.Join(err, root.Remove(temp))
+	}
+	return syncDir(root)
+}
+
+// Remove removes the file at path. When it returns nil a power cut does not bring it back.
+func Remove(path string) error {
+	root, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.Remove(filepath.Base(path)); err != nil {
+		return err
 	}
 	return syncDir(root)
 }

@@ -47,7 +47,7 @@ func (s Store) Remove(name string) error {
 	if err := dmtable.CheckName(name); err != nil {
 		return err
 	}
-	return os.Remove(filepath.Join(s.Dir, name+suffix))
+	return atomicfile.Remove(filepath.Join(s.Dir, name+suffix))
 }
 
 // Load reads the manifest of the mapping called name.

@@ -99,7 +99,7 @@ func (s *System) imageFree(store *manifest.Store, path string) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return unusableRecord(store, path, "whether it is mapped already cannot be told", err)
 	}
 	return &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Hint: "see: dmloop status " + m.Name}
 }

@@ -34,7 +34,12 @@ type Status struct {
 	Reason   string
 	Guard    bool // the guard watches it now
 	Open     int
+	stopped  bool // the guard found it different and suspended it
 }
+
+// Broken reports whether the mapping was found different from what was mapped. One that
+// somebody has merely suspended is not.
+func (s Status) Broken() bool { return s.State.Broken() || s.stopped }
 
 // List returns the status of the mappings named by name or image path, or of all.
 // It changes nothing.
@@ -174,7 +179,7 @@ func unreadable(m manifest.Manifest) bool { return m.UUID == "" }
 func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest) Status {
 	st := Status{
 		Name: m.Name, UUID: m.UUID, Image: m.Image.Path, Size: m.Size, ReadOnly: m.ReadOnly,
-		Extents: m.Extents, State: m.State, Reason: m.Reason,
+		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == manifest.Suspended,
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	switch {

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -91,10 +92,10 @@ func TestListComparesWithTheKernel(t *testing.T) {
 	if st := byName(t, all, "gone"); st.State != manifest.Failed || st.Device != "" || st.Reason == "" {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "paused"); st.State != manifest.Suspended || st.Reason == "" {
+	if st := byName(t, all, "paused"); st.State != manifest.Suspended || st.Reason == "" || st.Broken() {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "failed"); st.State != manifest.Failed || st.Reason != "moved" {
+	if st := byName(t, all, "failed"); st.State != manifest.Failed || st.Reason != "moved" || !st.Broken() {
 		t.Errorf("%+v", st)
 	}
 	if st := byName(t, all, "orphan"); st.State != manifest.Stale || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "record") {
@@ -335,6 +336,14 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 	}
 	if _, err := w.fresh().List(background(t), "broken"); err == nil {
 		t.Error("asked for by name, it is no error")
+	}
+	// Whether another image is the one that the record is of cannot be told: nothing is done.
+	var hinted *Error
+	if err := w.fresh().NotMapped(filepath.Join(w.dir, "state")); !errors.As(err, &hinted) || !strings.Contains(hinted.Hint, filepath.Join(w.dir, "state")) {
+		t.Errorf("%v", err)
+	}
+	if err := w.fresh().Unmap(background(t), "broken", UnmapOptions{}); !errors.As(err, &hinted) || hinted.Hint == "" {
+		t.Errorf("unmap: %v", err)
 	}
 	verified, err := w.fresh().Verify(background(t))
 	if err != nil || len(verified) != 2 {

@@ -319,8 +319,11 @@ func (s *System) unmapOrphan(conn *dm.Conn, target string) (gone bool, err error
 func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, error) {
 	for _, name := range namesOf(target) {
 		m, err := store.Load(name)
-		if err == nil || !errors.Is(err, manifest.ErrNotFound) {
-			return m, err
+		switch {
+		case err == nil:
+			return m, nil
+		case !errors.Is(err, manifest.ErrNotFound):
+			return m, unusableRecord(store, target, "its record cannot be used", err)
 		}
 	}
 	if id, err := image.Stat(target); err == nil {
@@ -330,6 +333,12 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 		}
 	}
 	return manifest.Manifest{}, noSuchMapping(target)
+}
+
+// unusableRecord is what is said of a record that cannot be read: dmloop does not guess.
+func unusableRecord(store *manifest.Store, subject, message string, err error) error {
+	return &Error{Class: Failure, Subject: subject, Message: message, Err: err,
+		Hint: "by hand: see what the device is (dmsetup table), remove it (dmsetup remove), and then the record from " + store.Dir()}
 }
 
 func noSuchMapping(target string) error {

@@ -63,18 +63,7 @@ func (m Machine) Revert(p Plan) error {
 	if err := os.RemoveAll(filepath.Join(m.Dir, p.Name)); err != nil {
 		return err
 	}
-	if err := os.Remove(m.planFile(p.Name)); err != nil {
-		return err
-	}
-	return syncFolder(m.Dir) // a power cut after this does not bring the plan back
-}
-
-func syncFolder(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return atomicfile.Remove(m.planFile(p.Name))
 }
 
 func (e Edit) reverse() Edit { return Edit{Path: e.Path, Old: e.New, New: e.Old} }
