@@ -1,11 +1,15 @@
 package lifecycle
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/partition"
+	"github.com/diskfs/go-diskfs/partition/gpt"
 	"github.com/diskfs/go-diskfs/partition/mbr"
 
 	"dmloop/dmtable"
@@ -51,38 +55,79 @@ type area struct {
 	start, length dmtable.Sectors
 }
 
-// readPartitions reads the GPT or MBR of a device. Every partition must lie on
-// sector borders inside the device: a table that does not is not believed at all.
+// mostParts is how many partitions of one disk the kernel knows (DISK_MAX_PARTS in
+// linux/genhd.h, less the disk itself).
+const mostParts = 255
+
+// readPartitions reads the GPT or MBR of a device. Every partition must lie inside the
+// device: a table of which that is not true is not believed at all. What stands in it
+// may be a stranger's.
 func (j *mapJob) readPartitions(path string) ([]area, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	block := int(j.survey.Stack.LogicalBlock())
-	table, err := partition.Read(file.New(f, true), block, block)
+	block := int64(j.survey.Stack.LogicalBlock())
+	if err := checkGPT(f, block); err != nil {
+		return nil, err
+	}
+	table, err := partition.Read(file.New(f, true), int(block), int(block))
 	if err != nil {
 		return nil, err
 	}
 	var found []area
 	for _, p := range table.GetPartitions() {
-		if m, ok := p.(*mbr.Partition); ok {
-			switch m.Type {
+		var start, count uint64 // in blocks: an MBR counts in them too, as kpartx and the kernel read it
+		switch p := p.(type) {
+		case *gpt.Partition:
+			start, count = p.Start, p.End+1-p.Start
+		case *mbr.Partition:
+			switch p.Type {
 			case mbr.Empty:
 				continue
 			case mbr.ExtendedCHS, mbr.ExtendedLBA, mbr.LinuxExtended:
 				j.log.Warn("logical partitions get no devices; use kpartx for them", "device", path)
 				continue
+			case mbr.GPTProtective:
+				return nil, errors.New("there is a GPT, and it is damaged")
 			}
+			start, count = uint64(p.Start), uint64(p.Size)
 		}
-		start, size := p.GetStart(), p.GetSize()
-		if start <= 0 || size <= 0 || start%dmtable.SectorSize != 0 || size%dmtable.SectorSize != 0 ||
-			size > int64(j.m.Size) || start > int64(j.m.Size)-size {
-			return nil, fmt.Errorf("partition %d has %d bytes from byte %d, the device has %d bytes", p.GetIndex(), size, start, j.m.Size)
+		if blocks := uint64(int64(j.m.Size) / block); start == 0 || count == 0 || start > blocks || count > blocks-start {
+			return nil, fmt.Errorf("partition %d has %d blocks of %d bytes from block %d, the device has %d bytes", p.GetIndex(), count, block, start, j.m.Size)
 		}
-		found = append(found, area{p.GetIndex(), dmtable.Sectors(start / dmtable.SectorSize), dmtable.Sectors(size / dmtable.SectorSize)})
+		if len(found) == mostParts {
+			return nil, fmt.Errorf("there are more than %d partitions", mostParts)
+		}
+		sectors := uint64(block / dmtable.SectorSize)
+		found = append(found, area{p.GetIndex(), dmtable.Sectors(start * sectors), dmtable.Sectors(count * sectors)})
 	}
 	return found, nil
+}
+
+// mostEntries is how many entries a GPT may have: the kernel reads no more than 4 MiB
+// of them (block/partitions/efi.c).
+const mostEntries = 4 << 20 / gpt.PartitionEntrySize
+
+// checkGPT looks at how many entries the header of a GPT claims, and its copy in the
+// last block: whoever reads the table takes memory for all of them.
+func checkGPT(f *os.File, block int64) error {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	for _, at := range []int64{block, size/block*block - block} {
+		header := make([]byte, 92)
+		if _, err := f.ReadAt(header, at); err != nil || string(header[:8]) != "EFI PART" {
+			continue // the reader says what is wrong
+		}
+		count, length := binary.LittleEndian.Uint32(header[80:]), binary.LittleEndian.Uint32(header[84:])
+		if length != gpt.PartitionEntrySize || count > mostEntries {
+			return fmt.Errorf("the GPT at byte %d claims %d entries of %d bytes", at, count, length)
+		}
+	}
+	return nil
 }
 
 // removeParts removes the partition devices on top of a mapping, last first.
