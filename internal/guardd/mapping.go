@@ -12,6 +12,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/guard"
+	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -223,7 +224,7 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 		if m.State == manifest.Releasing || m.State == manifest.Mapping {
 			d.releases.expect(name)
 		}
-		if !adoptable(m) {
+		if !adoptable(m) && !d.lingers(m) {
 			d.Log.Info("not watched", "mapping", name, "state", m.State, "reason", m.Reason)
 			continue
 		}
@@ -243,6 +244,16 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 // says. What a command has under way is that command's.
 func adoptable(m manifest.Manifest) bool {
 	return m.Guard && (m.State == manifest.Healthy || m.State == manifest.Weakened || m.State == manifest.Stale)
+}
+
+// lingers reports whether m is being released and live all the same, until the last
+// user closes its device (unmap --deferred). Its blocks have to stay as long.
+func (d *Daemon) lingers(m manifest.Manifest) bool {
+	if !m.Guard || m.State != manifest.Releasing {
+		return false
+	}
+	info, err := d.Mapper.Info(dm.ByUUID(m.UUID))
+	return err == nil && info.DeferredRemove
 }
 
 // duplicate returns an Image of the same open description as f, which counts as one

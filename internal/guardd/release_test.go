@@ -3,6 +3,7 @@ package guardd
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -101,4 +102,28 @@ func TestDeferredRemovalIsFinished(t *testing.T) {
 func isKind(err error, k guardrpc.ErrorKind) bool {
 	var e *guardrpc.Error
 	return errors.As(err, &e) && e.Kind == k
+}
+
+// A device whose removal was put off is live until it is closed: a guard that comes
+// meanwhile watches it.
+func TestAdoptsWhatLingers(t *testing.T) {
+	r := newRig(t)
+	r.finish = func(context.Context) error { return errors.New("removal is pending") }
+	r.kernel.SetOpen("vol", 1)
+	if _, err := r.kernel.Conn().Remove(dm.ByName("vol"), dm.RemoveOptions{Deferred: true}); err != nil {
+		t.Fatal(err)
+	}
+	r.setState(manifest.Releasing)
+	c, _ := r.start()
+	st, err := c.Status(t.Context())
+	if err != nil || len(st.Mappings) != 1 {
+		t.Fatalf("watched: %+v (%v)", st.Mappings, err)
+	}
+	if err := os.Truncate(r.image, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the tear-down", r.tornDown)
+	if got := r.record().State; got != manifest.Releasing {
+		t.Errorf("the record says %s", got)
+	}
 }
