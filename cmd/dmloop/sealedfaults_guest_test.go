@@ -117,6 +117,39 @@ func TestSealedWithoutSwap(t *testing.T) {
 	nothingLeft(t, image)
 }
 
+// A mapping of the initramfs for which the kernel does not take the image keeps the
+// pins that it has: what lies on it, the root file system perhaps, goes on.
+func TestSealedRepinnedWithoutClaim(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	sum := fill(t, image, 1<<20, 1)
+	expect(t, 0, "seal", image)
+	dev := mapSealed(t, image, "vol")
+	// As after a boot: the flag and the mark are there, the claim is not.
+	vmtest.Must(t, "sh", "-c", "chattr -i "+image+" && swapoff "+image+" && chattr +i "+image)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("strace", "-f", "-o", "/dev/null", "-e", "inject=swapon:error=EPERM", self, "boot", "verify", "vol")
+	cmd.Env = append(os.Environ(), roleVariable+"=dmloop")
+	if out, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() == 0 || !strings.Contains(string(out), "unpinnable") {
+		t.Errorf("boot verify: exit code %d\n%s", cmd.ProcessState.ExitCode(), out)
+	}
+	if got := expect(t, 0, "list", "-n", "--raw", "-o", "PIN,GRADE,STATE", "vol").Stdout; got != "immutable kernel weakened\n" {
+		t.Errorf("%q after a claim that was refused", got)
+	}
+	expect(t, 0, "boot", "verify", "vol")
+	if got := expect(t, 0, "list", "-n", "--raw", "-o", "PIN,GRADE,STATE", "vol").Stdout; got != "immutable+swap kernel healthy\n" {
+		t.Errorf("%q after a claim that was had", got)
+	}
+	if vmtest.ChecksumFile(t, dev) != sum {
+		t.Error("the device shows something else")
+	}
+	expect(t, 0, "unmap", "vol")
+	nothingLeft(t, image)
+}
+
 // A guard that cannot have the claim again, for the kernel has given the place away,
 // leaves the mapping what it is without it, and takes the claim when there is a place.
 func TestFullSealedGuardWithoutPlace(t *testing.T) {

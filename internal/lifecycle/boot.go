@@ -171,7 +171,15 @@ func (s *System) Repin(ctx context.Context, name string) error {
 				Hint:    "unmap it and map it again"}})
 		}
 	}
-	_, err = pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, func(on bool) error { return s.swapClaim(img, on) })
+	set := func(kinds []pin.Kind) error {
+		_, err := pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, func(on bool) error { return s.swapClaim(img, on) })
+		return err
+	}
+	if err = set(kinds); err != nil && slices.Contains(kinds, pin.Swap) {
+		// Everything has been undone then, those that were in force too, below a live
+		// mapping. What can be had without the claim is had.
+		err = errors.Join(err, set(slices.DeleteFunc(kinds, func(k pin.Kind) bool { return k == pin.Swap })))
+	}
 	return fail(m.Name, "", err)
 }
 
