@@ -84,7 +84,9 @@ func parseLine(fields []string) (Entry, error) {
 	return e, e.check()
 }
 
-// decode turns \NNN into the byte, and refuses what no path or name can be.
+// decode turns \NNN into the byte, and refuses what no path or name can be, and the
+// bytes that end a line: to systemd a carriage return does, in quotes too, and what
+// follows it would be another setting of the unit.
 func decode(field string) (string, error) {
 	b := make([]byte, 0, len(field))
 	for i := 0; i < len(field); i++ {
@@ -99,7 +101,7 @@ func decode(field string) (string, error) {
 		b = append(b, c)
 	}
 	plain := string(b)
-	if strings.ContainsAny(plain, "\x00\n") || !utf8.ValidString(plain) {
+	if strings.ContainsAny(plain, "\x00\n\r") || !utf8.ValidString(plain) {
 		return "", fmt.Errorf("%q has a byte that no field can have", field)
 	}
 	return plain, nil
