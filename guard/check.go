@@ -144,6 +144,9 @@ func (c *checker) base(want, got Base) {
 		return
 	}
 	switch {
+	case got.Stopped:
+		// Our rows go past it to the devices below, where its own image lay.
+		c.add(BaseChanged, Different, "the host device %s is the mapping of an image that is not what was mapped", got.Device)
 	case got.Suspended:
 		c.add(BaseWaiting, Note, "the host device %s is suspended", got.Device)
 	case got.Waiting:

@@ -152,6 +152,8 @@ func TestCheck(t *testing.T) {
 			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "is gone"},
 		"base is another device": {
 			got: func(o *Observed) { o.Base.Value.UUID = "" }, kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "another one"},
+		"base stopped": {
+			got: func(o *Observed) { o.Base.Value.Suspended, o.Base.Value.Stopped = true, true }, kinds: "base-changed/different", state: Failed, act: OnChangeError},
 		"base suspended": {
 			got: func(o *Observed) { o.Base.Value.Suspended = true }, kinds: "base-waiting/note", state: Healthy},
 		"base has a table waiting": {

@@ -21,6 +21,7 @@ type Base struct {
 	Table     string // dmsetup's text format
 	Suspended bool
 	Waiting   bool // another table is loaded and becomes live with the next resume
+	Stopped   bool // it is a mapping itself, and was found different
 }
 
 // Pins is what holds the image's blocks, and what that is worth.
@@ -56,7 +57,7 @@ type Expected struct {
 	Layout   extents.Layout
 	Pins     Pins
 	Exposed  bool // a reader can share the blocks (xfs with reflink): readers weaken
-	Base     Base // Suspended and Waiting are not compared
+	Base     Base // Suspended, Waiting and Stopped are not compared
 	Table    dmtable.Table
 	Policy   Policy
 }

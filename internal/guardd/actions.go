@@ -140,6 +140,9 @@ func (a *actions) Report(r guard.Report) {
 			}
 		}
 	}
+	if guard.Worst(r.Findings) == guard.Different {
+		a.d.hintDevice(a.m.record.Device, "the mapping "+name+" was found different") // images within it lie elsewhere too
+	}
 	reason := r.Decision.Reason
 	if r.ActError != "" {
 		reason += "; " + r.ActError

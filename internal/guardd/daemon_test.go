@@ -68,6 +68,29 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
+// The rows of an image within an image name the devices below both, so to suspend the
+// outer mapping, or to report it, stops nothing of the inner one.
+func TestInnerMappingOfOneThatIsDifferent(t *testing.T) {
+	for policy, want := range map[string]manifest.State{"suspend": manifest.Suspended, "report": manifest.Stale} {
+		t.Run(policy, func(t *testing.T) {
+			r := newRig(t)
+			m := r.record()
+			m.OnChange = policy
+			r.save(m)
+			inner := r.within(m)
+			r.start()
+			if r.table(inner.Name) != inner.Table.String() {
+				t.Fatal("torn down without a reason")
+			}
+			if err := os.Truncate(r.image, 4096); err != nil {
+				t.Fatal(err)
+			}
+			r.await("the outer record", func() bool { return r.record().State == want })
+			r.await("the inner error table", func() bool { return strings.TrimSpace(r.table(inner.Name)) == torn })
+		})
+	}
+}
+
 // Map and unmap hold the store's lock while they wait for the guard.
 func TestNothingWaitsForTheStoresLock(t *testing.T) {
 	r := newRig(t)

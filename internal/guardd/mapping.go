@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -80,7 +81,7 @@ func (m *mapping) attach(img *image.Image) error {
 			m.d.Log.Warn("the image is watched by the timer only", "mapping", m.record.Name, "error", err)
 		}
 	}
-	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Hosts: m.d.hosts}
+	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Stopped: m.hostStopped, Hosts: m.d.hosts}
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
 	m.image, m.id, m.marked, m.reader = img, id, marked, reader
@@ -142,6 +143,24 @@ func (m *mapping) leaving() bool {
 		m.d.releases.expect(m.record.Name)
 	}
 	return err == nil && (now.UUID != m.record.UUID || now.State == manifest.Releasing || now.State == manifest.Mapping)
+}
+
+// hostStopped reports whether the image lies within another mapped image that was
+// found different. The rows of both name the same devices, so what was done to the
+// outer mapping, a suspension perhaps, has no effect on this one.
+func (m *mapping) hostStopped() bool {
+	base := m.record.Base
+	if !strings.HasPrefix(base.UUID, manifest.UUIDPrefix) {
+		return false
+	}
+	m.d.mu.Lock()
+	outer := m.d.mappings[base.Name]
+	m.d.mu.Unlock()
+	if outer != nil && outer.record.UUID == base.UUID {
+		return guard.Worst(outer.watch.Last().Findings) == guard.Different
+	}
+	now, err := m.d.store.Head(base.Name)
+	return err == nil && now.UUID == base.UUID && (now.State.Broken() || now.State == manifest.Suspended)
 }
 
 // forget ends the watch of a mapping and gives back all that it held: afterwards

@@ -104,6 +104,47 @@ func (r *rig) mapImage() {
 	})
 }
 
+// within maps an image that lies on a file system inside the mapping outer.
+func (r *rig) within(outer manifest.Manifest) manifest.Manifest {
+	r.t.Helper()
+	path := filepath.Join(filepath.Dir(r.image), "inner")
+	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	img, err := image.Open(path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer img.Close()
+	id, err := img.Identity()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	layout, err := extents.Read(img.File())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m := outer
+	m.Name, m.UUID, m.OnChange = "inner", "DMLOOP-00000000000000000000000000000002-inner", "error"
+	m.Image.Path, m.Image.Inode, m.Image.Generation, m.Image.Birth = path, id.Inode, id.Generation, id.Birth
+	m.Layout = layout.Clip().Merge()
+	m.Base = manifest.Base{Device: outer.Device, Name: outer.Name, UUID: outer.UUID, Table: outer.Table.String()}
+	conn := r.kernel.Conn()
+	info, err := conn.Create(m.Name, m.UUID)
+	if err == nil {
+		_, err = conn.Load(dm.ByUUID(m.UUID), m.Table, false)
+	}
+	if err == nil {
+		_, err = conn.Resume(dm.ByUUID(m.UUID), dm.ResumeOptions{})
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m.Device = info.Device
+	r.save(m)
+	return m
+}
+
 func (r *rig) save(m manifest.Manifest) {
 	r.t.Helper()
 	if err := r.store.Save(m); err != nil {

@@ -75,11 +75,16 @@ func (d *Daemon) Lost(name, why string) {
 
 // Device implements watch.DeviceHints.
 func (d *Daemon) Device(dev dmtable.Device, action string) {
+	d.hintDevice(dev, "uevent: "+action+" "+dev.String())
+}
+
+// hintDevice has the mappings checked that a device concerns.
+func (d *Daemon) hintDevice(dev dmtable.Device, why string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, m := range d.mappings {
 		if m.devices[dev] {
-			m.watch.Hint("uevent: " + action + " " + dev.String())
+			m.watch.Hint(why)
 		}
 	}
 }

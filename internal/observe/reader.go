@@ -36,6 +36,9 @@ type Reader struct {
 	// Leaving reports whether a command is at work that takes the mapping down, which
 	// explains a device that is gone. Nil means never.
 	Leaving func() bool
+	// Stopped reports whether the host device is a mapping itself that was found
+	// different. Nil means that nobody knows.
+	Stopped func() bool
 	// Hosts shares what is read of host devices with other Readers. Nil shares nothing.
 	Hosts *Hosts
 
@@ -59,7 +62,8 @@ func (r *Reader) Quick(_ context.Context, fresh bool) guard.Observed {
 		return guard.Observed{}
 	}
 	o.Base = guard.Read(r.host(fresh))
-	if o.Base.Value.Suspended {
+	o.Base.Value.Stopped = r.Stopped != nil && r.Stopped()
+	if o.Base.Value.Suspended || o.Base.Value.Stopped {
 		return o
 	}
 	o.Stamp, o.Identity = r.identity()
