@@ -136,6 +136,32 @@ func TestUnmapIsNoAlarm(t *testing.T) {
 	}
 }
 
+// A mapping whose end nobody told the guard of is forgotten, torn down before or not:
+// it would keep the image open, and closed to others.
+func TestForgetsWhatIsGone(t *testing.T) {
+	for _, torn := range []bool{false, true} {
+		r := newRig(t)
+		r.idle = time.Second // for a heart that beats four times as often
+		c, _ := r.start()
+		if torn {
+			if err := os.Truncate(r.image, 4096); err != nil {
+				t.Fatal(err)
+			}
+			r.await("the record", func() bool { return r.record().State == manifest.Failed })
+		}
+		if _, err := r.kernel.Conn().Remove(dm.ByUUID(uuid), dm.RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.store.Delete("vol"); err != nil {
+			t.Fatal(err)
+		}
+		r.await("the end of the watch", func() bool {
+			st, err := c.Status(t.Context())
+			return err == nil && len(st.Mappings) == 0
+		})
+	}
+}
+
 func TestTwoGuards(t *testing.T) {
 	r := newRig(t)
 	r.start()

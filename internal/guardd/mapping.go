@@ -163,6 +163,36 @@ func (m *mapping) hostStopped() bool {
 	return err == nil && now.UUID == base.UUID && (now.State.Broken() || now.State == manifest.Suspended)
 }
 
+// forgetGone forgets the mappings of which neither record nor device is left, in case
+// that the command which took them down could not say so: nobody else will.
+func (d *Daemon) forgetGone() {
+	for _, name := range d.names() {
+		if !d.gone(name) {
+			continue
+		}
+		d.locks.with(name, func() {
+			if d.gone(name) && d.forget(name) {
+				d.Log.Info("no longer watched: it is gone", "mapping", name)
+			}
+		})
+	}
+}
+
+// gone reports whether a watched mapping has neither record nor device.
+func (d *Daemon) gone(name string) bool {
+	if _, err := d.store.Head(name); !errors.Is(err, manifest.ErrNotFound) {
+		return false
+	}
+	d.mu.Lock()
+	m := d.mappings[name]
+	d.mu.Unlock()
+	if m == nil {
+		return false
+	}
+	_, err := d.Mapper.Info(dm.ByUUID(m.record.UUID))
+	return errors.Is(err, dm.ErrNotFound)
+}
+
 // forget ends the watch of a mapping and gives back all that it held: afterwards
 // the image is not open here and opens by others are not denied.
 func (d *Daemon) forget(name string) bool {

@@ -20,7 +20,8 @@ func (d *Daemon) notify(state string) {
 func notifyStopping() { _, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) }
 
 // tend is the guard's own heartbeat: it says READY, feeds the service manager's
-// watchdog while the checks go on, keeps the status line, and ends an idle guard.
+// watchdog while the checks go on, keeps the status line, forgets what is gone, and
+// ends an idle guard.
 func (d *Daemon) tend(ctx context.Context, end func()) {
 	beat := 10 * time.Second
 	limit, err := daemon.SdWatchdogEnabled(false)
@@ -38,6 +39,7 @@ func (d *Daemon) tend(ctx context.Context, end func()) {
 	defer ticker.Stop()
 	last := ""
 	for {
+		d.forgetGone()
 		if line := "STATUS=" + d.statusLine(); line != last {
 			d.notify(line)
 			last = line

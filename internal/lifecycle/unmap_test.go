@@ -1,10 +1,12 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -294,6 +296,43 @@ func TestUnmapARenamedDevice(t *testing.T) {
 		t.Error(err)
 	}
 	if n := w.accounted(t, "renamed"); n != 0 || w.kernel.Len() != 0 {
+		t.Errorf("left %d records, %d devices", n, w.kernel.Len())
+	}
+}
+
+// tellable is a guard that is told nothing by a command that was interrupted.
+type tellable struct {
+	Guard
+	dropped []string
+}
+
+func (g *tellable) Drop(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	g.dropped = append(g.dropped, name)
+	return nil
+}
+
+func (g *tellable) OpenImage(ctx context.Context, _ string) (*os.File, error) {
+	return nil, cmp.Or(ctx.Err(), ErrNotWatched)
+}
+
+// Ctrl-C does not end what an unmap has begun, and the guard hears of its end.
+func TestUnmapInterrupted(t *testing.T) {
+	w := newWorld(t)
+	w.mapped(t, "image", manifest.Healthy)
+	m, err := w.store.Load("image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(background(t))
+	cancel()
+	g := &tellable{}
+	if err := w.fresh().WithGuard(g).finish(ctx, w.store, &m, nil); err != nil || !slices.Equal(g.dropped, []string{"image"}) {
+		t.Errorf("%v, the guard was told of %q", err, g.dropped)
+	}
+	if n := w.accounted(t, "interrupted"); n != 0 || w.kernel.Len() != 0 {
 		t.Errorf("left %d records, %d devices", n, w.kernel.Len())
 	}
 }
