@@ -111,6 +111,16 @@ func TestFullHostsThatCannotLend(t *testing.T) {
 		vmtest.Must(t, "mount", "-o", "remount,ro", h.dir)
 		refused(t, image, provoked{rule: extents.Unpinnable})
 	})
+	t.Run("mounted without its journal", func(t *testing.T) {
+		h := newHost(t, ext4Host, "shim")
+		image := h.image(t, "image.img", "1M")
+		vmtest.Must(t, "chattr", "+i", image) // then nothing has to be written to pin it
+		vmtest.Must(t, "umount", h.dir)
+		vmtest.Must(t, "mount", "-o", "ro,noload", h.dev, h.dir)
+		refused(t, image, provoked{rule: extents.UnsupportedFS})
+		h.remount(t)
+		vmtest.Must(t, "chattr", "-i", image)
+	})
 	t.Run("tmpfs", func(t *testing.T) {
 		h := &host{dir: vmtest.Mount(t, "none", "-t", "tmpfs")}
 		provoke(t, h, []provoked{{"tmpfs", kib64, extents.UnsupportedFS, whole, 0, 0, ""}})

@@ -104,6 +104,10 @@ func TestFactsProblems(t *testing.T) {
 		{"a mount that lies", func(f *Facts) { f.Magic = unix.TMPFS_MAGIC }, []extents.Rule{extents.UnsupportedFS}},
 		{"overlay", func(f *Facts) { f.Filesystem, f.Magic = "overlay", unix.OVERLAYFS_SUPER_MAGIC }, []extents.Rule{extents.UnsupportedFS}},
 		{"no device", func(f *Facts) { f.Device.Major = 0 }, []extents.Rule{extents.UnsupportedFS}},
+		{"no recovery", func(f *Facts) { f.Mount.SuperOptions = []string{"ro", "norecovery"} }, []extents.Rule{extents.UnsupportedFS}},
+		{"no recovery on f2fs", func(f *Facts) {
+			f.Filesystem, f.Magic, f.Mount.SuperOptions = "f2fs", unix.F2FS_SUPER_MAGIC, []string{"ro", "disable_roll_forward"}
+		}, []extents.Rule{extents.UnsupportedFS}},
 		{"another device", func(f *Facts) { f.Device.Minor = 7 }, []extents.Rule{extents.UnsupportedFS}},
 		{"encrypted", func(f *Facts) { f.InodeFlags |= flagEncrypt }, []extents.Rule{extents.Encrypted}},
 		{"encrypted by statx", func(f *Facts) { f.Attributes |= unix.STATX_ATTR_ENCRYPTED }, []extents.Rule{extents.Encrypted}},

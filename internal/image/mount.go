@@ -27,6 +27,18 @@ type Mount struct {
 // HasSuperOption reports whether the file system was mounted with exactly option.
 func (m Mount) HasSuperOption(option string) bool { return slices.Contains(m.SuperOptions, option) }
 
+// unrecovered returns the option by which the file system was mounted without a look at
+// its journal, as mountinfo shows it, or "".
+func (m Mount) unrecovered() string {
+	// ext4 shows noload as norecovery, and f2fs has the last one, too.
+	for _, option := range []string{"norecovery", "noload", "disable_roll_forward"} {
+		if m.HasSuperOption(option) {
+			return option
+		}
+	}
+	return ""
+}
+
 // superValue returns the value of the super option name=value, or "".
 func (m Mount) superValue(name string) string {
 	for _, option := range m.SuperOptions {

@@ -115,6 +115,9 @@ func (f Facts) unsupportedReason() (reason, hint string) {
 		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
 		return fmt.Sprintf("the file system is %s, and only ext4, xfs, f2fs and btrfs can be mapped from", f.Filesystem), move
+	case f.Mount.unrecovered() != "":
+		return fmt.Sprintf("the %s file system is mounted without recovery (%s), and by its journal the blocks may be another file's", f.Filesystem, f.Mount.unrecovered()),
+			"unmount it, and mount it without that option"
 	case f.Device.Major == 0:
 		return fmt.Sprintf("the %s file system has no block device of its own (device number %v)", f.Filesystem, f.Device), move
 	case f.Device != f.Mount.Device:
