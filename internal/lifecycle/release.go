@@ -187,7 +187,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		if s.justReleased(target) {
 			return nil
 		}
-		if gone, oerr := s.unmapOrphan(conn, target); gone || oerr != nil {
+		if gone, oerr := s.unmapOrphan(store, conn, target); gone || oerr != nil {
 			return oerr
 		}
 		return err
@@ -303,10 +303,20 @@ func (s *System) notReleased(m manifest.Manifest, err error) error {
 
 // unmapOrphan removes a live device of dmloop that no record names, and reports
 // whether there was one. What pinned its image is not known then; unpin clears it.
-func (s *System) unmapOrphan(conn *dm.Conn, target string) (gone bool, err error) {
+func (s *System) unmapOrphan(store *manifest.Store, conn *dm.Conn, target string) (gone bool, err error) {
 	info, err := conn.Info(dm.ByName(target))
 	if err != nil || !strings.HasPrefix(info.UUID, manifest.UUIDPrefix) {
 		return false, nil // not a name of ours: the caller knows what to say
+	}
+	records, err := allRecords(store, store.Head)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range records {
+		if m.UUID == info.UUID {
+			return false, &Error{Class: NotFound, Subject: target, Message: "no such mapping: the device is that of the mapping " + m.Name + ", renamed",
+				Hint: "dmloop unmap " + m.Name}
+		}
 	}
 	_, err = s.removeDevice(conn, info.Name, info.UUID)
 	var busy *busyError

@@ -292,6 +292,13 @@ func TestUnmapARenamedDevice(t *testing.T) {
 	if _, err := w.kernel.Conn().Rename(dm.ByUUID(m.UUID), "other", 0); err != nil {
 		t.Fatal(err)
 	}
+	// By the device's name it is none without a record, of which the image is not known.
+	if err := w.fresh().Unmap(background(t), "other", UnmapOptions{}); ClassOf(err) != NotFound {
+		t.Errorf("by the new name: %v", err)
+	}
+	if _, ok := w.kernel.Device("other"); !ok {
+		t.Fatal("the device is gone, and its image is not released")
+	}
 	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); err != nil {
 		t.Error(err)
 	}
