@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -166,8 +167,12 @@ func (m *mapping) hostStopped() bool {
 // forgetGone forgets the mappings of which neither record nor device is left, in case
 // that the command which took them down could not say so: nobody else will.
 func (d *Daemon) forgetGone() {
+	recorded, err := d.store.Names()
+	if err != nil {
+		return // nothing is known to be gone
+	}
 	for _, name := range d.names() {
-		if !d.gone(name) {
+		if slices.Contains(recorded, name) || !d.gone(name) {
 			continue
 		}
 		d.locks.with(name, func() {
