@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"os/exec"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -132,6 +134,38 @@ func (h *host) refusedWhileOpen(t *testing.T, image, sum string) {
 	nothingLeftOf(t, image, "vol")
 	if vmtest.ChecksumFile(t, image) != sum {
 		t.Error("a refused image changed")
+	}
+}
+
+// Nobody can open an image for writing while it is being sealed or unsealed: what he
+// wrote to the first pages would be lost.
+func TestSealKeepsOthersOut(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	sum := fill(t, image, 1<<20, 1)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, verb := range []string{"seal", "unseal"} {
+		cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=1000000:when=1", self, verb, image)
+		cmd.Env = append(os.Environ(), roleVariable+"=dmloop")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the lease of "+verb, 20*time.Second, func() bool {
+			locks, err := os.ReadFile("/proc/locks")
+			return err == nil && strings.Contains(string(locks), "LEASE")
+		})
+		if f, err := os.OpenFile(image, os.O_RDWR|unix.O_NONBLOCK, 0); !errors.Is(err, unix.EWOULDBLOCK) {
+			t.Errorf("%s: an open for writing: %v, %v", verb, f, err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", verb, err)
+		}
+	}
+	if vmtest.ChecksumFile(t, image) != sum {
+		t.Error("the image changed")
 	}
 }
 

@@ -218,24 +218,30 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	if len(problems) > 0 {
 		return refuse(path, withHints(path, problems))
 	}
-	release, problem, err := soleOpener(img)
+	rw, err := reopen(img)
+	if err != nil {
+		return fail(path, "", err)
+	}
+	writable, err := image.Adopt(rw)
+	if err != nil {
+		return errors.Join(fail(path, "", err), rw.Close())
+	}
+	defer writable.Close()
+	img.Close() // for the lease: its descriptor would be somebody else's
+	release, problem, err := soleOpener(writable)
 	if err != nil {
 		return fail(path, "", err)
 	}
 	if problem != nil {
 		return refuse(path, withHints(path, []extents.Problem{*problem}))
 	}
-	release()
-	rw, err := reopen(img)
-	if err != nil {
-		return fail(path, "", err)
-	}
-	err = change(img, facts, rw)
+	defer release() // until then whoever wants to open the file waits
+	err = change(writable, facts, rw)
 	var refused *seal.RefusedError
 	if errors.As(err, &refused) {
 		err = refuse(path, withHints(path, []extents.Problem{refused.Problem}))
 	}
-	return errors.Join(fail(path, "", err), rw.Close())
+	return fail(path, "", err)
 }
 
 // reopen opens the image's inode for writing, through its own descriptor.
