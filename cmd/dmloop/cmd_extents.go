@@ -50,7 +50,7 @@ func runExtents(ctx context.Context, env *cliEnv, resume bool, svg, path string)
 			err = writeSVG(svg, e, layout)
 		}
 		if err == nil && resume {
-			return printResumeOffset(env, path, layout)
+			return printResumeOffset(env, e, layout)
 		}
 		if err != nil || !env.json {
 			return err
@@ -202,7 +202,15 @@ func jsonString(s string) string {
 	return string(b)
 }
 
-func printResumeOffset(env *cliEnv, path string, l extents.Layout) error {
+func printResumeOffset(env *cliEnv, file *lifecycle.FileExtents, l extents.Layout) error {
+	path := file.Path
+	l, err := firstPage(path, l)
+	if err == nil {
+		l, err = file.OnHost(l)
+	}
+	if err != nil {
+		return err
+	}
 	offset, err := resumeOffset(path, l)
 	if err != nil {
 		return err
@@ -217,13 +225,27 @@ func printResumeOffset(env *cliEnv, path string, l extents.Layout) error {
 	return err
 }
 
+// firstPage is the layout of the file's first page, if it has an address of its own.
+func firstPage(path string, l extents.Layout) (extents.Layout, error) {
+	const nowhere = extents.FlagUnknown | extents.FlagDelalloc | extents.FlagEncoded | extents.FlagNotAligned | extents.FlagInline | extents.FlagTail
+	page := extents.Bytes(os.Getpagesize())
+	if len(l.Extents) == 0 || l.Extents[0].Logical != 0 || l.Extents[0].Length < page || l.Extents[0].Flags&nowhere != 0 {
+		return l, noPage(path)
+	}
+	return extents.Layout{Size: page, Extents: l.Extents[:1]}, nil
+}
+
 // resumeOffset is the address of the file's first page in pages of the kernel, what
 // a swap file's header page must be found by when the kernel resumes from disk.
 func resumeOffset(path string, l extents.Layout) (int64, error) {
 	page := extents.Bytes(os.Getpagesize())
-	if len(l.Extents) == 0 || l.Extents[0].Logical != 0 || l.Extents[0].Physical%page != 0 || l.Extents[0].Length < page {
-		return 0, &lifecycle.Error{Class: lifecycle.NotMappable, Subject: path,
-			Message: "the first page of the file does not lie on a page of the device", Hint: "make the file anew: dmloop create"}
+	if first := l.Extents[0]; first.Physical%page != 0 || first.Length < page {
+		return 0, noPage(path)
 	}
 	return int64(l.Extents[0].Physical / page), nil
+}
+
+func noPage(path string) error {
+	return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: path,
+		Message: "the first page of the file does not lie on a page of the device", Hint: "make the file anew: dmloop create"}
 }

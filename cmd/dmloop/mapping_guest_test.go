@@ -430,3 +430,28 @@ func TestConciseTable(t *testing.T) {
 		t.Errorf("resume offset %s, want %s", offset, want)
 	}
 }
+
+// On btrfs the offset for resuming from disk is not the address that the file tells.
+func TestResumeOffsetOnBtrfs(t *testing.T) {
+	h := newHost(t, btrfsHost, "shim")
+	image := h.image(t, "image.img", "4M")
+	want := vmtest.Must(t, "btrfs", "inspect-internal", "map-swapfile", "-r", image)
+	if got := expect(t, 0, "extents", "--resume-offset", image).Stdout; strings.TrimSpace(got) != strings.TrimSpace(want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	for name, script := range map[string]string{
+		"compressed": "touch f; chattr +c f; yes | head -c 1M >f; sync f",
+		"inline":     "head -c 100 /dev/urandom >f; sync f",
+	} {
+		shell(t, h.dir, "rm -f f; "+script)
+		if r := expect(t, 3, "extents", "--resume-offset", h.path("f")); !strings.Contains(r.Stderr, "first page") {
+			t.Errorf("%s: %s", name, r.Stderr)
+		}
+	}
+	vmtest.Must(t, "umount", h.dir)
+	vmtest.Mkfs(t, "btrfs", h.dev, "-d", "dup")
+	vmtest.Must(t, "mount", h.dev, h.dir)
+	if r := expect(t, 3, "extents", "--resume-offset", h.image(t, "twice.img", "4M")); !strings.Contains(r.Stderr, "(btrfs-profile)") {
+		t.Error(r.Stderr)
+	}
+}

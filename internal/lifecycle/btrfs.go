@@ -23,14 +23,7 @@ func (s *System) hostLayout(v *Survey, img *image.Image, file extents.Layout) (d
 	if v.Facts.Filesystem != "btrfs" {
 		return v.Facts.Device, file, nil, nil
 	}
-	fs, err := btrfs.ReadFilesystem(img.File())
-	if err != nil {
-		return dmtable.Device{}, extents.Layout{}, nil, err
-	}
-	chunks, err := btrfs.ReadChunks(img.File())
-	if errors.Is(err, unix.EPERM) {
-		err = &Error{Class: NotPermitted, Subject: v.Path, Message: "reading where btrfs keeps the file needs root", Hint: "run the command with sudo", Err: err}
-	}
+	fs, chunks, err := readBtrfs(img, v.Path)
 	if err != nil {
 		return dmtable.Device{}, extents.Layout{}, nil, err
 	}
@@ -44,6 +37,19 @@ func (s *System) hostLayout(v *Survey, img *image.Image, file extents.Layout) (d
 	}
 	translated, err := btrfs.Translate(file, chunks, fs.Device)
 	return dev, translated, nil, err
+}
+
+// readBtrfs reads what the addresses of btrfs mean there.
+func readBtrfs(img *image.Image, path string) (btrfs.Filesystem, []btrfs.Chunk, error) {
+	fs, err := btrfs.ReadFilesystem(img.File())
+	if err != nil {
+		return btrfs.Filesystem{}, nil, err
+	}
+	chunks, err := btrfs.ReadChunks(img.File())
+	if errors.Is(err, unix.EPERM) {
+		err = &Error{Class: NotPermitted, Subject: path, Message: "reading where btrfs keeps the file needs root", Hint: "run the command with sudo", Err: err}
+	}
+	return fs, chunks, err
 }
 
 // btrfsDevice finds the block device of a btrfs file system on one device in

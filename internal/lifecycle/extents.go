@@ -8,6 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/btrfs"
 	"dmloop/internal/image"
 )
 
@@ -63,4 +64,23 @@ func (e *FileExtents) Layout() (extents.Layout, error) {
 		return nil
 	})
 	return l, err
+}
+
+// OnHost returns a layout of the file with offsets on the host device, which is what
+// the kernel's resume_offset speaks of. Only on btrfs they are not the file's own.
+func (e *FileExtents) OnHost(l extents.Layout) (extents.Layout, error) {
+	if e.Filesystem != "btrfs" {
+		return l, nil
+	}
+	fs, chunks, err := readBtrfs(e.img, e.Path)
+	if err != nil {
+		return extents.Layout{}, fail(e.Path, "", err)
+	}
+	// What is asked of an image beyond this has nothing to do with where it lies.
+	problems := btrfs.Problems(l, btrfs.Facts{NoCOW: true, Sealed: true, Filesystem: fs, Chunks: chunks})
+	if len(problems) > 0 {
+		return extents.Layout{}, refuse(e.Path, withHints(e.Path, problems))
+	}
+	translated, err := btrfs.Translate(l, chunks, fs.Device)
+	return translated, fail(e.Path, "", err)
 }
