@@ -143,27 +143,32 @@ func TestFactsProblems(t *testing.T) {
 }
 
 func TestUnalignedWindow(t *testing.T) {
+	type place struct{ offset, length extents.Bytes }
 	tests := []struct {
-		offset, length extents.Bytes
-		want           bool
-		at, bytes      extents.Bytes
+		offset, length, size extents.Bytes
+		want                 []place
 	}{
-		{0, 1 << 20, false, 0, 0},
-		{4096, 8192, false, 0, 0},
-		{512, 8192, true, 0, 0},
-		{4096, 5000, true, 8192, 904},
-		{0, 513, true, 0, 513},
+		{0, 1 << 20, 1 << 20, nil},
+		{4096, 8192, 1 << 20, nil},
+		{512, 8192, 1 << 20, []place{{}}},
+		{512, 1<<20 - 512, 1 << 20, []place{{}}},
+		{4096, 5000, 1 << 20, []place{{8192, 904}}},
+		{0, 513, 1 << 20, []place{{0, 513}}},
+		{4097, 100, 1 << 20, []place{{}, {4097, 100}}},
+		{512, 1<<20 - 412, 1<<20 + 100, []place{{}, {1 << 20, 100}}},
 	}
 	for _, tt := range tests {
-		problems := goodFacts().Problems(tt.offset, tt.length)
-		if (len(problems) == 1) != tt.want || len(problems) > 1 {
-			t.Errorf("window %d+%d: %v", tt.offset, tt.length, problems)
-			continue
-		}
-		for _, p := range problems {
-			if p.Rule != extents.SizeUnaligned || p.Offset != tt.at || p.Length != tt.bytes {
+		facts := goodFacts()
+		facts.Size = tt.size
+		var got []place
+		for _, p := range facts.Problems(tt.offset, tt.length) {
+			if p.Rule != extents.SizeUnaligned {
 				t.Errorf("window %d+%d: %+v", tt.offset, tt.length, p)
 			}
+			got = append(got, place{p.Offset, p.Length})
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("window %d+%d of %d: got %v, want %v", tt.offset, tt.length, tt.size, got, tt.want)
 		}
 	}
 }

@@ -19,9 +19,7 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	if f.Size == 0 || length == 0 {
 		add(extents.Empty, "make one with: dmloop create IMAGE SIZE", "the file is empty")
 	}
-	if offset%f.block() != 0 || length%f.block() != 0 {
-		problems = append(problems, f.unaligned(offset, length))
-	}
+	problems = append(problems, f.unaligned(offset, length)...)
 	if reason, hint := f.unsupportedReason(); reason != "" {
 		add(extents.UnsupportedFS, hint, "%s", reason)
 	}
@@ -126,25 +124,31 @@ func (f Facts) unsupportedReason() (reason, hint string) {
 	return "", ""
 }
 
-// unaligned describes a window that does not begin and end on block borders.
-func (f Facts) unaligned(offset, length extents.Bytes) extents.Problem {
-	p := extents.Problem{Rule: extents.SizeUnaligned}
+// unaligned describes a window that does not begin or end on block borders.
+func (f Facts) unaligned(offset, length extents.Bytes) (problems []extents.Problem) {
+	limited := offset+length < f.Size
 	if rest := offset % f.block(); rest != 0 {
-		p.Message = fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.block())
-		p.Hint = fmt.Sprintf("use an offset of %d or %d", offset-rest, offset-rest+f.block())
-		return p
+		problems = append(problems, extents.Problem{Rule: extents.SizeUnaligned,
+			Message: fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.block()),
+			Hint:    fmt.Sprintf("use an offset of %d or %d", offset-rest, offset-rest+f.block())})
+		if !limited { // then the whole file counts: what is left of it is the offset's fault
+			offset, length = 0, offset+length
+		}
 	}
 	rest := length % f.block()
-	p.Offset, p.Length = offset+length-rest, rest
-	p.Message = fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.block())
-	p.Hint = fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.block())
-	if offset+length < f.Size {
+	if rest == 0 {
+		return problems
+	}
+	p := extents.Problem{Rule: extents.SizeUnaligned, Offset: offset + length - rest, Length: rest,
+		Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.block()),
+		Hint:    fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.block())}
+	if limited {
 		p.Hint = fmt.Sprintf("use a size limit of %d or %d", length-rest, length-rest+f.block())
 		if rest == length {
 			p.Hint = fmt.Sprintf("use a size limit of %d", f.block())
 		}
 	}
-	return p
+	return append(problems, p)
 }
 
 // block returns the block size as a divisor: a few file systems report 0.
