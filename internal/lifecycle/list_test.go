@@ -236,12 +236,18 @@ func TestListOfAnOrphanByName(t *testing.T) {
 	if st := byName(t, all, "image"); st.State != manifest.Stale || st.Size != 8192 {
 		t.Errorf("%+v", st)
 	}
+	if all, err := w.fresh().List(background(t), "/dev/mapper/image", "/dev/mapper/other"); err != nil || len(all) != 2 {
+		t.Errorf("by device: %+v, %v", all, err)
+	}
 	if _, err := w.fresh().List(background(t), "image", "none"); ClassOf(err) != NotFound {
 		t.Errorf("%v", err)
 	}
 	gone := NewSystem(filepath.Join(t.TempDir(), "none"), nil).WithConn(w.kernel.Conn())
 	if all, err := gone.List(background(t)); err != nil || len(all) != 2 {
 		t.Errorf("without a state folder: %+v, %v", all, err)
+	}
+	if err := w.fresh().Unmap(background(t), "/dev/mapper/image", UnmapOptions{}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -304,7 +304,7 @@ func (s *System) notReleased(m manifest.Manifest, err error) error {
 // unmapOrphan removes a live device of dmloop that no record names, and reports
 // whether there was one. What pinned its image is not known then; unpin clears it.
 func (s *System) unmapOrphan(store *manifest.Store, conn *dm.Conn, target string) (gone bool, err error) {
-	info, err := conn.Info(dm.ByName(target))
+	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, devMapper)))
 	if err != nil || !strings.HasPrefix(info.UUID, manifest.UUIDPrefix) {
 		return false, nil // not a name of ours: the caller knows what to say
 	}
@@ -356,9 +356,14 @@ func noSuchMapping(target string) error {
 	return &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
 }
 
+// devMapper is where the devices are.
+const devMapper = "/dev/mapper/"
+
 // namesOf lists the device names that a user may mean: the word as it is, as `list`
-// prints it, and mangled, as it was given to map.
+// prints it, and mangled, as it was given to map; or the device's path, as map printed
+// it.
 func namesOf(target string) []string {
+	target = strings.TrimPrefix(target, devMapper)
 	var names []string
 	if dmtable.CheckName(target) == nil {
 		names = append(names, target)

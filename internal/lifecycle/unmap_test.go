@@ -25,6 +25,7 @@ func TestUnmapByNameAndByImage(t *testing.T) {
 	w := newWorld(t)
 	for i, target := range []func(m manifest.Manifest) string{
 		func(m manifest.Manifest) string { return m.Name },
+		func(m manifest.Manifest) string { return "/dev/mapper/" + m.Name }, // as map prints it
 		func(m manifest.Manifest) string { return m.Image.Path },
 		func(m manifest.Manifest) string { // another way to the same inode
 			link := filepath.Join(w.dir, "link")
