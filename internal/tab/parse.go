@@ -71,18 +71,21 @@ func parseLine(fields []string) (Entry, error) {
 	if e.Name, err = dmtable.Mangle(e.Label); err != nil {
 		return Entry{}, err
 	}
-	if len(fields) > 2 && fields[2] != "-" && fields[2] != "none" {
+	if len(fields) > 2 && !none(fields[2]) {
 		if e.UUID, err = parseUUID(fields[2]); err != nil {
 			return Entry{}, err
 		}
 	}
-	if len(fields) > 3 {
+	if len(fields) > 3 && !none(fields[3]) {
 		if err := e.parseOptions(fields[3]); err != nil {
 			return Entry{}, err
 		}
 	}
 	return e, e.check()
 }
+
+// none reports whether a field says that there is nothing, in the words of crypttab.
+func none(field string) bool { return field == "-" || field == "none" }
 
 // decode turns \NNN into the byte, and refuses what no path or name can be, and the
 // bytes that end a line: to systemd a carriage return does, in quotes too, and what

@@ -17,6 +17,7 @@ part /srv/p.img - offset=1M,sizelimit=512KiB,partscan,no-guard,unsafe,max-extent
 host UUID=0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0 - shim,x-initrd.attach,x-systemd.device-timeout=1min
 lv /dev/vg/lv none shim,_netdev
 u /srv/u.img - x-systemd.requires=a.service,x-systemd.after=b@c.target,x-systemd.before=d.mount,x-systemd.wanted-by=e.target,x-systemd.required-by=f.target,x-systemd.requires-mounts-for=/mnt
+dash /srv/d.img - -
 `
 	want := Table{
 		{Line: 4, Name: "data", Label: "data", Kind: Image, Source: "/srv/data.img"},
@@ -30,6 +31,7 @@ u /srv/u.img - x-systemd.requires=a.service,x-systemd.after=b@c.target,x-systemd
 		{Line: 9, Name: "u", Label: "u", Kind: Image, Source: "/srv/u.img", Units: UnitOptions{
 			Requires: []string{"a.service"}, After: []string{"b@c.target"}, Before: []string{"d.mount"},
 			WantedBy: []string{"e.target"}, RequiredBy: []string{"f.target"}, MountsFor: []string{"/mnt"}}},
+		{Line: 10, Name: "dash", Label: "dash", Kind: Image, Source: "/srv/d.img"},
 	}
 	got, err := Parse(text)
 	if err != nil {
