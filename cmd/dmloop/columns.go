@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"unicode"
+	"unicode/utf8"
 )
 
 // column is one column of `list` and `status`, as in losetup.
@@ -83,11 +84,16 @@ func printColumns(w io.Writer, columns []column, rows []mappingJSON, headings, r
 }
 
 // printable escapes control characters, so that a file name can neither forge a row
-// nor command the terminal.
+// nor command the terminal, and bytes that are no UTF-8, so that they can be told.
 func printable(s string) string {
 	var b strings.Builder
-	for _, r := range s {
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		first := s[0]
+		s = s[size:]
 		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, first)
 		case r < 0x80 && unicode.IsControl(r):
 			fmt.Fprintf(&b, `\x%02x`, r)
 		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r), r == '\u2028', r == '\u2029':

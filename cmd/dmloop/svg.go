@@ -41,7 +41,7 @@ func drawSVG(out *bufio.Writer, e *lifecycle.FileExtents, l extents.Layout) {
 	onDevice := scale{low, max(high-low, 1)}
 	fmt.Fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d 320\" font-family=\"sans-serif\" font-size=\"13\">\n", svgWidth)
 	fmt.Fprintln(out, `<rect width="100%" height="100%" fill="white"/>`)
-	fmt.Fprintf(out, "<text x=\"%d\" y=\"30\" font-size=\"16\">%s</text>\n", svgMargin, html.EscapeString(e.Path))
+	fmt.Fprintf(out, "<text x=\"%d\" y=\"30\" font-size=\"16\">%s</text>\n", svgMargin, html.EscapeString(printable(e.Path)))
 	fmt.Fprintf(out, "<text x=\"%d\" y=\"%d\">file: %s, %s, %s</text>\n", svgMargin, svgFile-8,
 		humanSize(l.Size), plural(len(l.Extents), "extent"), html.EscapeString(e.Filesystem))
 	fmt.Fprintf(out, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#888\"/>\n", svgMargin, svgFile, svgWidth-2*svgMargin, svgBar)
