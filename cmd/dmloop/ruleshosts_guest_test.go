@@ -213,6 +213,10 @@ func TestFullSeveralDevices(t *testing.T) {
 		vmtest.Mkfs(t, "btrfs", a, "-m", "single", "-d", "single", b)
 		h := &host{dir: vmtest.Mount(t, a)}
 		provoke(t, h, []provoked{{"btrfs", kib64, extents.MultiDevice, whole, 0, 0, ""}})
+		shell(t, h.dir, kib64)
+		if r := expect(t, 3, "check", h.path("f")); strings.Count(r.Stdout, "(multi-device)") != 1 {
+			t.Errorf("said more than once:\n%s", r.Stdout)
+		}
 	})
 }
 

@@ -100,13 +100,11 @@ func (s *System) survey(img *image.Image, path string, o SurveyOptions) (v *Surv
 }
 
 // supported reports whether the file system is one whose layouts mean something.
-func (v *Survey) supported() bool {
-	for _, p := range v.Problems {
-		if p.Rule == extents.UnsupportedFS {
-			return false
-		}
-	}
-	return true
+func (v *Survey) supported() bool { return !v.breaks(extents.UnsupportedFS) }
+
+// breaks reports whether a rule is known to be broken.
+func (v *Survey) breaks(rule extents.Rule) bool {
+	return slices.ContainsFunc(v.Problems, func(p extents.Problem) bool { return p.Rule == rule })
 }
 
 // surveyBlocks judges who uses the file, where it lies and what lies below it.
@@ -139,6 +137,9 @@ func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (rel
 	}
 	v.add(v.unpinnable())
 	problems, err := s.locate(v, img, again, o)
+	if v.breaks(extents.MultiDevice) { // which btrfs says once more
+		problems = slices.DeleteFunc(problems, func(p extents.Problem) bool { return p.Rule == extents.MultiDevice })
+	}
 	v.Problems = append(v.Problems, problems...)
 	return release, err
 }
