@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -36,7 +35,7 @@ not be mounted. Prints the lines that bring it up at every boot.
 				}{shim})
 			}
 			fmt.Fprintln(env.stdout, shim)
-			fmt.Fprint(env.stderr, shimAdvice(args[0], shim))
+			fmt.Fprint(env.stderr, shimAdvice(args[0], args[1], shim))
 			return nil
 		},
 	}
@@ -45,8 +44,8 @@ not be mounted. Prints the lines that bring it up at every boot.
 	return cmd
 }
 
-// shimAdvice tells how the shim comes back at the next boot.
-func shimAdvice(device, shim string) string {
+// shimAdvice tells how the shim of this name comes back at the next boot.
+func shimAdvice(device, name, shim string) string {
 	source := device
 	devices := blockid.Local()
 	if d, err := devices.Find(device); err == nil {
@@ -54,7 +53,6 @@ func shimAdvice(device, shim string) string {
 			source = "UUID=" + fs.UUID
 		}
 	}
-	name := strings.TrimPrefix(shim, "/dev/mapper/")
 	return fmt.Sprintf(`Mount the file system from %[2]s instead of %[1]s. For every boot, in %[4]s:
   %[3]s
 and in /etc/fstab:
