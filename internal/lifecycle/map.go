@@ -64,6 +64,22 @@ func mangled(path, name string) (string, error) {
 	return m, nil
 }
 
+// noFile says what path is when it is no regular file.
+func noFile(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return openError(path, err)
+	}
+	if info.Mode().IsRegular() {
+		return nil
+	}
+	img, err := openUnwatched(path)
+	if err == nil {
+		_ = img.Close() // it has become one since
+	}
+	return err
+}
+
 // newUUID returns the device-mapper uuid of a mapping. Its length limits the name.
 func newUUID(name, id string) (string, error) {
 	uuid, err := manifest.NewUUID(name, id)
@@ -154,6 +170,9 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 // request returns the device-mapper name and uuid that the options ask for.
 func (o *MapOptions) request(path string) (name, uuid string, err error) {
 	if name, err = mangled(path, o.Name); err != nil {
+		if what := noFile(path); o.Name == "" && what != nil {
+			err = what // such as a dot, which is not the name's fault
+		}
 		return "", "", err
 	}
 	if err := o.validate(); err != nil {

@@ -18,7 +18,13 @@ import (
 // sectors under another number. A file system mounted from it leaves the device
 // below free for device-mapper to share. It returns the path of the new device.
 func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
+	if name == "" {
+		return "", &Error{Class: Usage, Message: "the name of a shim cannot be empty"}
+	}
 	name, err := mangled(path, name)
+	if e := (*Error)(nil); errors.As(err, &e) {
+		e.Hint = "give another one: dmloop shim DEVICE NAME"
+	}
 	if err != nil {
 		return "", err
 	}
