@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -59,7 +60,8 @@ type area struct {
 // linux/genhd.h, less the disk itself).
 const mostParts = 255
 
-// readPartitions reads the GPT or MBR of a device. Every partition must lie inside the
+// readPartitions reads the GPT or MBR of a device; one without either has no
+// partitions. Every partition must lie inside the
 // device: a table of which that is not true is not believed at all. What stands in it
 // may be a stranger's.
 func (j *mapJob) readPartitions(path string) ([]area, error) {
@@ -68,6 +70,9 @@ func (j *mapJob) readPartitions(path string) ([]area, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if signed, err := bootSignature(f); !signed || err != nil {
+		return nil, err
+	}
 	block := int64(j.survey.Stack.LogicalBlock())
 	if err := checkGPT(f, block); err != nil {
 		return nil, err
@@ -128,6 +133,16 @@ func checkGPT(f *os.File, block int64) error {
 		}
 	}
 	return nil
+}
+
+// bootSignature reports whether the first sector ends as that of every MBR does, the
+// one that protects a GPT among them.
+func bootSignature(f io.ReaderAt) (bool, error) {
+	sector := make([]byte, dmtable.SectorSize)
+	if _, err := f.ReadAt(sector, 0); err != nil {
+		return false, err
+	}
+	return bytes.HasSuffix(sector, []byte{0x55, 0xaa}), nil
 }
 
 // removeParts removes the partition devices on top of a mapping, last first.
