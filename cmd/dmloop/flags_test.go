@@ -35,6 +35,9 @@ func TestFlags(t *testing.T) {
 			if !strings.Contains(c.Long, "Exit status: 0 done") && !strings.Contains(c.Parent().Long, "Exit status: 0 done") {
 				t.Errorf("%s: the help has no exit codes", c.CommandPath())
 			}
+			if strings.HasPrefix(strings.TrimSpace(c.Long), "Exit status") {
+				t.Errorf("%s: the help does not say what it does", c.CommandPath())
+			}
 			if c.Args == nil && !strings.Contains(c.Use, "...]") {
 				t.Errorf("%s: takes any arguments, and its usage line %q does not say so", c.CommandPath(), c.Use)
 			}

@@ -203,6 +203,9 @@ linear table. I/O then goes straight to the disk.`,
 		}
 	}
 	for _, c := range root.Commands() {
+		if c.Long == "" {
+			c.Long = c.Short + "."
+		}
 		c.Long = strings.TrimSpace(c.Long) + "\n\n" + exitStatusHelp
 	}
 	return root
