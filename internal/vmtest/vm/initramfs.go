@@ -1,6 +1,9 @@
 package vm
 
 import (
+	"bytes"
+	"debug/elf"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -84,6 +87,9 @@ func writeInitramfs(path, modulesArchive, exe string) error {
 	if err != nil {
 		return err
 	}
+	if err := standsAlone(prog); err != nil {
+		return fmt.Errorf("%s cannot be a guest's first program: %w", exe, err)
+	}
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -100,4 +106,19 @@ func writeInitramfs(path, modulesArchive, exe string) error {
 		return err
 	}
 	return f.Close()
+}
+
+// standsAlone refuses a program that needs a loader, of which a first root file system
+// has none.
+func standsAlone(prog []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(prog))
+	if err != nil {
+		return err
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return errors.New("it is not static: build it with CGO_ENABLED=0")
+		}
+	}
+	return nil
 }

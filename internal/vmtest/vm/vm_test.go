@@ -227,3 +227,25 @@ func TestFindPackedWantsAWholeKernel(t *testing.T) {
 		}
 	}
 }
+
+// A guest that has no loader says "no working init found" and nothing of why.
+func TestFirstProgramIsStatic(t *testing.T) {
+	dir := t.TempDir()
+	source, archive := filepath.Join(dir, "main.go"), filepath.Join(dir, "archive")
+	for path, text := range map[string]string{source: "package main\n\nfunc main() {}\n", archive: ""} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "static"), source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := writeInitramfs(filepath.Join(dir, "initrd"), archive, filepath.Join(dir, "static")); err != nil {
+		t.Error(err)
+	}
+	if err := writeInitramfs(filepath.Join(dir, "initrd"), archive, "/bin/sh"); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+		t.Errorf("of a program with a loader: %v", err)
+	}
+}
