@@ -407,7 +407,7 @@ func TestIdleGuardEnds(t *testing.T) {
 }
 
 func TestMetricsStayLocal(t *testing.T) {
-	for _, where := range []string{"0.0.0.0:0", "192.0.2.1:80", "nonsense"} {
+	for _, where := range []string{"0.0.0.0:0", "192.0.2.1:80", "nonsense", "unix:"} {
 		l, err := listenMetrics(where)
 		if err == nil {
 			l.Close()

@@ -145,6 +145,9 @@ func listenMetrics(where string) (net.Listener, error) {
 		return nil, nil
 	}
 	if path, ok := strings.CutPrefix(where, "unix:"); ok {
+		if path == "" { // net would take a name of its own choice
+			return nil, fmt.Errorf("%w: unix: has no path", ErrMetricsAddress)
+		}
 		// A socket that nobody listens on is an earlier guard's. Anything else is
 		// somebody's, and in the way.
 		if conn, err := net.Dial("unix", path); err == nil {
