@@ -156,6 +156,8 @@ func TestFullInterrupted(t *testing.T) {
 			t.Errorf("map was interrupted (%d: %s), and there is %+v", code, said, left)
 		case code != 0 && code != 1 && code != -1: // -1: before it could catch signals
 			t.Errorf("exit code %d: %s", code, said)
+		case code == 1 && strings.Contains(said, "canceled"):
+			t.Errorf("of an interrupted map is said: %s", said)
 		}
 		if code == 0 {
 			expect(t, 0, "unmap", sparse)

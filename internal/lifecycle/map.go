@@ -160,7 +160,11 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	job.m = newManifest(name, uuid, img, v, o)
 	job.m.Base.UUID = host.UUID
 	if err := job.run(ctx); err != nil {
-		return Status{}, fail(path, "", errors.Join(err, job.undo(ctx)))
+		undo := job.undo(context.WithoutCancel(ctx)) // the guard has to hear of it all the same
+		if undo == nil && ctx.Err() != nil {         // which step it was says nothing
+			return Status{}, &Error{Class: Failure, Subject: path, Message: "interrupted"}
+		}
+		return Status{}, fail(path, "", errors.Join(err, undo))
 	}
 	st := s.status(ctx, conn, job.m)
 	st.Guard = s.watched(ctx)[name]
