@@ -23,15 +23,28 @@ func (e *NameError) Error() string { return fmt.Sprintf("name %q %s", e.Name, e.
 
 // Mangle returns the name under which libdevmapper and udev know a device that
 // people call name: bytes other than 0-9 A-Z a-z # + - . : = @ _ become \xNN
-// with lower-case digits, the backslash too, so Unmangle always gives name back.
+// with lower-case digits, the backslash too, so Unmangle gives name back. A name that
+// has \xNN in it counts as mangled already and stays as it is: libdevmapper takes it so,
+// and one device with a name that is mangled twice makes every `dmsetup ls` fail.
 // It returns a *NameError for "", ".", "..", "control", a name with a slash or a
-// NUL, and one whose mangled form is longer than MaxName; nothing is cut off.
+// NUL, one that is mangled in part or twice, and one whose mangled form is longer than
+// MaxName; nothing is cut off.
 func Mangle(name string) (string, error) {
 	switch {
 	case strings.Contains(name, "/"):
 		return "", &NameError{Name: name, Reason: "has a slash"}
 	case strings.Contains(name, "\x00"):
 		return "", &NameError{Name: name, Reason: "has a NUL"}
+	}
+	if hasEscape(name) {
+		back, err := Unmangle(name)
+		if err == nil && hasEscape(back) {
+			err = &NameError{Name: name, Reason: `is mangled more than once (\xNN stands for one byte)`}
+		}
+		if err != nil {
+			return "", err
+		}
+		return name, nil
 	}
 	const digits = "0123456789abcdef"
 	b := make([]byte, 0, len(name)+16)
@@ -50,6 +63,16 @@ func Mangle(name string) (string, error) {
 		return "", &NameError{Name: name, Reason: reason}
 	}
 	return string(b), nil
+}
+
+// hasEscape reports whether libdevmapper sees a mangled byte in s.
+func hasEscape(s string) bool {
+	for i := 0; i+3 < len(s); i++ {
+		if s[i] == '\\' && s[i+1] == 'x' && strings.Trim(s[i+2:i+4], "0123456789abcdefABCDEF") == "" {
+			return true
+		}
+	}
+	return false
 }
 
 // Unmangle returns what people call the device of this mangled name: \xNN
