@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -80,6 +81,9 @@ func (c *Client) OpenImage(ctx context.Context, path string) (*os.File, error) {
 	abs := path
 	if !filepath.IsAbs(path) {
 		dir, err := os.Getwd()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, Errorf(KindNotFound, "%s: the working directory was removed", path)
+		}
 		if err != nil {
 			return nil, err
 		}

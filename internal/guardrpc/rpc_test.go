@@ -234,6 +234,18 @@ func TestOpenImageIsTheFileOfThePath(t *testing.T) {
 		}
 		h.mu.Unlock()
 	}
+	gone := filepath.Join(t.TempDir(), "gone")
+	if err := os.Mkdir(gone, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(gone)
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	var refused *Error
+	if _, err := c.OpenImage(t.Context(), "image"); !errors.As(err, &refused) || refused.Kind != KindNotFound {
+		t.Errorf("in a directory that was removed: %v", err)
+	}
 }
 
 func TestDialWithoutGuard(t *testing.T) {
