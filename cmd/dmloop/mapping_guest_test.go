@@ -455,39 +455,3 @@ func TestResumeOffsetOnBtrfs(t *testing.T) {
 		t.Error(r.Stderr)
 	}
 }
-
-// Partitions inside get devices that come and go with the mapping; an image without a
-// partition table has none.
-func TestPartscan(t *testing.T) {
-	h := newHost(t, ext4Host, "shim")
-	image := h.image(t, "image.img", "16M")
-	devices := func() string { return vmtest.Must(t, "ls", "/dev/mapper") }
-	expect(t, 0, "map", "--no-guard", "-P", image)
-	if strings.Contains(devices(), "imagep") {
-		t.Errorf("partitions of nothing:\n%s", devices())
-	}
-	expect(t, 0, "unmap", "image")
-	if r := vmtest.RunInput(t, "label: gpt\nsize=4M\nsize=2M\n", "sfdisk", "-q", image); r.Code != 0 {
-		t.Fatal(r.Stderr)
-	}
-	expect(t, 0, "map", "--no-guard", "-P", "-r", image)
-	for name, size := range map[string]string{"imagep1": "4194304", "imagep2": "2097152"} {
-		if got := strings.TrimSpace(vmtest.Must(t, "blockdev", "--getsize64", "/dev/mapper/"+name)); got != size {
-			t.Errorf("%s has %s bytes, want %s", name, got, size)
-		}
-	}
-	if r := expect(t, 0, "list", "--raw", "-n", "-o", "NAME,RO"); r.Stdout != "image 1\n" {
-		t.Errorf("%q", r.Stdout)
-	}
-	user, err := os.Open("/dev/mapper/imagep2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	expect(t, 5, "unmap", "image")
-	user.Close()
-	expect(t, 0, "unmap", "image")
-	nothingLeft(t, image)
-	if strings.Contains(devices(), "image") {
-		t.Errorf("left behind:\n%s", devices())
-	}
-}

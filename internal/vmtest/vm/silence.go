@@ -31,9 +31,14 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 
-// watch calls wake when nothing was written for so long as limit, and end when nothing
-// comes of that. It returns after end and when ctx is done.
-func (p *pulse) watch(ctx context.Context, limit time.Duration, wake, end func()) {
+// watch calls wake when nothing was written for so long as limit since ready was closed,
+// and end when nothing comes of that. It returns after end and when ctx is done.
+func (p *pulse) watch(ctx context.Context, ready <-chan struct{}, limit time.Duration, wake, end func()) {
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return
+	}
 	p.beat()
 	for woken := false; ; {
 		wait := limit

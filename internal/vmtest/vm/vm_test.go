@@ -166,8 +166,10 @@ func TestSilence(t *testing.T) {
 				}
 			}
 		}()
+		ready := make(chan struct{})
+		close(ready)
 		wakes := 0
-		p.watch(t.Context(), 10*time.Second, func() {
+		p.watch(t.Context(), ready, 10*time.Second, func() {
 			note("wake")
 			if wakes++; wakes == 1 {
 				time.AfterFunc(time.Second, p.beat)

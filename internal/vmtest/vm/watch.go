@@ -42,10 +42,12 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 	res := Result{Codes: make([]int, 0, len(c.Commands))}
 	start := time.Now()
 	done, complaint := false, ""
+	ready := make(chan struct{})
 	handle := func(r Report) {
 		switch r.Kind {
 		case "ready":
 			res.Boot, res.Release = time.Since(start), r.Text
+			close(ready)
 		case "exit":
 			res.Codes = append(res.Codes, r.Code)
 		case "error":
@@ -75,7 +77,7 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 	}
 	var silent atomic.Bool
 	if c.Silence > 0 {
-		go alive.watch(ctx, c.Silence, func() {
+		go alive.watch(ctx, ready, c.Silence, func() {
 			if c.Kernel != KernelUML {
 				return
 			}
