@@ -108,6 +108,9 @@ func TestFactsProblems(t *testing.T) {
 		{"no recovery on f2fs", func(f *Facts) {
 			f.Filesystem, f.Magic, f.Mount.SuperOptions = "f2fs", unix.F2FS_SUPER_MAGIC, []string{"ro", "disable_roll_forward"}
 		}, []extents.Rule{extents.UnsupportedFS}},
+		{"btrfs in need of rescue", func(f *Facts) {
+			f.Filesystem, f.Magic, f.Mount.SuperOptions = "btrfs", unix.BTRFS_SUPER_MAGIC, []string{"ro", "rescue=nologreplay:ignorebadroots"}
+		}, []extents.Rule{extents.UnsupportedFS}},
 		{"another device", func(f *Facts) { f.Device.Minor = 7 }, []extents.Rule{extents.UnsupportedFS}},
 		{"encrypted", func(f *Facts) { f.InodeFlags |= flagEncrypt }, []extents.Rule{extents.Encrypted}},
 		{"encrypted by statx", func(f *Facts) { f.Attributes |= unix.STATX_ATTR_ENCRYPTED }, []extents.Rule{extents.Encrypted}},

@@ -36,6 +36,9 @@ func (m Mount) unrecovered() string {
 			return option
 		}
 	}
+	if rescue := m.superValue("rescue"); rescue != "" { // btrfs, nologreplay among them
+		return "rescue=" + rescue
+	}
 	return ""
 }
 

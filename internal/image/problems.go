@@ -106,9 +106,6 @@ var journalCauses = map[JournalCause]struct{ what, hint string }{
 func (f Facts) unsupportedReason() (reason, hint string) {
 	const move = "move the image to ext4, xfs or f2fs"
 	switch kind := f.Kind(); {
-	case kind == "btrfs":
-		// Its device number is anonymous; it has rules of its own (package btrfs).
-		return "", ""
 	case kind == "" && knownKinds[f.Filesystem] != 0:
 		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
@@ -116,6 +113,9 @@ func (f Facts) unsupportedReason() (reason, hint string) {
 	case f.Mount.unrecovered() != "":
 		return fmt.Sprintf("the %s file system is mounted without recovery (%s), and by its journal the blocks may be another file's", f.Filesystem, f.Mount.unrecovered()),
 			"unmount it, and mount it without that option"
+	case kind == "btrfs":
+		// Its device number is anonymous; it has rules of its own (package btrfs).
+		return "", ""
 	case f.Device.Major == 0:
 		return fmt.Sprintf("the %s file system has no block device of its own (device number %v)", f.Filesystem, f.Device), move
 	case f.Device != f.Mount.Device:
