@@ -52,9 +52,7 @@ func TestPolicies(t *testing.T) {
 	for policy, want := range map[string]manifest.State{"suspend": manifest.Suspended, "report": manifest.Stale} {
 		t.Run(policy, func(t *testing.T) {
 			r := newRig(t)
-			m := r.record()
-			m.OnChange = policy
-			r.save(m)
+			r.policy(policy)
 			r.start()
 			if err := os.Truncate(r.image, 4096); err != nil {
 				t.Fatal(err)
@@ -74,10 +72,7 @@ func TestInnerMappingOfOneThatIsDifferent(t *testing.T) {
 	for policy, want := range map[string]manifest.State{"suspend": manifest.Suspended, "report": manifest.Stale} {
 		t.Run(policy, func(t *testing.T) {
 			r := newRig(t)
-			m := r.record()
-			m.OnChange = policy
-			r.save(m)
-			inner := r.within(m)
+			inner := r.within(r.policy(policy))
 			r.start()
 			if r.table(inner.Name) != inner.Table.String() {
 				t.Fatal("torn down without a reason")

@@ -60,57 +60,27 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// mapImage does what `map` does, as far as the guard sees it.
-func (r *rig) mapImage() {
+// live makes a device with a live table.
+func (r *rig) live(name, uuid string, table dmtable.Table) dm.Info {
 	r.t.Helper()
 	conn := r.kernel.Conn()
-	table := dmtable.Table{{Length: 128, Target: "linear", Args: "8:0 2048"}}
-	live := func(name, uuid string, table dmtable.Table) dm.Info {
-		_, err := conn.Create(name, uuid)
-		if err == nil {
-			_, err = conn.Load(dm.ByName(name), table, false)
-		}
-		var info dm.Info
-		if err == nil {
-			info, err = conn.Resume(dm.ByName(name), dm.ResumeOptions{})
-		}
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		return info
+	_, err := conn.Create(name, uuid)
+	if err == nil {
+		_, err = conn.Load(dm.ByName(name), table, false)
 	}
-	below := dmtable.Table{{Length: 4096, Target: "linear", Args: "8:0 0"}}
-	host := live("host", "LVM-x", below)
-	own := live("vol", uuid, table)
-	img, err := image.Open(r.image)
+	var info dm.Info
+	if err == nil {
+		info, err = conn.Resume(dm.ByName(name), dm.ResumeOptions{})
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer img.Close()
-	id, err := img.Identity()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	layout, err := extents.Read(img.File())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.save(manifest.Manifest{
-		Name: "vol", UUID: uuid, Device: own.Device, State: manifest.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
-		Image: manifest.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
-			Birth: id.Birth, Size: id.Size, Filesystem: "ext4"},
-		Size: 64 << 10, Layout: layout.Clip().Merge(), Table: table, OnChange: "error",
-		Base: manifest.Base{Device: host.Device, UUID: "LVM-x", Table: below.String()},
-	})
+	return info
 }
 
-// within maps an image that lies on a file system inside the mapping outer.
-func (r *rig) within(outer manifest.Manifest) manifest.Manifest {
+// readImage returns what a record says of the file at path.
+func (r *rig) readImage(path string) (image.Identity, extents.Layout) {
 	r.t.Helper()
-	path := filepath.Join(filepath.Dir(r.image), "inner")
-	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
-		r.t.Fatal(err)
-	}
 	img, err := image.Open(path)
 	if err != nil {
 		r.t.Fatal(err)
@@ -124,23 +94,40 @@ func (r *rig) within(outer manifest.Manifest) manifest.Manifest {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return id, layout.Clip().Merge()
+}
+
+// mapImage does what `map` does, as far as the guard sees it.
+func (r *rig) mapImage() {
+	r.t.Helper()
+	table := dmtable.Table{{Length: 128, Target: "linear", Args: "8:0 2048"}}
+	below := dmtable.Table{{Length: 4096, Target: "linear", Args: "8:0 0"}}
+	host := r.live("host", "LVM-x", below)
+	own := r.live("vol", uuid, table)
+	id, layout := r.readImage(r.image)
+	r.save(manifest.Manifest{
+		Name: "vol", UUID: uuid, Device: own.Device, State: manifest.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
+		Image: manifest.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
+			Birth: id.Birth, Size: id.Size, Filesystem: "ext4"},
+		Size: 64 << 10, Layout: layout, Table: table, OnChange: "error",
+		Base: manifest.Base{Device: host.Device, UUID: "LVM-x", Table: below.String()},
+	})
+}
+
+// within maps an image that lies on a file system inside the mapping outer.
+func (r *rig) within(outer manifest.Manifest) manifest.Manifest {
+	r.t.Helper()
+	path := filepath.Join(filepath.Dir(r.image), "inner")
+	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	id, layout := r.readImage(path)
 	m := outer
 	m.Name, m.UUID, m.OnChange = "inner", "DMLOOP-00000000000000000000000000000002-inner", "error"
 	m.Image.Path, m.Image.Inode, m.Image.Generation, m.Image.Birth = path, id.Inode, id.Generation, id.Birth
-	m.Layout = layout.Clip().Merge()
+	m.Layout = layout
 	m.Base = manifest.Base{Device: outer.Device, Name: outer.Name, UUID: outer.UUID, Table: outer.Table.String()}
-	conn := r.kernel.Conn()
-	info, err := conn.Create(m.Name, m.UUID)
-	if err == nil {
-		_, err = conn.Load(dm.ByUUID(m.UUID), m.Table, false)
-	}
-	if err == nil {
-		_, err = conn.Resume(dm.ByUUID(m.UUID), dm.ResumeOptions{})
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	m.Device = info.Device
+	m.Device = r.live(m.Name, m.UUID, m.Table).Device
 	r.save(m)
 	return m
 }
@@ -150,6 +137,15 @@ func (r *rig) save(m manifest.Manifest) {
 	if err := r.store.Save(m); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// policy gives the mapping another policy and returns its record.
+func (r *rig) policy(onChange string) manifest.Manifest {
+	r.t.Helper()
+	m := r.record()
+	m.OnChange = onChange
+	r.save(m)
+	return m
 }
 
 func (r *rig) record() manifest.Manifest {

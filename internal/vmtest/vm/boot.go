@@ -55,7 +55,6 @@ type Result struct {
 type GuestError struct {
 	Kernel  string
 	Problem string
-	Silent  bool   // it was ended because of Config.Silence
 	Log     string // end of the kernel log
 }
 

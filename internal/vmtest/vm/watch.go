@@ -131,7 +131,7 @@ func verdict(ctx context.Context, c Config, in verdictInput) error {
 	if problem == "" {
 		return nil
 	}
-	return &GuestError{Kernel: c.Kernel, Problem: problem, Silent: in.silent && !in.done, Log: tail(in.log, logTail)}
+	return &GuestError{Kernel: c.Kernel, Problem: problem, Log: tail(in.log, logTail)}
 }
 
 // connect starts cmd with a pipe for each channel. The returned function waits
