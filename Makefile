@@ -93,14 +93,14 @@ test-matrix:
 	$(MAKE) --no-print-directory test-guest KERNEL=uml,6.1,6.12,new
 
 # Boots of whole Debian guests, with systemd and udev. docs/testing.md says how long
-# that takes.
+# that takes. With -v, a failure is printed when it happens and not at the end.
 BOOT_uml  := ^Test(UML|DMInit|Lintian|RPM)
 BOOT_qemu := ^Test(ImageRoot|PersistRoot|Tab|GuardUnit|Packages)
 BOOT_all  := .
 
 test-boot: deps packages
 	$(MAKE) --no-print-directory deps PACKAGES='$(BOOT_PACKAGES)'
-	DMLOOP_BOOT_ROUNDS=$(REBOOTS) $(GO) test -tags boot -count=1 -timeout 6h -run '$(or $(RUN),$(BOOT_$(BOOT)))' $(if $(V),-v) ./internal/vmtest/bootvm
+	DMLOOP_BOOT_ROUNDS=$(REBOOTS) $(GO) test -tags boot -count=1 -timeout 6h -run '$(or $(RUN),$(BOOT_$(BOOT)))' -v ./internal/vmtest/bootvm
 
 # Every fuzz target for a short while. A number of inputs and not a time: go test may take
 # the end of the time for a failure of the target ("context deadline exceeded").

@@ -22,6 +22,7 @@ func runProgram(ctx context.Context, args []string, stdout, stderr io.Writer) (i
 		return exitUsage, err
 	}
 	c.Stdout, c.Stderr = stdout, stderr
+	c.Restarted = func(died *vm.GuestError) { fmt.Fprintln(stderr, "guest: is started again:", died) }
 	res, err := vm.Run(ctx, c)
 	if err != nil {
 		return exitGuest, err

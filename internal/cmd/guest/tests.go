@@ -45,9 +45,10 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int
 	for _, slow := range counts.Slowest(slowest) {
 		fmt.Fprintf(stdout, "%6.0f s  %s\n", slow.Seconds, slow.Test)
 	}
-	for _, failure := range counts.Failures {
-		fmt.Fprintf(stdout, "\nFAILED %s\n", failure)
+	for _, failure := range counts.Failures { // printed when it happened, and far above by now
+		fmt.Fprintf(stdout, suite.FailureFormat, failure)
 	}
+	fmt.Fprintf(stdout, "guests that died at boot and were started again: %d\n", counts.Restarts)
 	fmt.Fprintf(stdout, "dmloop: %d passed, %d failed\n", counts.Passed, len(counts.Failures))
 	if len(counts.Failures) > 0 {
 		return exitFailed, nil

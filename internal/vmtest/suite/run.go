@@ -79,20 +79,31 @@ func unit(ctx context.Context, o Options) (Counts, error) {
 	args := slices.Concat([]string{"test", "-json", "-race", "-count=1", "-tags=" + runnerTag, "-run=" + o.Pattern}, o.Packages)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1") // the race detector wants it
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	runErr := cmd.Run()
-	c, seen, err := count("unit", &out)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return Counts{}, err
+	}
+	if err := cmd.Start(); err != nil {
+		return Counts{}, err
+	}
+	c := newCounter("unit", o.Out)
+	readErr := c.read(out)
+	if readErr != nil { // or go test would wait for a reader
+		_, _ = io.Copy(io.Discard, out)
+	}
+	runErr := cmd.Wait()
 	switch {
-	case err != nil:
-		return c, err
+	case readErr != nil:
+		return c.Counts, readErr
 	case runErr != nil && len(c.Failures) == 0:
-		return c, fmt.Errorf("go test: %w\n%s", runErr, errOut.String())
-	case len(seen) == 0 && o.Pattern == "":
-		return c, errors.New("no unit tests ran")
+		return c.Counts, fmt.Errorf("go test: %w\n%s", runErr, errOut.String())
+	case len(c.seen) == 0 && o.Pattern == "":
+		return c.Counts, errors.New("no unit tests ran")
 	}
 	fmt.Fprintf(o.Out, "unit: %d passed, %d failed (%.0f s)\n", c.Passed, len(c.Failures), time.Since(start).Seconds())
-	return c, nil
+	return c.Counts, nil
 }
 
 func binary(bins string, pkg guestPackage) string {
@@ -160,49 +171,20 @@ func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPac
 			Dir: pkg.Dir,
 		})
 	}
-	var transcript bytes.Buffer
-	cfg.Stdout = io.MultiWriter(&transcript, &progress{label: kernel, out: o.Out, all: o.Verbose})
+	judge := newJudge(kernel, chosen, o.Out)
+	cfg.Stdout = io.MultiWriter(judge, &progress{label: kernel, out: o.Out, all: o.Verbose})
 	cfg.Stderr = io.Discard // a transcript has both outputs in it
+	cfg.Exited = judge.exited
+	cfg.Restarted = func(died *vm.GuestError) {
+		fmt.Fprintf(o.Out, "%s: is started again: %v\n", kernel, died)
+	}
 	res, guestErr := vm.Run(ctx, cfg)
-	c, err := judge(kernel, chosen, transcript.Bytes(), res.Codes)
+	c, err := judge.end(guestErr)
+	c.Restarts = res.Restarts
 	if err != nil {
 		return c, err
-	}
-	if guestErr != nil {
-		c.fail(kernel, guestErr.Error())
 	}
 	fmt.Fprintf(o.Out, "%s (%s): %d passed, %d failed (boot %.1f s, all %.0f s)\n",
 		kernel, res.Release, c.Passed, len(c.Failures), res.Boot.Seconds(), res.Total.Seconds())
 	return c, nil
-}
-
-// judge counts what a guest's transcript and exit codes say about the tests
-// that were asked for.
-func judge(kernel string, packages []guestPackage, transcript []byte, codes []int) (Counts, error) {
-	var total Counts
-	for i, pkg := range packages {
-		_, part, _ := bytes.Cut(transcript, []byte(vm.CommandMark(i)))
-		part, _, _ = bytes.Cut(part, []byte(vm.CommandMark(i+1)))
-		events, err := toEvents(pkg.Path, part)
-		if err != nil {
-			return total, err
-		}
-		c, seen, err := count(kernel, events)
-		if err != nil {
-			return total, err
-		}
-		missing := slices.DeleteFunc(slices.Clone(pkg.Tests), func(name string) bool { return seen[name] })
-		if len(missing) > 0 {
-			c.fail(kernel+": "+pkg.Path+": no result of "+strings.Join(missing, " "), "")
-		}
-		switch {
-		case len(c.Failures) > 0:
-		case i >= len(codes):
-			c.fail(kernel+": "+pkg.Path+": no exit code", string(part))
-		case codes[i] != 0:
-			c.fail(fmt.Sprintf("%s: %s: exit code %d", kernel, pkg.Path, codes[i]), string(part))
-		}
-		total.Add(c)
-	}
-	return total, nil
 }

@@ -1,10 +1,13 @@
 package suite
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"dmloop/internal/vmtest/vm"
 )
@@ -99,10 +102,28 @@ func TestJudge(t *testing.T) {
 		{"guest died", []string{passA, cutB}, []int{0}, 2, []string{"m/b TestB: began and never ended"}},
 		{"died before", []string{passA}, []int{0}, 2, []string{"m/b: no result of TestB"}},
 	} {
-		got, err := judge("uml", packages, transcript(c.parts...), c.codes)
+		var out strings.Builder
+		j := newJudge("uml", packages, &syncWriter{w: &out})
+		text := transcript(c.parts...)
+		for len(text) > 0 { // as it comes through a pipe
+			n := min(7, len(text))
+			if _, err := j.Write(text[:n]); err != nil {
+				t.Fatal(err)
+			}
+			text = text[n:]
+		}
+		for i, code := range c.codes {
+			j.exited(i, code)
+		}
+		got, err := j.end(nil)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
+		}
+		for _, failure := range got.Failures {
+			if strings.Count(out.String(), fmt.Sprintf(FailureFormat, failure)) != 1 {
+				t.Errorf("%s: not printed once: %q in %q", c.name, failure, out.String())
+			}
 		}
 		if got.Passed != c.passed || len(got.Failures) != len(c.failures) {
 			t.Errorf("%s: %d passed, failures %q", c.name, got.Passed, got.Failures)
@@ -121,9 +142,72 @@ func TestCountSeesPackagesThatDoNotBuild(t *testing.T) {
 {"Action":"output","Package":"m/a","Output":"FAIL\tm/a [build failed]\n"}
 {"Action":"fail","Package":"m/a","Elapsed":0}
 `
-	c, _, err := count("unit", strings.NewReader(events))
+	c := newCounter("unit", io.Discard)
+	err := c.read(strings.NewReader(events))
 	if err != nil || c.Passed != 0 || len(c.Failures) != 1 || !strings.Contains(c.Failures[0], "build failed") {
-		t.Errorf("%+v, %v", c, err)
+		t.Errorf("%+v, %v", c.Counts, err)
+	}
+}
+
+// heard is an output that says when a text was printed to it.
+type heard struct {
+	text string
+	yes  chan struct{}
+	all  strings.Builder
+}
+
+func (h *heard) Write(data []byte) (int, error) {
+	before := strings.Contains(h.all.String(), h.text)
+	h.all.Write(data)
+	if !before && strings.Contains(h.all.String(), h.text) {
+		close(h.yes)
+	}
+	return len(data), nil
+}
+
+// wait fails the test when the text was not printed while the run goes on. The time is
+// for a run that never will.
+func (h *heard) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-h.yes:
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("%q was not printed when it happened", h.text)
+	}
+}
+
+// A failure is printed when it happens and not when the run ends.
+func TestFailuresAreToldAtOnce(t *testing.T) {
+	const failed = "FAILED unit: m/a TestA\n    a_test.go:1: is wrong\n"
+	unit := &heard{text: failed, yes: make(chan struct{})}
+	c := newCounter("unit", unit)
+	events, feed := io.Pipe()
+	read := make(chan error, 1)
+	go func() { read <- c.read(events) }()
+	fmt.Fprintln(feed, `{"Action":"output","Package":"m/a","Test":"TestA","Output":"    a_test.go:1: is wrong\n"}`)
+	fmt.Fprintln(feed, `{"Action":"fail","Package":"m/a","Test":"TestA"}`)
+	unit.wait(t)
+	feed.Close()
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+
+	guest := &heard{text: "FAILED uml: m/a TestA\n", yes: make(chan struct{})}
+	j := newJudge("uml", []guestPackage{{Path: "m/a", Tests: []string{"TestA", "TestB"}}}, &syncWriter{w: guest})
+	fmt.Fprint(j, vm.CommandMark(0), strings.TrimSuffix(failA, "\x16FAIL\n"), cutB)
+	guest.wait(t)
+	if got, err := j.end(nil); err != nil || len(got.Failures) != 2 {
+		t.Errorf("%+v, %v", got, err)
+	}
+
+	// Not even when only the exit code says it and another package goes on.
+	exit := &heard{text: "FAILED uml: m/a: exit code 2\n", yes: make(chan struct{})}
+	j = newJudge("uml", []guestPackage{{Path: "m/a", Tests: []string{"TestA"}}, {Path: "m/b", Tests: []string{"TestB"}}}, &syncWriter{w: exit})
+	j.exited(0, 2)
+	fmt.Fprint(j, vm.CommandMark(0), passA, vm.CommandMark(1), cutB)
+	exit.wait(t)
+	if got, err := j.end(errors.New("guest uml: gone")); err != nil || len(got.Failures) != 3 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

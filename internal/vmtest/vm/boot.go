@@ -29,6 +29,9 @@ type Config struct {
 	Transcript bool // see Job
 	Stdout     io.Writer
 	Stderr     io.Writer
+
+	Exited    func(command, code int) // hears of each exit code as it comes; nil for nobody
+	Restarted func(*GuestError)       // hears why a guest is started again; nil for nobody
 }
 
 // Default is the guest that most tests want.
@@ -45,10 +48,11 @@ func Default(kernel string) Config {
 
 // A Result is what a guest that ended in order has reported.
 type Result struct {
-	Release string        // the kernel's release
-	Codes   []int         // exit code of each command
-	Boot    time.Duration // until the first command could start
-	Total   time.Duration
+	Release  string        // the kernel's release
+	Codes    []int         // exit code of each command
+	Boot     time.Duration // until the first command could start
+	Total    time.Duration // of the last start
+	Restarts int           // how often it was started again, having died before its first command
 }
 
 // A GuestError says that the guest itself failed, whatever its commands did.
@@ -56,19 +60,48 @@ type GuestError struct {
 	Kernel  string
 	Problem string
 	Log     string // end of the kernel log
+	AtBoot  bool   // it died by itself, and none of its commands had begun
 }
 
 func (e *GuestError) Error() string {
 	return fmt.Sprintf("guest %s: %s\n--- kernel log ---\n%s\n--- end of kernel log ---", e.Kernel, e.Problem, e.Log)
 }
 
+// restarts is how often a guest is started again that died before its first command: an
+// emulated kernel sometimes does, and that says nothing about what it was to run.
+const restarts = 2
+
 // Run boots a guest, runs the commands one after the other, and returns when
 // the guest is gone. A guest that hangs, panics, or ends without having
-// reported every exit code is a *GuestError.
+// reported every exit code is a *GuestError. One that dies before its first command
+// is started again, a few times.
 func Run(ctx context.Context, c Config) (Result, error) {
 	if c.Kernel == KernelUML && (c.CPUs != 1 || c.SectorSize != 512) {
 		return Result{}, errors.New("kernel uml has one processor and sectors of 512 bytes")
 	}
+	return try(ctx, c, prepare)
+}
+
+// A preparer writes a guest's files into dir and returns how to start it.
+type preparer func(c Config, dir string) (argv, env []string, err error)
+
+// try starts a guest until its first command begins or restarts are used up.
+func try(ctx context.Context, c Config, prepare preparer) (Result, error) {
+	for n := 0; ; n++ {
+		res, err := once(ctx, c, prepare)
+		res.Restarts = n
+		var died *GuestError
+		if n == restarts || !errors.As(err, &died) || !died.AtBoot {
+			return res, err
+		}
+		if c.Restarted != nil {
+			c.Restarted(died)
+		}
+	}
+}
+
+// once starts a guest with disks and files of its own and waits for its end.
+func once(ctx context.Context, c Config, prepare preparer) (Result, error) {
 	// Disks and job lie in a folder of their own, so that guests can run side by side.
 	dir, err := os.MkdirTemp("", "dmloop-guest-")
 	if err != nil {
@@ -87,7 +120,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	return boot(ctx, c, dir, argv, env)
 }
 
-// prepare writes the guest's files into dir and returns how to start it.
+// prepare is the preparer of real guests.
 func prepare(c Config, dir string) (argv, env []string, err error) {
 	exe, err := os.Executable()
 	if err != nil {

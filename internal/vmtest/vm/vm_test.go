@@ -101,7 +101,7 @@ func TestVerdict(t *testing.T) {
 	one := Config{Kernel: KernelUML, Timeout: time.Second, Silence: 2 * time.Second, Commands: make([]Command, 1)}
 	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
-	good := verdictInput{done: true, reported: 1}
+	good := verdictInput{ready: true, done: true, reported: 1}
 	for _, c := range []struct {
 		name  string
 		ctx   context.Context
@@ -113,6 +113,7 @@ func TestVerdict(t *testing.T) {
 		{"hang", late, false, func(in *verdictInput) { in.done, in.reported = false, 0 }, "timed out after 1s, command 1 of 1"},
 		{"silent", t.Context(), false, func(in *verdictInput) { in.done, in.silent, in.reported = false, true, 0 }, "said nothing for 2s, command 1 of 1"},
 		{"panic", t.Context(), false, func(in *verdictInput) { in.done, in.reported = false, 0 }, "without an exit code of command 1"},
+		{"death at boot", t.Context(), false, func(in *verdictInput) { in.ready, in.done, in.reported = false, false, 0 }, "died before its first command"},
 		{"lost exit code", t.Context(), false, func(in *verdictInput) { in.reported = 0 }, "without an exit code"},
 		{"process 1", t.Context(), false, func(in *verdictInput) { in.complaint = "no root" }, "process 1 failed: no root"},
 		{"emulator", t.Context(), false, func(in *verdictInput) { in.runErr = errors.New("signal") }, "power off"},

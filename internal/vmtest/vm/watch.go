@@ -41,15 +41,18 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 
 	res := Result{Codes: make([]int, 0, len(c.Commands))}
 	start := time.Now()
-	done, complaint := false, ""
+	done, isReady, complaint := false, false, ""
 	ready := make(chan struct{})
 	handle := func(r Report) {
 		switch r.Kind {
 		case "ready":
-			res.Boot, res.Release = time.Since(start), r.Text
+			res.Boot, res.Release, isReady = time.Since(start), r.Text, true
 			close(ready)
 		case "exit":
 			res.Codes = append(res.Codes, r.Code)
+			if c.Exited != nil {
+				c.Exited(r.Command, r.Code)
+			}
 		case "error":
 			complaint = r.Text
 		case "done":
@@ -96,10 +99,11 @@ func boot(ctx context.Context, c Config, dir string, argv, env []string) (Result
 	if err != nil {
 		return res, err
 	}
-	return res, verdict(ctx, c, verdictInput{done, silent.Load(), complaint, len(res.Codes), runErr, string(text)})
+	return res, verdict(ctx, c, verdictInput{isReady, done, silent.Load(), complaint, len(res.Codes), runErr, string(text)})
 }
 
 type verdictInput struct {
+	ready     bool   // the guest was about to start its first command
 	done      bool   // the guest said that it had finished
 	silent    bool   // it printed nothing for Config.Silence
 	complaint string // its process 1 gave up
@@ -110,7 +114,7 @@ type verdictInput struct {
 
 // verdict turns what is known after the guest's end into an error or nil.
 func verdict(ctx context.Context, c Config, in verdictInput) error {
-	problem := ""
+	problem, atBoot := "", false
 	faults := Faults(in.log)
 	switch {
 	case in.silent && !in.done:
@@ -121,6 +125,8 @@ func verdict(ctx context.Context, c Config, in verdictInput) error {
 		problem = "interrupted"
 	case in.complaint != "":
 		problem = "process 1 failed: " + in.complaint
+	case !in.done && !in.ready:
+		problem, atBoot = fmt.Sprintf("died before its first command (process: %v)", in.runErr), true
 	case !in.done || in.reported != len(c.Commands):
 		problem = fmt.Sprintf("ended without an exit code of command %d of %d (process: %v)", in.reported+1, len(c.Commands), in.runErr)
 	case in.runErr != nil:
@@ -131,7 +137,7 @@ func verdict(ctx context.Context, c Config, in verdictInput) error {
 	if problem == "" {
 		return nil
 	}
-	return &GuestError{Kernel: c.Kernel, Problem: problem, Log: tail(in.log, logTail)}
+	return &GuestError{Kernel: c.Kernel, Problem: problem, Log: tail(in.log, logTail), AtBoot: atBoot}
 }
 
 // connect starts cmd with a pipe for each channel. The returned function waits
