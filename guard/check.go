@@ -36,7 +36,7 @@ func Check(want Expected, got Observed) []Finding {
 		c.add(Opened, Weak, "another process has the image open for reading and could share its blocks")
 	}
 	if got.Base.ok() {
-		c.base(want.Base, got.Base.Value)
+		c.base(want, got.Base.Value)
 	}
 	if got.Own.ok() {
 		c.own(got.Own.Value)
@@ -138,9 +138,14 @@ func rank(grade string) int {
 	return 0
 }
 
-func (c *checker) base(want, got Base) {
-	if want.Device != got.Device || want.UUID != got.UUID || want.Table != got.Table {
-		c.add(BaseChanged, Different, "the host device %s has another table than when the image was mapped: %s", got.Device, firstLine(want.Table, got.Table))
+func (c *checker) base(expected Expected, got Base) {
+	want := expected.Base
+	if want.Device != got.Device || want.UUID != got.UUID {
+		c.add(BaseChanged, Different, "the host device %s is another one than when the image was mapped", want.Device)
+		return
+	}
+	if diff := standing(expected.Table, want.Table, got.Table); diff != "" {
+		c.add(BaseChanged, Different, "the host device %s does not lead to the image's blocks as it did: %s", got.Device, diff)
 		return
 	}
 	switch {
@@ -154,22 +159,30 @@ func (c *checker) base(want, got Base) {
 	}
 }
 
-// firstLine says where two tables in text form part.
-func firstLine(want, got string) string {
-	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
-	for i := range g {
-		if i >= len(w) {
-			return fmt.Sprintf("row %d, %q, is new", i+1, g[i])
-		}
-		if w[i] != g[i] {
-			return fmt.Sprintf("row %d was %q and is %q", i+1, w[i], g[i])
-		}
+// standing compares two tables of the host device, in text, below the mapping's rows.
+func standing(rows dmtable.Table, was, now string) string {
+	if was == now {
+		return ""
 	}
-	if len(w) > len(g) {
-		return fmt.Sprintf("row %d, %q, is gone", len(g)+1, w[len(g)])
+	before, err := dmtable.ParseText(was)
+	if err != nil {
+		return fmt.Sprintf("the table that was recorded is not understood: %v", err)
 	}
-	return "the device itself is another one"
+	after, err := dmtable.ParseText(now)
+	if err != nil {
+		return fmt.Sprintf("its table is not understood: %v", err)
+	}
+	diff := rows.Standing(before, after)
+	if diff != "" && slices.ContainsFunc(after, func(r dmtable.Row) bool { return r.Target == snapshotOrigin }) {
+		diff += "; it got a snapshot, which the mapping's writes would miss: " +
+			"remove the snapshot and map again, or put the file system on a shim (dmloop shim), below which snapshots can be taken"
+	}
+	return diff
 }
+
+// snapshotOrigin is the target that a device has while snapshots of it exist: each
+// write has to go through it, so that what was there is copied first.
+const snapshotOrigin = "snapshot-origin"
 
 func (c *checker) own(got OwnState) {
 	switch {

@@ -19,8 +19,8 @@ func expected() Expected {
 			{Logical: 0, Physical: 40960, Length: 4096}, {Logical: 4096, Physical: 81920, Length: 4096},
 		}},
 		Pins:   Pins{InForce: []string{"nodefrag", "immutable"}, Grade: "guarded"},
-		Base:   Base{Device: dmtable.Device{Major: 253}, UUID: "LVM-x", Table: "0 100 linear 8:0 2048"},
-		Table:  dmtable.Table{{Start: 0, Length: 8, Target: "linear", Args: "8:0 80"}, {Start: 8, Length: 8, Target: "linear", Args: "8:0 160"}},
+		Base:   Base{Device: dmtable.Device{Major: 253}, UUID: "LVM-x", Table: "0 1000 linear 8:0 2048"},
+		Table:  dmtable.Table{{Start: 0, Length: 8, Target: "linear", Args: "8:0 2128"}, {Start: 8, Length: 8, Target: "linear", Args: "8:0 2208"}},
 		Policy: OnChangeError,
 	}
 }
@@ -140,16 +140,28 @@ func TestCheck(t *testing.T) {
 		"open for reading, blocks can be shared": {
 			want: func(e *Expected) { e.Exposed = true },
 			got:  func(o *Observed) { o.Openers.Value = Readers }, kinds: "opened/weak", state: Weakened},
-		"base table": {
-			got:   func(o *Observed) { o.Base.Value.Table = "0 100 linear 8:0 4096" },
-			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: `row 1 was "0 100 linear 8:0 2048" and is "0 100 linear 8:0 4096"`},
+		"base table moved": {
+			got:   func(o *Observed) { o.Base.Value.Table = "0 1000 linear 8:0 4096" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "its sectors 80-87, which were 8:0 2128, are 8:0 4176 now"},
 		"base table longer": {
-			got:   func(o *Observed) { o.Base.Value.Table += "\n100 1 linear 8:0 9" },
-			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "row 2"},
+			got: func(o *Observed) { o.Base.Value.Table += "\n1000 1 linear 8:0 9" }, state: Healthy},
+		"base grew": {
+			got: func(o *Observed) { o.Base.Value.Table = "0 1500 linear 8:0 2048" }, state: Healthy},
+		"base shrank, the image is there": {
+			got: func(o *Observed) { o.Base.Value.Table = "0 168 linear 8:0 2048" }, state: Healthy},
 		"base table shorter": {
-			want:  func(e *Expected) { e.Base.Table += "\n100 1 linear 8:0 9" },
-			got:   func(o *Observed) { o.Base.Value.Table = "0 100 linear 8:0 2048" },
-			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "is gone"},
+			got:   func(o *Observed) { o.Base.Value.Table = "0 167 linear 8:0 2048" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "its sectors 167-167, which were 8:0 2215, are gone"},
+		"base got a snapshot": {
+			got:   func(o *Observed) { o.Base.Value.Table = "0 1000 snapshot-origin 253:5" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "are snapshot-origin 253:5 now; it got a snapshot"},
+		"base table is no table": {
+			got:   func(o *Observed) { o.Base.Value.Table = "what" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "not understood"},
+		"recorded base table is no table": {
+			want:  func(e *Expected) { e.Base.Table = "what" },
+			got:   func(o *Observed) { o.Base.Value.Table = "0 1000 linear 8:0 2048" },
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "not understood"},
 		"base is another device": {
 			got: func(o *Observed) { o.Base.Value.UUID = "" }, kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "another one"},
 		"base stopped": {
@@ -168,7 +180,7 @@ func TestCheck(t *testing.T) {
 		"own device has a table waiting": {
 			got: func(o *Observed) { o.Own.Value.Waiting = true }, kinds: "own-table-waiting/note", state: Healthy},
 		"own table changed": {
-			got:   func(o *Observed) { o.OwnTable.Value[1].Args = "8:0 168" },
+			got:   func(o *Observed) { o.OwnTable.Value[1].Args = "8:0 2216" },
 			kinds: "own-table-changed/different", state: Failed, act: OnChangeError},
 		"own table empty": {
 			got: func(o *Observed) { o.OwnTable.Value = nil }, kinds: "own-table-changed/different", state: Failed, act: OnChangeError},

@@ -209,6 +209,11 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	if ctx.Err() != nil {
 		return before // stopped in the middle: what was read is not to be judged
 	}
+	if got.Base.ok() && Worst(findings) < Different {
+		// Whatever changed there does not concern the mapping. The next check compares
+		// with this, so that it costs nothing when nothing changes any more.
+		w.want.Base.Table = got.Base.Value.Table
+	}
 	w.rising = got.Stamp.Tries > w.stamp.Tries && before.Checks > 0
 	w.stamp = got.Stamp
 	if got.Pins.ok() {

@@ -8,49 +8,24 @@ import (
 	"dmloop/extents"
 )
 
-// hostRow is a row of the host's table, taken apart: one area for linear, one for
-// each stripe.
-type hostRow struct {
-	start, length dmtable.Sectors
-	areas         []dmtable.Segment
-	chunk         dmtable.Sectors // 0 for linear
-}
-
 // compile takes a table of linear and striped rows apart. It returns nil for a row
 // of another kind, or one that is not understood.
-func compile(table dmtable.Table) []hostRow {
-	rows := make([]hostRow, 0, len(table))
+func compile(table dmtable.Table) []dmtable.Span {
+	rows := make([]dmtable.Span, 0, len(table))
 	for _, r := range table {
-		row := hostRow{start: r.Start, length: r.Length}
-		if seg, err := r.Segment(); err == nil {
-			row.areas = []dmtable.Segment{seg}
-		} else if s, err := r.Stripes(); err == nil {
-			row.areas, row.chunk = s.Areas, s.Chunk
-		} else {
+		span, err := r.Span()
+		if err != nil {
 			return nil
 		}
-		rows = append(rows, row)
+		rows = append(rows, span)
 	}
 	return rows
-}
-
-// piece returns where the sector at of the host device lies, and how much from
-// there is contiguous, at most n sectors.
-func (r *hostRow) piece(at, n dmtable.Sectors) dmtable.Segment {
-	at -= r.start
-	n = min(n, r.length-at)
-	if r.chunk == 0 {
-		return dmtable.Segment{Device: r.areas[0].Device, Start: r.areas[0].Start + at, Length: n}
-	}
-	piece := dmtable.Stripes{Chunk: r.chunk, Areas: r.areas}.Piece(at)
-	piece.Length = min(piece.Length, n)
-	return piece
 }
 
 // resolver is one call of Resolve.
 type resolver struct {
 	stack    *Stack
-	rows     []hostRow
+	rows     []dmtable.Span
 	size     dmtable.Sectors // of the host device
 	block    extents.Bytes
 	bases    map[dmtable.Device]dmtable.Sectors
@@ -132,13 +107,13 @@ func (r *resolver) extent(e extents.Extent) *extents.Problem {
 		return nil
 	}
 	// The last row that begins at or before the sector.
-	i := sort.Search(len(r.rows), func(i int) bool { return r.rows[i].start > at }) - 1
+	i := sort.Search(len(r.rows), func(i int) bool { return r.rows[i].Start > at }) - 1
 	logical := e.Logical
 	for n > 0 {
-		if at == r.rows[i].start+r.rows[i].length {
+		if at == r.rows[i].End() {
 			i++
 		}
-		piece := r.rows[i].piece(at, n)
+		piece := r.rows[i].Piece(at, n)
 		if p := r.append(piece, logical); p != nil {
 			return p
 		}

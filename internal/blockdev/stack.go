@@ -151,7 +151,7 @@ func namedDevices(table dmtable.Table) []dmtable.Device {
 	var devices []dmtable.Device
 	seen := map[dmtable.Device]bool{}
 	for _, row := range compile(table) {
-		for _, area := range row.areas {
+		for _, area := range row.Areas {
 			if !seen[area.Device] {
 				seen[area.Device] = true
 				devices = append(devices, area.Device)

@@ -156,7 +156,7 @@ func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockid.Devi
 	}
 	record.Image.Path = filepath.Join(Point(record.Name), m.Path)
 	record.Image.Major, record.Image.Minor = below.Number.Major, below.Number.Minor
-	record.Base = manifest.Base{Device: below.Number, Name: m.Host.Shim, Table: fmt.Sprintf("0 %d linear %s 0\n", m.Host.Sectors, device.Number)}
+	record.Base = manifest.Base{Device: below.Number, Name: m.Host.Shim, Table: fmt.Sprintf("0 %d linear %s 0\n", device.Size, device.Number)}
 	if record.Base.UUID, err = dmUUID(b.Devices.Sys, below.Name); err != nil {
 		return nil, err
 	}

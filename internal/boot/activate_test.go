@@ -100,7 +100,7 @@ func TestActivateWaitsForTheHost(t *testing.T) {
 
 func TestActivateRefusesAnotherPartition(t *testing.T) {
 	for fallback, want := range map[Fallback]string{Shell: "", Loop: "cannot be put on a loop device"} {
-		b, f := booter(t, "2097152\n")
+		b, f := booter(t, "524288\n")
 		m := sample(t)
 		m.Host.Sectors = 1 << 20
 		m.Host.PartUUID = "ffffffff-01"
@@ -108,7 +108,7 @@ func TestActivateRefusesAnotherPartition(t *testing.T) {
 			out, err := b.Activate(t.Context(), m, fallback)
 			text := strings.Join(out.Refused, "\n")
 			if err != nil || out.Fallback != Shell || out.Device != "" || out.There != (again == 1) ||
-				!strings.Contains(text, "2097152 sectors and had 1048576") || !strings.Contains(text, "partition 1234abcd-01 and was on ffffffff-01") || !strings.Contains(text, want) {
+				!strings.Contains(text, "524288 sectors and had 1048576") || !strings.Contains(text, "partition 1234abcd-01 and was on ffffffff-01") || !strings.Contains(text, want) {
 				t.Errorf("%s: %+v, %v", fallback, out, err)
 			}
 		}

@@ -153,10 +153,12 @@ func (m Manifest) Table(base dmtable.Device) (dmtable.Table, error) {
 	return dmtable.Build(segments)
 }
 
-// HostDifferences compares the device that was found with the one that was saved.
+// HostDifferences compares the device that was found with the one that was saved. One
+// that grew holds all that it held. One that shrank was shrunk with its file system,
+// which moves files that lay behind its new end.
 func (m Manifest) HostDifferences(sectors dmtable.Sectors, partUUID string) []string {
 	var found []string
-	if sectors != m.Host.Sectors {
+	if sectors < m.Host.Sectors {
 		found = append(found, fmt.Sprintf("the device of the host file system has %d sectors and had %d", sectors, m.Host.Sectors))
 	}
 	if !strings.EqualFold(partUUID, m.Host.PartUUID) {

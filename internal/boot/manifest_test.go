@@ -150,7 +150,10 @@ func TestDifferences(t *testing.T) {
 	if d := m.HostDifferences(1<<20, "1234ABCD-01"); d != nil {
 		t.Errorf("%q", d)
 	}
-	if d := m.HostDifferences(1<<21, ""); len(d) != 2 || !strings.Contains(d[1], "partition none") {
+	if d := m.HostDifferences(1<<21, "1234abcd-01"); d != nil {
+		t.Errorf("a partition that grew: %q", d)
+	}
+	if d := m.HostDifferences(1<<20-1, ""); len(d) != 2 || !strings.Contains(d[1], "partition none") {
 		t.Errorf("%q", d)
 	}
 }

@@ -365,8 +365,8 @@ func (j *mapJob) proveStill() error {
 	if err != nil {
 		return fmt.Errorf("reading the table of the host device again: %w", err)
 	}
-	if diff := j.survey.Stack.HostTable.Diff(host); diff != "" {
-		return refuse(j.survey.Path, []extents.Problem{unstable("the table of the host device changed: " + diff)})
+	if diff := j.m.Table.Standing(j.survey.Stack.HostTable, host); diff != "" {
+		return refuse(j.survey.Path, []extents.Problem{unstable("the host device was changed: " + diff)})
 	}
 	return nil
 }

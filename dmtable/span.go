@@ -1,0 +1,51 @@
+package dmtable
+
+// Span is a linear or striped row taken apart.
+type Span struct {
+	Start, Length Sectors   // on the mapped device, as in the row
+	Areas         []Segment // where it lies: one for linear, one for each stripe
+	chunk         Sectors   // 0 for linear
+}
+
+// Span takes a linear or striped row apart. Any other target, and arguments that
+// are not understood, are errors.
+func (r Row) Span() (Span, error) {
+	s := Span{Start: r.Start, Length: r.Length}
+	if r.Target == Striped {
+		stripes, err := r.Stripes()
+		s.Areas, s.chunk = stripes.Areas, stripes.Chunk
+		return s, err
+	}
+	seg, err := r.Segment()
+	s.Areas = []Segment{seg}
+	return s, err
+}
+
+// End returns the first sector behind the span on the mapped device.
+func (s *Span) End() Sectors { return s.Start + s.Length }
+
+// Piece returns where sector at of the mapped device lies, and how much from there
+// is contiguous, at most n sectors. At must lie in the span.
+func (s *Span) Piece(at, n Sectors) Segment {
+	at -= s.Start
+	n = min(n, s.Length-at)
+	if s.chunk == 0 {
+		return Segment{Device: s.Areas[0].Device, Start: s.Areas[0].Start + at, Length: n}
+	}
+	piece := Stripes{Chunk: s.chunk, Areas: s.Areas}.Piece(at)
+	piece.Length = min(piece.Length, n)
+	return piece
+}
+
+// back is the way back from an area: it returns the sector of the mapped device that
+// shows sector at of the area's device, and how much from there is contiguous, at
+// most n sectors. At must lie in the area.
+func (s *Span) back(area int, at, n Sectors) (start, length Sectors) {
+	at -= s.Areas[area].Start
+	if s.chunk == 0 {
+		return s.Start + at, n
+	}
+	chunk, within := at/s.chunk, at%s.chunk
+	start = s.Start + (chunk*Sectors(len(s.Areas))+Sectors(area))*s.chunk + within
+	return start, min(n, s.chunk-within)
+}
