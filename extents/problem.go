@@ -34,7 +34,6 @@ const (
 	DirtyCache        Rule = "dirty-cache"
 	OpenElsewhere     Rule = "open-elsewhere"
 	ActiveSwap        Rule = "active-swap"
-	ForeignSwap       Rule = "foreign-swap"
 	SealCorrupt       Rule = "seal-corrupt"
 	BtrfsCOW          Rule = "btrfs-cow"
 	BtrfsProfile      Rule = "btrfs-profile"

@@ -57,6 +57,7 @@ type checkedJSON struct {
 
 func newCheckCommand(env *cliEnv) *cobra.Command {
 	o := &lifecycle.SurveyOptions{}
+	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinImmutable, lifecycle.PinSwap, lifecycle.PinNone}}
 	cmd := &cobra.Command{
 		Use:   "check IMAGE...",
 		Short: "Tell whether images can be mapped, and if not, everything that is in the way",
@@ -64,10 +65,12 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 Nothing is changed. Exits with 3 when an image is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o.AsSealed = word.isSwap()
 			return runCheck(cmd.Context(), env, *o, args)
 		},
 	}
 	surveyFlags(cmd, o)
+	cmd.Flags().Var(&word, "pin", "judge for this --pin of map: auto, immutable, swap or none")
 	jsonFlag(env, cmd)
 	return cmd
 }

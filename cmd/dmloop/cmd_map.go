@@ -75,7 +75,7 @@ func runSealedMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path
 	if err := sys.CanMap(path, o); err != nil {
 		return err
 	}
-	if err := runSeal(ctx, env, 0, path); err != nil {
+	if err := runSeal(ctx, env, 0, o.Pin == lifecycle.PinSwap, path); err != nil {
 		return err
 	}
 	return runMap(ctx, env, o, path)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,19 +27,43 @@ func each(targets []string, do func(string) error) error {
 }
 
 func newPinCommand(env *cliEnv) *cobra.Command {
+	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinSwap}}
 	cmd := &cobra.Command{
 		Use:   "pin IMAGE...",
 		Short: "Pin images by hand, as map does, and leave them pinned",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runPin(cmd.Context(), env, args)
+			return runPin(cmd.Context(), env, args, word.isSwap())
 		},
 	}
+	cmd.Flags().Var(&word, "pin", "auto, or swap: the images are sealed, whatever their attributes say")
 	jsonFlag(env, cmd)
 	return cmd
 }
 
-func runPin(ctx context.Context, env *cliEnv, images []string) error {
+// pinWord is a flag --pin of a command that takes some of map's words.
+type pinWord struct {
+	words []string // the first is the default
+	word  string
+}
+
+func (p *pinWord) String() string {
+	if p.word == "" && len(p.words) > 0 {
+		return p.words[0]
+	}
+	return p.word
+}
+func (p *pinWord) Type() string { return "string" }
+func (p *pinWord) Set(text string) error {
+	if !slices.Contains(p.words, text) {
+		return fmt.Errorf("it takes %s, not %q", strings.Join(p.words, ", "), text)
+	}
+	p.word = text
+	return nil
+}
+func (p *pinWord) isSwap() bool { return p.word == lifecycle.PinSwap }
+
+func runPin(ctx context.Context, env *cliEnv, images []string, asSealed bool) error {
 	sys := env.system()
 	defer sys.Close()
 	type pinned struct {
@@ -47,7 +72,7 @@ func runPin(ctx context.Context, env *cliEnv, images []string) error {
 	}
 	out := []pinned{}
 	err := each(images, func(path string) error {
-		kinds, err := sys.Pin(ctx, path)
+		kinds, err := sys.Pin(ctx, path, asSealed)
 		if err != nil {
 			return err
 		}
@@ -82,27 +107,39 @@ func newUnpinCommand(env *cliEnv) *cobra.Command {
 
 func newSealCommand(env *cliEnv) *cobra.Command {
 	var create extents.Bytes
+	adopt := false
 	cmd := &cobra.Command{
 		Use:   "seal IMAGE",
 		Short: "Prepare an image so that the kernel itself can hold it still",
 		Long: `Move the first pages of IMAGE to its end and put a swap header in their place. While
 it is mapped, the kernel treats the image as an active swap file and refuses every
 change to it. In place, a few pages whatever the size, and undone by unseal. A
-seal or unseal that was cut off is finished.`,
+seal or unseal that was cut off is finished.
+
+An extended attribute of the file says that it is sealed; what an image holds is never
+asked. With --adopt a copy that lost the attribute gets it again: you say that dmloop
+sealed it, and not somebody who could write its content.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("create") && create == 0 {
 				return errNoBytes
 			}
-			return runSeal(cmd.Context(), env, create, args[0])
+			if adopt {
+				sys := env.system()
+				defer sys.Close()
+				return sys.AdoptSeal(cmd.Context(), args[0])
+			}
+			return runSeal(cmd.Context(), env, create, false, args[0])
 		},
 	}
 	cmd.Flags().Var(sizeValue{&create}, "create", "make a new image of this size first")
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "mark a sealed image that lost its attribute, and change nothing else")
+	cmd.MarkFlagsMutuallyExclusive("create", "adopt")
 	jsonFlag(env, cmd)
 	return cmd
 }
 
-func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, path string) error {
+func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, said bool, path string) error {
 	sys := env.system()
 	defer sys.Close()
 	if create > 0 {
@@ -113,7 +150,7 @@ func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, path string
 			return backingError(path, err, lifecycle.Usage)
 		}
 	}
-	return sys.Seal(ctx, path)
+	return sys.Seal(ctx, path, said)
 }
 
 func newUnsealCommand(env *cliEnv) *cobra.Command {

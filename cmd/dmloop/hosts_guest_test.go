@@ -208,14 +208,14 @@ func nothingLeft(t testing.TB, images ...string) {
 	}
 }
 
-// unpinned fails the test when an image has a flag or a mark of dmloop's.
+// unpinned fails the test when an image has a flag or the pin's mark of dmloop.
 func unpinned(t testing.TB, image string) {
 	t.Helper()
 	r := vmtest.Run(t, "lsattr", "-d", image)
 	if flags, _, _ := strings.Cut(r.Stdout, " "); r.Code != 0 || strings.Contains(flags, "i") {
 		t.Errorf("%s has the flags %s %s", image, flags, r.Stderr)
 	}
-	if r := vmtest.Run(t, "getfattr", "--absolute-names", "-d", "-m", "dmloop", image); r.Stdout != "" {
+	if r := vmtest.Run(t, "getfattr", "--absolute-names", "-d", "-m", `dmloop\.pin`, image); r.Stdout != "" {
 		t.Errorf("%s has the attributes %s", image, r.Stdout)
 	}
 }

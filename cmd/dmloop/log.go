@@ -7,9 +7,11 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+
+	"dmloop/internal/lifecycle"
 )
 
-// warnings prints warnings as people read them, or with --json as scripts do. The
+// warnings prints warnings and notes as people read them, or with --json as scripts do. The
 // guard and --verbose have log lines with times instead.
 type warnings struct {
 	out   io.Writer
@@ -20,7 +22,9 @@ type warnings struct {
 var _ slog.Handler = (*warnings)(nil)
 
 // Enabled implements slog.Handler.
-func (w *warnings) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelWarn }
+func (w *warnings) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= lifecycle.LevelNote
+}
 
 // WithAttrs implements slog.Handler.
 func (w *warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -43,15 +47,19 @@ func (w *warnings) Handle(_ context.Context, r slog.Record) error {
 		add(a)
 	}
 	r.Attrs(add)
+	word := "warning"
+	if r.Level < slog.LevelWarn {
+		word = "note"
+	}
 	if w.json {
-		b, err := json.Marshal(map[string]any{"warning": map[string]any{"message": r.Message, "details": fields}})
+		b, err := json.Marshal(map[string]any{word: map[string]any{"message": r.Message, "details": fields}})
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(w.out, "%s\n", b)
 		return err
 	}
-	line := "dmloop: warning: " + r.Message
+	line := "dmloop: " + word + ": " + r.Message
 	if len(list) > 0 {
 		line += " (" + strings.Join(list, ", ") + ")"
 	}

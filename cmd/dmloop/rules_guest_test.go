@@ -123,7 +123,6 @@ func TestFullRulesOnExt4(t *testing.T) {
 		{"unwritten at the end", kib64 + "fallocate -l 128K f; sync f", extents.Unwritten, 65536, 65536, 0, ""},
 		{"chattr +j", kib64 + "chattr +j f", extents.DataJournal, whole, 0, 0, "chattr -j f"},
 		{"chattr -e", "touch f; chattr -e f; head -c 64K /dev/urandom >f; sync f", extents.Indirect, whole, 0, 0, ""},
-		{"somebody's swap header", kib64 + "chmod 600 f; mkswap -q f", extents.ForeignSwap, whole, anyLength, 0, ""},
 		{"swap in use", kib64 + "chmod 600 f; mkswap -q f; swapon f", extents.ActiveSwap, whole, 0, 0, "swapoff f"},
 	})
 	t.Run("a damaged seal", func(t *testing.T) {

@@ -58,6 +58,9 @@ func unsealed(t testing.TB, image, sum string) {
 	if vmtest.ChecksumFile(t, image) != sum {
 		t.Error("unsealed to something else")
 	}
+	if seal := sealMark(t, image); seal != "" {
+		t.Errorf("unsealed, and the attribute is %s", seal)
+	}
 	nothingLeft(t, image)
 }
 

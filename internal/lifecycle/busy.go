@@ -14,6 +14,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
+	"dmloop/internal/swap"
 )
 
 // openNow lists the mapping's devices that somebody has open, its own partitions
@@ -81,7 +82,7 @@ func (s *System) heldFirmly(dev dmtable.Device) bool {
 	return false
 }
 
-// users lists what is seen to use a block device: mounts, devices on top of it,
+// users lists what is seen to use a block device: mounts, swap, devices on top of it,
 // and processes that have its node open.
 func (s *System) users(dev dmtable.Device) []string {
 	var users []string
@@ -93,6 +94,16 @@ func (s *System) users(dev dmtable.Device) []string {
 	}
 	for _, m := range mounts {
 		users = append(users, "mount "+m.Mountpoint)
+	}
+	areas, err := swap.Table()
+	if err != nil {
+		s.log.Debug("swap areas cannot be read", "error", err)
+	}
+	for _, a := range areas {
+		var st unix.Stat_t
+		if unix.Stat(a.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == unix.Mkdev(dev.Major, dev.Minor) {
+			users = append(users, "swap (swapoff "+a.Path+")")
+		}
 	}
 	holders, err := os.ReadDir(filepath.Join(s.sysfs, "dev/block", dev.String(), "holders"))
 	if err != nil {

@@ -79,7 +79,7 @@ func newScene(t *testing.T, fstype string, seal bool) scene {
 		t.Fatal(err)
 	}
 	if seal {
-		if err := NewSystem(s.dir, slog.Default()).Seal(context.Background(), s.image); err != nil {
+		if err := NewSystem(s.dir, slog.Default()).Seal(context.Background(), s.image, false); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -286,7 +286,7 @@ func TestCanMap(t *testing.T) {
 func TestPinRefusesAMappedImage(t *testing.T) {
 	w := newWorld(t)
 	m := w.mapped(t, "image", manifest.Healthy)
-	if _, err := w.fresh().Pin(background(t), m.Image.Path); ClassOf(err) != Busy || !strings.Contains(err.Error(), "mapped already as image") {
+	if _, err := w.fresh().Pin(background(t), m.Image.Path, false); ClassOf(err) != Busy || !strings.Contains(err.Error(), "mapped already as image") {
 		t.Errorf("%v", err)
 	}
 }

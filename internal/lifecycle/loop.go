@@ -40,7 +40,7 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 		return "", err
 	}
 	defer img.Close()
-	content, err := loopContent(img, o.Window)
+	content, err := loopContent(img, o.SurveyOptions)
 	if err != nil {
 		return "", fail(path, "", err)
 	}
@@ -56,8 +56,8 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 
 // loopContent returns which bytes of the file the device shows: of a sealed image
 // the moved pages stand where they were.
-func loopContent(img *image.Image, w Window) (extents.Layout, error) {
-	st, err := seal.Inspect(img.File())
+func loopContent(img *image.Image, o SurveyOptions) (extents.Layout, error) {
+	st, err := seal.Inspect(img.File(), o.AsSealed)
 	if err != nil {
 		return extents.Layout{}, err
 	}
@@ -74,11 +74,11 @@ func loopContent(img *image.Image, w Window) (extents.Layout, error) {
 	case st.Kind != seal.Plain:
 		return extents.Layout{}, errors.New("a seal or unseal of the image was cut off: dmloop seal finishes it")
 	}
-	length, err := w.of(img.Path(), content.Size)
+	length, err := o.Window.of(img.Path(), content.Size)
 	if err != nil {
 		return extents.Layout{}, err
 	}
-	return content.Window(w.Offset, length)
+	return content.Window(o.Window.Offset, length)
 }
 
 // overLoop attaches the file to a loop device and makes the device above it.

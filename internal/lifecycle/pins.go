@@ -37,8 +37,9 @@ func (v *Survey) unpinnable() *extents.Problem {
 }
 
 // Pin pins the image at path by hand, as map would, and leaves it pinned. It refuses
-// while the image is mapped.
-func (s *System) Pin(ctx context.Context, path string) ([]string, error) {
+// while the image is mapped. With asSealed it takes the caller's word that the image is
+// sealed.
+func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string, error) {
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return nil, err
@@ -53,7 +54,7 @@ func (s *System) Pin(ctx context.Context, path string) ([]string, error) {
 		return nil, err
 	}
 	defer img.Close()
-	v, release, err := s.survey(img, path, SurveyOptions{})
+	v, release, err := s.survey(img, path, SurveyOptions{AsSealed: asSealed})
 	defer release()
 	if err != nil {
 		return nil, fail(path, "", err)

@@ -63,10 +63,6 @@ func (o *MapOptions) judge(v *Survey) []extents.Problem {
 	if o.Pin == PinNone && o.Unsafe {
 		return slices.DeleteFunc(slices.Clone(v.Problems), func(p extents.Problem) bool { return p.Rule == extents.Unpinnable })
 	}
-	if o.Pin == PinSwap && !v.Sealed {
-		return append(v.Problems, extents.Problem{Rule: extents.Unsealed,
-			Message: "--pin=swap needs a sealed image", Hint: "dmloop seal " + shellWord(v.Path)})
-	}
 	return v.Problems
 }
 
@@ -94,6 +90,7 @@ func (o *MapOptions) validate() error {
 	default:
 		return &Error{Class: Usage, Message: "--pin takes auto, immutable, swap or none, not " + o.Pin}
 	}
+	o.AsSealed = o.AsSealed || o.Pin == PinSwap
 	switch o.OnChange {
 	case "error", "suspend", "report":
 	default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -16,15 +17,30 @@ import (
 	"dmloop/internal/swap"
 )
 
-// surveySeal tells whether the image is sealed, and judges its record.
-func (v *Survey) surveySeal(img *image.Image) error {
-	st, err := seal.Inspect(img.File())
+// surveySeal tells whether the image is sealed, and judges its record. Beside the
+// attribute it takes two words for it: the caller's, and that of dmloop's own pin, which
+// names the claim. Neither can be written through a mapping.
+func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error {
+	mark, _, err := pin.ReadMark(img.File())
+	if err != nil {
+		return err
+	}
+	said := o.AsSealed || slices.Contains(mark.Kinds, pin.Swap)
+	blind := o.look && os.Geteuid() != 0
+	st, err := seal.Inspect(img.File(), said || blind)
 	if err != nil {
 		return err
 	}
 	v.Content = v.Identity.Size
+	if blind && st.Kind != seal.Plain {
+		s.log.Warn("not checked without root: whether the image is marked as sealed; it looks so", "image", v.Path)
+	}
 	switch st.Kind {
 	case seal.Plain:
+		s.noteLooks(v.Path, st)
+		if o.AsSealed {
+			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Hint: "dmloop seal IMAGE"})
+		}
 		return nil
 	case seal.Sealed:
 		v.Sealed, v.Record, v.Content = true, st.Record, st.Record.Payload
@@ -34,6 +50,18 @@ func (v *Survey) surveySeal(img *image.Image) error {
 		v.Problems = append(v.Problems, p)
 	}
 	return nil
+}
+
+// LevelNote is the level of what is said about an image and is no warning.
+const LevelNote = slog.LevelInfo + 2
+
+// noteLooks says of an image that is taken as it is that it looks sealed.
+func (s *System) noteLooks(path string, st seal.State) {
+	if st.Looks == "" {
+		return
+	}
+	s.log.Log(context.Background(), LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is taken for content; if it is a copy "+
+		"that lost its attribute, or was sealed before there was one, run: dmloop seal --adopt %s", st.Looks, shellWord(path)), "image", path)
 }
 
 // claimedByUs reports whether the kernel holds the sealed image as a swap file
@@ -122,7 +150,7 @@ func releaseError(path string, err error) error {
 
 // scrub wipes the kernel's part of a sealed image that nothing holds.
 func scrub(img *image.Image) error {
-	st, err := seal.Inspect(img.File())
+	st, err := seal.Inspect(img.File(), true) // we have held it as a sealed image
 	if err != nil {
 		return err
 	}
@@ -164,13 +192,25 @@ func claimError(path string, err error) error {
 }
 
 // Seal moves the first pages of an image aside and puts a swap header there, so
-// that the kernel can hold it still. A seal or unseal that was cut is finished.
-func (s *System) Seal(ctx context.Context, path string) error {
+// that the kernel can hold it still. A seal or unseal that was cut is finished. With
+// said, an image whose content says that it is sealed is taken for sealed.
+func (s *System) Seal(ctx context.Context, path string, said bool) error {
 	return s.rewrite(ctx, path, func(img *image.Image, facts image.Facts, rw *os.File) error {
+		st, err := seal.Inspect(rw, said)
+		if err != nil {
+			return err
+		}
+		s.noteLooks(path, st)
 		v := &Survey{Path: path, Facts: facts, Sealed: true} // as it is going to be
-		_, err := seal.Seal(rw, func() (extents.Layout, error) { return s.sealLayout(v, img, rw) })
+		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(v, img, rw) })
 		return err
 	})
+}
+
+// AdoptSeal marks an image as sealed that by its content is: a copy that lost the
+// attribute. Nothing else of it is changed.
+func (s *System) AdoptSeal(ctx context.Context, path string) error {
+	return s.rewrite(ctx, path, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Adopt(rw) })
 }
 
 // sealLayout reads the layout of a file that is being sealed, in addresses of the host

@@ -44,6 +44,7 @@ func (w Window) of(path string, size extents.Bytes) (extents.Bytes, error) {
 type SurveyOptions struct {
 	Window     Window
 	MaxExtents int  // 0 is DefaultMaxExtents
+	AsSealed   bool // the administrator says that the image is sealed, and wants nothing else
 	look       bool // only look: what an unprivileged caller may not ask is left out, and said
 }
 
@@ -82,7 +83,7 @@ func (s *System) survey(img *image.Image, path string, o SurveyOptions) (v *Surv
 		return v, release, err
 	}
 	if v.Identity.Size > 0 {
-		if err := v.surveySeal(img); err != nil {
+		if err := s.surveySeal(v, img, o); err != nil {
 			return v, release, err
 		}
 	}

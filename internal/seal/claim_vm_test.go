@@ -37,7 +37,7 @@ func TestSlotsRunOut(t *testing.T) {
 			if !errors.Is(err, swap.ErrNoSlot) || !errors.Is(err, unix.EPERM) {
 				t.Errorf("claim without room: %v", err)
 			}
-			if st, err := Inspect(f); err != nil || st.Kind != Sealed || st.Record != r {
+			if st, err := Inspect(f, false); err != nil || st.Kind != Sealed || st.Record != r {
 				t.Errorf("%+v, %v", st, err)
 			}
 			if err := Unseal(f); err != nil {
@@ -250,7 +250,13 @@ func TestCopiedElsewhere(t *testing.T) {
 		vmtest.Must(t, "cp", "--sparse=never", path, copied)
 		vmtest.Must(t, "sync", copied)
 		c := h.open(copied)
-		st, err := Inspect(c)
+		if st, err := Inspect(c, false); err != nil || st.Kind != Plain || st.Looks == "" {
+			t.Fatalf("a copy without the attribute: %+v, %v", st, err)
+		}
+		if err := Adopt(c); err != nil {
+			t.Fatal(err)
+		}
+		st, err := Inspect(c, false)
 		if err != nil || st.Kind != Sealed {
 			t.Fatalf("%+v, %v", st, err)
 		}

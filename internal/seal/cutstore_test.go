@@ -64,7 +64,7 @@ func (s *cutStore) step(op string) error {
 
 func (s *cutStore) size() (extents.Bytes, error)      { return extents.Bytes(len(s.now)), nil }
 func (s *cutStore) blockSize() (extents.Bytes, error) { return s.block, nil }
-func (s *cutStore) intent() ([]byte, error)           { return bytes.Clone(s.nowAt), nil }
+func (s *cutStore) attribute() ([]byte, error)        { return bytes.Clone(s.nowAt), nil }
 
 func (s *cutStore) read(off, n extents.Bytes) ([]byte, error) {
 	from := min(int(off), len(s.now))
@@ -122,8 +122,8 @@ func (s *cutStore) truncate(size extents.Bytes) error {
 	return nil
 }
 
-func (s *cutStore) setIntent(p []byte) error {
-	if err := s.step("setIntent"); err != nil {
+func (s *cutStore) setAttribute(p []byte) error {
+	if err := s.step("setAttribute"); err != nil {
 		return err
 	}
 	s.nowAt = bytes.Clone(p)
@@ -131,8 +131,8 @@ func (s *cutStore) setIntent(p []byte) error {
 	return nil
 }
 
-func (s *cutStore) dropIntent() error {
-	if err := s.step("dropIntent"); err != nil {
+func (s *cutStore) dropAttribute() error {
+	if err := s.step("dropAttribute"); err != nil {
 		return err
 	}
 	s.nowAt = nil

@@ -32,10 +32,6 @@ const (
 	swapLastPage = 1 // the least that swapon(2) accepts: the header and one page
 )
 
-// otherSignatures are what else the kernel or util-linux write where signature
-// stands: the old format, and what suspending to disk leaves.
-var otherSignatures = []string{"SWAP-SPACE", "S1SUSPEND\x00", "S2SUSPEND\x00", "ULSUSPEND\x00", "LINHIB0001"}
-
 // HeaderPage returns page 0 of an image sealed as r says, r.PageSize bytes.
 func HeaderPage(r Record) []byte {
 	r.Phase, r.Sum = PhaseSealed, 0
@@ -78,21 +74,4 @@ func DecodePage(p []byte) (Record, error) {
 			le.Uint32(p[offVersion:]), le.Uint32(p[offLastPage:]), le.Uint32(p[offBadPages:]), swapVersion, swapLastPage)
 	}
 	return r, nil
-}
-
-// swapSignature reports whether p, the beginning of a file, holds the signature
-// of a swap area or of a suspended system for any page size.
-func swapSignature(p []byte) bool {
-	for size := minPageSize; size <= maxPageSize && size <= len(p); size *= 2 {
-		s := string(p[size-len(signature) : size])
-		if s == signature {
-			return true
-		}
-		for _, o := range otherSignatures {
-			if s == o {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -114,11 +114,11 @@ func (h host) layout(f *os.File) LayoutFunc {
 // seal seals an image and proves what can be proved of the result.
 func (h host) seal(f *os.File) Record {
 	h.t.Helper()
-	r, err := Seal(f, h.layout(f))
+	r, err := Seal(f, false, h.layout(f))
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	st, err := Inspect(f)
+	st, err := Inspect(f, false)
 	if err != nil || st.Kind != Sealed || st.Record != r {
 		h.t.Fatalf("%+v, %v", st, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"dmloop/extents"
 	"dmloop/internal/vmtest"
 )
 
@@ -32,7 +33,7 @@ func child() int {
 	if err == nil {
 		h := host{fstype: os.Getenv(fstypeEnv)}
 		if os.Getenv(childEnv) == "seal" {
-			_, err = Seal(f, h.layout(f))
+			_, err = Seal(f, false, h.layout(f))
 		} else {
 			err = Unseal(f)
 		}
@@ -49,7 +50,7 @@ func child() int {
 var calls = []string{"fsetxattr", "fremovexattr", "fallocate", "pwrite64", "ftruncate", "fsync", "pread64", "fadvise64", "ioctl", "fcntl"}
 
 // Seal and unseal are killed at every system call; what is left is finished both
-// ways, also in a copy that lost its attributes.
+// ways, also in a copy that lost its attributes and is said to be sealed.
 func TestLongKillAtEverySystemCall(t *testing.T) {
 	eachHost(t, func(t *testing.T, h host) {
 		size := 9 * 4096
@@ -139,8 +140,11 @@ func (h host) finish(path string, want []byte, what string) {
 			if err != nil {
 				h.t.Fatal(err)
 			}
+			if err := Adopt(f); err != nil && refusedBy(err) != extents.Unsealed {
+				h.t.Fatalf("%s, then a copy (attributes %v): %v", what, attributes, err)
+			}
 			if how == "seal" {
-				r, err := Seal(f, h.layout(f))
+				r, err := Seal(f, false, h.layout(f))
 				if err != nil {
 					h.t.Fatalf("%s, then %s of a copy (attributes %v): %v", what, how, attributes, err)
 				}

@@ -76,7 +76,7 @@ func recordChange(t *testing.T, h host, mkfs []string, step string) cutPlan {
 	}
 	vmtest.Must(t, "dmsetup", "message", recorded, "0", "mark", "begin")
 	if step == "seal" {
-		_, err = Seal(f, h.layout(f))
+		_, err = Seal(f, false, h.layout(f))
 	} else {
 		err = Unseal(f)
 	}
@@ -218,7 +218,7 @@ func (c cutPlan) cut(t *testing.T, top string, pending []logEntry, keep func(e, 
 		t.Fatal(err)
 	}
 	defer f.Close()
-	st, err := Inspect(f)
+	st, err := Inspect(f, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func (c cutPlan) cut(t *testing.T, top string, pending []logEntry, keep func(e, 
 		t.Errorf("reported as done, and half-way after a cut: %s", st.Reason)
 	}
 	if r.IntN(2) == 0 {
-		rec, err := Seal(f, h.layout(f))
+		rec, err := Seal(f, false, h.layout(f))
 		if err != nil {
 			t.Fatalf("%v: %v", st, err)
 		}

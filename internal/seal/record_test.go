@@ -90,9 +90,6 @@ func TestHeaderPage(t *testing.T) {
 		if got, err := DecodePage(p); err != nil || got != want {
 			t.Errorf("page of %d bytes: %+v, %v", size, got, err)
 		}
-		if !swapSignature(p) {
-			t.Errorf("page of %d bytes is no swap area", size)
-		}
 		if len(p) != int(size) || string(p[size-10:]) != "SWAPSPACE2" || string(p[1052:1058]) != "dmloop" {
 			t.Errorf("page of %d bytes is %q", size, p)
 		}
@@ -106,21 +103,6 @@ func TestHeaderPage(t *testing.T) {
 		if _, err := DecodePage(p[:size-1]); err == nil {
 			t.Errorf("page cut at %d: no error", size-1)
 		}
-	}
-}
-
-func TestSwapSignature(t *testing.T) {
-	for size := minPageSize; size <= maxPageSize; size *= 2 {
-		for _, sig := range append(otherSignatures, signature) {
-			p := make([]byte, maxPageSize)
-			copy(p[size-10:], sig)
-			if !swapSignature(p) || swapSignature(p[:size-1]) {
-				t.Errorf("%q for pages of %d", sig, size)
-			}
-		}
-	}
-	if swapSignature(make([]byte, maxPageSize)) {
-		t.Error("zeros are a swap area")
 	}
 }
 

@@ -23,19 +23,21 @@ func (e *RefusedError) Error() string { return e.Problem.String() }
 
 // Seal makes a plain image a sealed one and returns its record. The work is a
 // few pages whatever the size of the image. It finishes a half-way seal or
-// unseal, and does nothing to an image that is sealed.
+// unseal, and does nothing to an image that is sealed. What an image holds is
+// content, also when it looks like a seal or like a swap area, unless the caller has
+// been told that the image is sealed (see Inspect).
 //
 // f must be open for reading and writing, by nobody else, and not mapped; the
 // caller has run the rules for a mappable image, of which Seal looks only at those
 // of the layout. It returns *RefusedError when the image cannot be sealed as it
 // is; then, and when the disk is full, the file is what it was. After any other
 // error the image is half-way at worst.
-func Seal(f *os.File, layout LayoutFunc) (Record, error) {
+func Seal(f *os.File, said bool, layout LayoutFunc) (Record, error) {
 	s := newFileStore(f)
 	if err := prepare(s); err != nil {
 		return Record{}, err
 	}
-	c := change{store: s, page: extents.Bytes(os.Getpagesize()), layout: layout}
+	c := change{store: s, page: extents.Bytes(os.Getpagesize()), said: said, layout: layout}
 	r, err := c.seal()
 	return r, errors.Join(err, s.uncache())
 }
@@ -60,11 +62,12 @@ func prepare(s fileStore) error {
 type change struct {
 	store
 	page   extents.Bytes // the kernel's page size
+	said   bool          // something else than the attribute says that the image is sealed
 	layout LayoutFunc
 }
 
 func (c change) seal() (Record, error) {
-	st, err := inspect(c.store, c.page)
+	st, err := inspect(c.store, c.page, c.said)
 	if err != nil {
 		return Record{}, err
 	}
@@ -157,8 +160,8 @@ func (c change) lengthen(r Record) error {
 }
 
 // mark writes the swap header over page 0 of an image whose moved pages are
-// whole, and takes the intent back, in the trailer as well: from then on page 0
-// alone counts, and if that is damaged the image is not taken for a half-way one.
+// whole, and turns the intent into the mark of a sealed image, in the trailer as
+// well: if page 0 is damaged from then on the image is not taken for a half-way one.
 func (c change) mark(r Record) (Record, error) {
 	if err := c.write(0, HeaderPage(r)); err != nil {
 		return r, err
@@ -170,7 +173,7 @@ func (c change) mark(r Record) (Record, error) {
 	if err := c.write(r.Size()-c.page, r.trailerPage()); err != nil {
 		return r, err
 	}
-	return r, c.done()
+	return r, c.intend(r)
 }
 
 // cutRest cuts a file that is longer than it was sealed. That comes before all
@@ -185,9 +188,9 @@ func (c change) cutRest(st State) error {
 	return c.sync()
 }
 
-// intend makes the intent durable.
+// intend makes the attribute durable: an intent, or the mark of a sealed image.
 func (c change) intend(r Record) error {
-	err := c.setIntent(r.Encode())
+	err := c.setAttribute(r.Encode())
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return &RefusedError{extents.Problem{
 			Rule: extents.Unpinnable, Message: "the file system keeps no extended attributes, so a cut could not be recovered from",
@@ -200,9 +203,9 @@ func (c change) intend(r Record) error {
 	return c.sync()
 }
 
-// done takes the intent back, durably.
+// done takes the attribute away, durably: the image is plain.
 func (c change) done() error {
-	if err := c.dropIntent(); err != nil {
+	if err := c.dropAttribute(); err != nil {
 		return err
 	}
 	return c.sync()

@@ -14,17 +14,16 @@ type Kind int
 
 // The kinds.
 const (
-	Plain         Kind = iota // nothing of ours in it, and no swap area
+	Plain         Kind = iota // nothing outside the content says that it is sealed
 	Sealed                    // sealed, whole, for this kernel's page size
 	HalfSealed                // a seal or unseal was cut, or a sealed file made longer; Seal and Unseal both finish it
-	ForeignSwap               // a swap area that is not ours
-	Corrupt                   // our record is there and does not hold
+	Corrupt                   // marked as sealed, and the record does not hold
 	OtherPageSize             // sealed or half sealed by a kernel with another page size
 )
 
 // String returns the kind as output shows it.
 func (k Kind) String() string {
-	names := [...]string{"plain", "sealed", "half-sealed", "foreign-swap", "seal-corrupt", "other-page-size"}
+	names := [...]string{"plain", "sealed", "half-sealed", "seal-corrupt", "other-page-size"}
 	if k < 0 || int(k) >= len(names) {
 		return fmt.Sprintf("kind %d", int(k))
 	}
@@ -37,6 +36,7 @@ type State struct {
 	Size   extents.Bytes // of the file
 	Record Record        // when Kind is Sealed, HalfSealed or OtherPageSize
 	Reason string        // one clause that says why; empty when Kind is Plain or Sealed
+	Looks  string        // when Kind is Plain: what in the content looks like a seal of dmloop, which proves nothing
 	moved  bool          // when HalfSealed: the content of the prologue is whole in the moved pages, else in its place
 	hint   string        // when Corrupt: what to do, if that is not to look for a backup
 }
@@ -56,11 +56,6 @@ func (s State) Problem() (extents.Problem, bool) {
 			Rule: extents.SealCorrupt, Message: s.Reason,
 			Hint: "nothing is lost: `dmloop seal` finishes it, `dmloop unseal` makes the image plain",
 		}, true
-	case ForeignSwap:
-		return extents.Problem{
-			Rule: extents.ForeignSwap, Length: s.Record.PageSize, Message: s.Reason,
-			Hint: "dmloop does not map swap files of others; if it is none, wipe the signature with wipefs(8)",
-		}, true
 	case OtherPageSize:
 		return extents.Problem{
 			Rule: extents.Unpinnable, Length: s.Record.PageSize, Message: s.Reason,
@@ -73,22 +68,28 @@ func (s State) Problem() (extents.Problem, bool) {
 	}, true
 }
 
-// Inspect tells the state of an image. It reads the first 64 KiB, the last
-// sector and the extended attribute, and for a half-way image the prologue, all
+// Inspect tells the state of an image. The extended attribute decides whether it is
+// sealed: whoever writes the content, through a plain mapping too, can write a record
+// that fits. Only where said is set, because something else outside the content says
+// that the image is sealed (the administrator, a record of the mapping), the content
+// is believed without the attribute.
+//
+// It reads the first 64 KiB, the last
+// sector and the attribute, and for a half-way image the prologue, all
 // from the disk and not from the page cache. It writes nothing; f may be open
 // for reading only, but nobody else may read by the same open file at the same
-// time: it is switched to direct I/O for a moment. Who lacks CAP_SYS_ADMIN does
-// not see the attribute, and is told by the trailer.
+// time: it is switched to direct I/O for a moment. A caller without CAP_SYS_ADMIN does
+// not see the attribute.
 //
 // The error is of reading; what is wrong with the image is in the State.
-func Inspect(f *os.File) (State, error) {
-	return inspect(newFileStore(f), extents.Bytes(os.Getpagesize()))
+func Inspect(f *os.File, said bool) (State, error) {
+	return inspect(newFileStore(f), extents.Bytes(os.Getpagesize()), said)
 }
 
-// inspect looks for what decides in this order: the intent in the attribute,
-// the record in page 0, the trailer. The first that is there is the only one
-// that is believed.
-func inspect(s store, page extents.Bytes) (State, error) {
+// inspect looks for what decides in this order: the attribute, and where the image is
+// said to be sealed the record in page 0 and the trailer. The first that is there is
+// the only one that is believed.
+func inspect(s store, page extents.Bytes, said bool) (State, error) {
 	size, err := s.size()
 	if err != nil {
 		return State{}, err
@@ -97,18 +98,21 @@ func inspect(s store, page extents.Bytes) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	raw, err := s.intent()
+	raw, err := s.attribute()
 	if err != nil {
 		return State{}, err
 	}
 	var st State
 	if raw != nil {
-		st, err = inspectIntent(s, raw, head, size)
+		st, err = inspectAttribute(s, raw, head, size)
 	} else {
-		st, err = inspectMarks(s, head, size)
+		st, err = inspectContent(s, head, size)
 	}
 	if err != nil {
 		return State{}, err
+	}
+	if raw == nil && !said && st.Kind != Plain {
+		st = State{Kind: Plain, Looks: cmp.Or(st.Reason, "it begins as an image that dmloop sealed")}
 	}
 	st.Size = size
 	if (st.Kind == Sealed || st.Kind == HalfSealed) && st.Record.PageSize != page {
@@ -118,37 +122,63 @@ func inspect(s store, page extents.Bytes) (State, error) {
 	return st, nil
 }
 
-// inspectIntent judges a file that has the extended attribute.
-func inspectIntent(s store, raw, head []byte, size extents.Bytes) (State, error) {
+// inspectAttribute judges a file that has the extended attribute.
+func inspectAttribute(s store, raw, head []byte, size extents.Bytes) (State, error) {
 	r, err := Decode(raw)
 	switch {
 	case err != nil:
-		return corrupt("attribute %s: %v", intentName, err), nil
+		return corrupt("attribute %s: %v", Attribute, err), nil
 	case r.Phase == PhaseSealed:
-		return corrupt("attribute %s says sealed, it may only hold an intent", intentName), nil
+		return inspectSealed(r, head, size), nil
 	case size < r.Payload || size > r.Size():
 		return corrupt("attribute %s says that an image of %d bytes was being changed, the file has %d: it was replaced since",
-			intentName, r.Payload, size), nil
+			Attribute, r.Payload, size), nil
 	}
 	marked, err := DecodePage(head)
-	if err == nil && !marked.place(r) {
-		return corrupt("attribute %s and page 0 are of two different sealings", intentName), nil
+	other := err == nil && !marked.place(r)
+	st, jerr := judge(s, r, err == nil && !other, size)
+	if other && st.Kind == Corrupt { // else it is content that looks so
+		st.Reason = fmt.Sprintf("attribute %s and page 0 are of two different sealings", Attribute)
 	}
-	return judge(s, r, err == nil, size)
+	return st, jerr
 }
 
-// inspectMarks judges a file without the attribute by page 0 and the trailer.
-func inspectMarks(s store, head []byte, size extents.Bytes) (State, error) {
-	r, pageErr := DecodePage(head)
+// inspectSealed judges a file whose attribute says that it was sealed as r says. Page
+// 0 has to say the very same: it is what the kernel is going to read.
+func inspectSealed(r Record, head []byte, size extents.Bytes) State {
+	page, err := DecodePage(head)
 	switch {
-	case pageErr == nil && size < r.Size():
-		return corrupt("the record is of a file of %d bytes, this one has %d", r.Size(), size), nil
-	case pageErr == nil && size > r.Size():
+	case err == nil && page.place(r):
+		return inspectSize(r, size)
+	case err == nil:
+		return corrupt("attribute %s and page 0 are of two different sealings", Attribute)
+	}
+	st := corrupt("page 0: %v; the attribute says that bytes 0 to %d were moved to %d and that the image has %d bytes",
+		err, r.Kept()-1, r.Moved, r.Payload)
+	if errors.Is(err, ErrNoRecord) {
+		st.hint = "if another image was written to this file, run: setfattr -x " + Attribute + " IMAGE; else put page 0 back from a backup"
+	}
+	return st
+}
+
+// inspectSize compares the size of a file that is sealed as r says.
+func inspectSize(r Record, size extents.Bytes) State {
+	switch {
+	case size < r.Size():
+		return corrupt("the record is of a file of %d bytes, this one has %d", r.Size(), size)
+	case size > r.Size():
 		// The kernel lets even an active swap file be made longer.
 		return State{Kind: HalfSealed, Record: r, moved: true,
-			Reason: fmt.Sprintf("the file was made longer than the %d bytes it had when it was sealed; the rest is no part of the image", r.Size())}, nil
-	case pageErr == nil:
-		return State{Kind: Sealed, Record: r}, nil
+			Reason: fmt.Sprintf("the file was made longer than the %d bytes it had when it was sealed; the rest is no part of the image", r.Size())}
+	}
+	return State{Kind: Sealed, Record: r}
+}
+
+// inspectContent judges a file without the attribute by page 0 and the trailer.
+func inspectContent(s store, head []byte, size extents.Bytes) (State, error) {
+	r, pageErr := DecodePage(head)
+	if pageErr == nil {
+		return inspectSize(r, size), nil
 	}
 	if size >= sectorSize && size%sectorSize == 0 {
 		last, err := s.read(size-sectorSize, sectorSize)
@@ -166,11 +196,8 @@ func inspectMarks(s store, head []byte, size extents.Bytes) (State, error) {
 			return corrupt("trailer in the last sector: %v", err), nil
 		}
 	}
-	switch {
-	case !errors.Is(pageErr, ErrNoRecord):
+	if !errors.Is(pageErr, ErrNoRecord) {
 		return corrupt("page 0: %v", pageErr), nil
-	case swapSignature(head):
-		return State{Kind: ForeignSwap, Reason: "the file is a swap area that dmloop did not make"}, nil
 	}
 	return State{Kind: Plain}, nil
 }
@@ -201,7 +228,7 @@ func judge(s store, r Record, header bool, size extents.Bytes) (State, error) {
 	st = corrupt("%v was cut, and the content has been changed since: neither bytes 0 to %d nor the copy at %d are what they were",
 		r.Phase, r.Kept()-1, r.Moved)
 	if size == r.Payload {
-		st.hint = "the file has the size of the plain image: if it is in order as it is, run: setfattr -x " + intentName + " IMAGE"
+		st.hint = "the file has the size of the plain image: if it is in order as it is, run: setfattr -x " + Attribute + " IMAGE"
 	}
 	return st, nil
 }

@@ -38,27 +38,29 @@ func TestInspect(t *testing.T) {
 		{"a byte", zeros(1), Plain, "", ""},
 		{"zeros", zeros(1 << 20), Plain, "", ""},
 		{"sealed", good, Sealed, "", ""},
-		{"swap area of others", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], signature) }), ForeignSwap, extents.ForeignSwap, "dmloop did not make"},
-		{"swap area with 64 KiB pages", with(zeros(1<<20), func(s *cutStore) { copy(s.now[65526:], signature) }), ForeignSwap, extents.ForeignSwap, ""},
-		{"hibernated", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], "S1SUSPEND\x00") }), ForeignSwap, extents.ForeignSwap, ""},
-		{"record damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1 }), Corrupt, extents.SealCorrupt, "the trailer says that bytes 0 to 8191 were moved to 28672"},
+		{"swap area of others", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], signature) }), Plain, "", ""},
+		{"hibernated", with(zeros(1<<20), func(s *cutStore) { copy(s.now[4086:], "S1SUSPEND\x00") }), Plain, "", ""},
+		{"sealed by its content alone", with(good.clone(), func(s *cutStore) { s.nowAt = nil }), Plain, "", ""},
+		{"damaged, by its content alone", with(good.clone(), func(s *cutStore) { s.nowAt = nil; s.now[40] ^= 1 }), Plain, "", ""},
+		{"record damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1 }), Corrupt, extents.SealCorrupt, "the attribute says that bytes 0 to 8191 were moved to 28672"},
 		{"record and trailer damaged", with(good.clone(), func(s *cutStore) { s.now[40] ^= 1; clear(s.now[len(s.now)-512:]) }), Corrupt, extents.SealCorrupt, "checksum"},
 		{"swap header damaged", with(good.clone(), func(s *cutStore) { s.now[4090] ^= 1; clear(s.now[len(s.now)-512:]) }), Corrupt, extents.SealCorrupt, "signature"},
 		{"trailer damaged, which nobody reads", with(good.clone(), func(s *cutStore) { clear(s.now[len(s.now)-512:]) }), Sealed, "", ""},
 		{"cut", with(good.clone(), func(s *cutStore) { s.now = s.now[:len(s.now)-4096] }), Corrupt, extents.SealCorrupt, "this one has"},
 		{"grown", with(good.clone(), func(s *cutStore) { s.now = append(s.now, make([]byte, 4096)...) }), HalfSealed, extents.SealCorrupt, "made longer"},
 		{"grown, with an intent", with(good.clone(), func(s *cutStore) { s.now = append(s.now, make([]byte, 4096)...); s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
-		{"made swap by mkswap, content used since", with(good.clone(), func(s *cutStore) { clear(s.now[:1024]); s.now[rec.Moved] ^= 1 }), Corrupt, extents.SealCorrupt, "the trailer says"},
-		{"attribute of rubbish", with(good.clone(), func(s *cutStore) { s.nowAt = []byte("x") }), Corrupt, extents.SealCorrupt, intentName},
-		{"empty attribute", with(good.clone(), func(s *cutStore) { s.nowAt = []byte{} }), Corrupt, extents.SealCorrupt, intentName},
-		{"attribute that says sealed", with(good.clone(), func(s *cutStore) { s.nowAt = rec.Encode() }), Corrupt, extents.SealCorrupt, "only hold an intent"},
+		{"made swap by mkswap, content used since", with(good.clone(), func(s *cutStore) { clear(s.now[:1024]); s.now[rec.Moved] ^= 1 }), Corrupt, extents.SealCorrupt, "the attribute says"},
+		{"attribute of rubbish", with(good.clone(), func(s *cutStore) { s.nowAt = []byte("x") }), Corrupt, extents.SealCorrupt, Attribute},
+		{"empty attribute", with(good.clone(), func(s *cutStore) { s.nowAt = []byte{} }), Corrupt, extents.SealCorrupt, Attribute},
+		{"attribute of another sealing", with(good.clone(), func(s *cutStore) { r := rec; r.UUID[0]++; s.nowAt = r.Encode() }), Corrupt, extents.SealCorrupt, "two different"},
+		{"another image written to the file", with(zeros(36*1024), func(s *cutStore) { s.nowAt = rec.Encode() }), Corrupt, extents.SealCorrupt, "page 0"},
 		{"attribute of another image", with(good.clone(), func(s *cutStore) { r := intent; r.UUID[0]++; s.nowAt = r.Encode() }), Corrupt, extents.SealCorrupt, "two different"},
 		{"attribute on a smaller file", with(zeros(8*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
 		{"attribute on a larger file", with(zeros(1<<20), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "replaced"},
 		{"attribute on other content", with(zeros(36*1024), func(s *cutStore) { s.nowAt = intent.Encode() }), Corrupt, extents.SealCorrupt, "changed since"},
 		{"intent to unseal, content written since through a mapping", with(good.clone(), func(s *cutStore) { s.nowAt = intent.Encode(); s.now[rec.Moved] ^= 1 }), HalfSealed, extents.SealCorrupt, "cut"},
 	} {
-		st, err := inspect(c.s, testPage)
+		st, err := inspect(c.s, testPage, false)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -71,10 +73,10 @@ func TestInspect(t *testing.T) {
 			t.Errorf("%s: no message", c.name)
 		}
 		// What is neither plain, sealed nor half-way is refused and not written to.
-		if c.kind == ForeignSwap || c.kind == Corrupt {
+		if c.kind == Corrupt {
 			before := c.s.clone()
 			_, sealErr := changeOf(c.s).seal()
-			for _, err := range []error{sealErr, changeOf(c.s).unseal()} {
+			for _, err := range []error{sealErr, changeOf(c.s).unseal(), changeOf(c.s).adopt()} {
 				var refused *RefusedError
 				if !errors.As(err, &refused) || refused.Problem != p {
 					t.Errorf("%s: %v", c.name, err)
@@ -96,10 +98,10 @@ func TestHintForImageInUse(t *testing.T) {
 	for _, c := range []struct {
 		size int
 		hint string
-	}{{size, "setfattr -x " + intentName + " IMAGE"}, {36 * 1024, "backup"}} {
+	}{{size, "setfattr -x " + Attribute + " IMAGE"}, {36 * 1024, "backup"}} {
 		s := newCutStore(make([]byte, c.size))
 		s.nowAt = rec.Encode()
-		st, err := inspect(s, testPage)
+		st, err := inspect(s, testPage, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +113,7 @@ func TestHintForImageInUse(t *testing.T) {
 
 func TestOtherPageSize(t *testing.T) {
 	s, rec := sealed(t, 1<<20)
-	st, err := inspect(s, 65536)
+	st, err := inspect(s, 65536, false)
 	if err != nil || st.Kind != OtherPageSize || st.Record != rec {
 		t.Fatalf("%+v, %v", st, err)
 	}

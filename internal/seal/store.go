@@ -15,9 +15,11 @@ import (
 // sectorSize is what a disk writes whole or not at all when its power is cut.
 const sectorSize = 512
 
-// intentName is the extended attribute that holds the intent. It is in the
-// trusted namespace so that an owner of the file cannot forge it.
-const intentName = "trusted.dmloop.seal"
+// Attribute is the extended attribute that holds the record of a sealed image, and
+// the intent while a change is under way. It is in the trusted namespace, where the
+// owner of the file cannot forge it, and not in the content, where the users of a
+// mapping could.
+const Attribute = "trusted.dmloop.seal"
 
 // store is a file with its attribute, as the steps of sealing need it. What is
 // written is durable after sync, and before it in part or not at all.
@@ -30,9 +32,9 @@ type store interface {
 	reserve(off, n extents.Bytes) error // allocates blocks, leaves the size
 	grow(off, n extents.Bytes) error    // the same and makes the file longer
 	truncate(size extents.Bytes) error
-	intent() ([]byte, error) // nil when there is none
-	setIntent(p []byte) error
-	dropIntent() error // no error when there is none
+	attribute() ([]byte, error) // nil when there is none
+	setAttribute(p []byte) error
+	dropAttribute() error // no error when there is none
 }
 
 // fileStore is the store of a real file.
@@ -177,29 +179,29 @@ func (s fileStore) truncate(size extents.Bytes) error {
 	return s.fail("ftruncate", err)
 }
 
-// intent reads the attribute. Without CAP_SYS_ADMIN the kernel says ENODATA.
-func (s fileStore) intent() ([]byte, error) {
+// attribute reads the attribute. Without CAP_SYS_ADMIN the kernel says ENODATA.
+func (s fileStore) attribute() ([]byte, error) {
 	buf := make([]byte, 4096)
-	n, err := unix.Fgetxattr(s.fd(), intentName, buf)
+	n, err := unix.Fgetxattr(s.fd(), Attribute, buf)
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
 		return nil, nil
 	case errors.Is(err, unix.ERANGE):
-		return nil, fmt.Errorf("attribute %s: %w", intentName, io.ErrShortBuffer)
+		return nil, fmt.Errorf("attribute %s: %w", Attribute, io.ErrShortBuffer)
 	case err != nil:
-		return nil, s.fail("fgetxattr "+intentName, err)
+		return nil, s.fail("fgetxattr "+Attribute, err)
 	}
 	return buf[:n], nil
 }
 
-func (s fileStore) setIntent(p []byte) error {
-	return s.fail("fsetxattr "+intentName, unix.Fsetxattr(s.fd(), intentName, p, 0))
+func (s fileStore) setAttribute(p []byte) error {
+	return s.fail("fsetxattr "+Attribute, unix.Fsetxattr(s.fd(), Attribute, p, 0))
 }
 
-func (s fileStore) dropIntent() error {
-	err := unix.Fremovexattr(s.fd(), intentName)
+func (s fileStore) dropAttribute() error {
+	err := unix.Fremovexattr(s.fd(), Attribute)
 	if errors.Is(err, unix.ENODATA) {
 		return nil
 	}
-	return s.fail("fremovexattr "+intentName, err)
+	return s.fail("fremovexattr "+Attribute, err)
 }

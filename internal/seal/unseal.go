@@ -9,7 +9,8 @@ import (
 
 // Unseal makes a sealed image plain again: the content that a mapping of it
 // showed last, at its own offsets, and the size that it had. It finishes a
-// half-way seal or unseal, and does nothing to a plain image.
+// half-way seal or unseal, and does nothing to a plain image. A plain image that
+// looks sealed is refused: whether it is one, only the caller can say (Adopt).
 //
 // f must be open for reading and writing, by nobody else, and not mapped. It
 // returns *RefusedError, and changes nothing, when the kernel holds the image
@@ -24,12 +25,50 @@ func Unseal(f *os.File) error {
 	return errors.Join(c.unseal(), s.uncache())
 }
 
+// Adopt marks as sealed, or as half-way, what by its content is: a copy that lost its
+// attribute, or an image that a dmloop before the mark has sealed. Nothing but the
+// attribute is written, and an image that is marked already is left as it is. The
+// caller says by it that the image is sealed: its content can be anybody's word. f
+// must be as for Unseal. It returns *RefusedError when the content does not hold.
+func Adopt(f *os.File) error {
+	s := newFileStore(f)
+	if err := prepare(s); err != nil {
+		return err
+	}
+	return change{store: s, page: extents.Bytes(os.Getpagesize()), said: true}.adopt()
+}
+
+func (c change) adopt() error {
+	st, err := inspect(c.store, c.page, c.said)
+	if err != nil {
+		return err
+	}
+	switch st.Kind {
+	case Sealed, HalfSealed:
+	case Plain:
+		return &RefusedError{extents.Problem{Rule: extents.Unsealed,
+			Message: "the image holds no record of a seal", Hint: "dmloop seal IMAGE"}}
+	default:
+		p, _ := st.Problem()
+		return &RefusedError{p}
+	}
+	raw, err := c.attribute()
+	if raw != nil || err != nil {
+		return err
+	}
+	return c.intend(st.Record)
+}
+
 func (c change) unseal() error {
-	st, err := inspect(c.store, c.page)
+	st, err := inspect(c.store, c.page, c.said)
 	if err != nil {
 		return err
 	}
 	switch {
+	case st.Looks != "":
+		return &RefusedError{extents.Problem{Rule: extents.SealCorrupt,
+			Message: "nothing outside its content says that the image is sealed, though " + st.Looks,
+			Hint:    "if dmloop sealed it, mark it and try again: dmloop seal --adopt IMAGE; else it is plain"}}
 	case st.Kind == Plain:
 		return nil
 	case st.Kind == HalfSealed && !st.moved:
