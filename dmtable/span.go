@@ -49,3 +49,32 @@ func (s *Span) back(area int, at, n Sectors) (start, length Sectors) {
 	start = s.Start + (chunk*Sectors(len(s.Areas))+Sectors(area))*s.chunk + within
 	return start, min(n, s.chunk-within)
 }
+
+// Spread returns where the sectors between from and to of the mapped device lie, one
+// stretch for each area that has some: those of a striped row have no gap on any of
+// them. Both must lie in the span or at its end.
+func (s *Span) Spread(from, to Sectors) []Segment {
+	var stretches []Segment
+	for k, a := range s.Areas {
+		lo, hi := s.before(from-s.Start, k), s.before(to-s.Start, k)
+		if lo < hi {
+			stretches = append(stretches, Segment{Device: a.Device, Start: a.Start + lo, Length: hi - lo})
+		}
+	}
+	return stretches
+}
+
+// before counts how many of the span's first n sectors lie in an area.
+func (s *Span) before(n Sectors, area int) Sectors {
+	if s.chunk == 0 {
+		return n
+	}
+	chunk, whole := n/s.chunk, n/s.chunk/Sectors(len(s.Areas))*s.chunk
+	switch turn := chunk % Sectors(len(s.Areas)); {
+	case turn > Sectors(area):
+		return whole + s.chunk
+	case turn == Sectors(area):
+		return whole + n%s.chunk
+	}
+	return whole
+}

@@ -82,7 +82,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 		return err
 	}
 	show, done := progress(env, "provision")
-	report, err := backing.Provision(ctx, path, backing.Options{Progress: show})
+	report, err := backing.Provision(ctx, path, backing.Options{Progress: show, Allow: sys.NotLive})
 	done()
 	if err != nil {
 		return backingError(path, err, lifecycle.NotMappable)
@@ -110,7 +110,10 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 	var problems *backing.ProblemsError
 	var one *image.ProblemError
 	var perr *fs.PathError
+	var refused *lifecycle.Error
 	switch {
+	case errors.As(err, &refused):
+		return refused
 	case errors.Is(err, context.Canceled):
 		out.Class, out.Message, out.Err = lifecycle.Failure, "interrupted", nil
 	case errors.As(err, &problems):

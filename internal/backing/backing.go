@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/image"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,9 @@ type Options struct {
 	// one goroutine at a time, from 0 on, never with less than before, and with done
 	// equal to total at the end. total may grow when a second round is needed.
 	Progress func(done, total extents.Bytes)
+	// Allow, if set, is asked once the file is open for writing, before it is changed. An
+	// error of it ends the work and is returned as it is. Create does not ask.
+	Allow func(img *image.Image) error
 }
 
 // ErrImmutable says that the file has the immutable attribute, so nothing can

@@ -53,6 +53,11 @@ func Provision(ctx context.Context, path string, opts Options) (report Report, e
 	if problems := hopeless(facts, facts.Size, extents.Compressed); len(problems) > 0 {
 		return Report{}, &ProblemsError{Path: path, Problems: problems}
 	}
+	if opts.Allow != nil {
+		if err := opts.Allow(img); err != nil {
+			return Report{}, err
+		}
+	}
 	release, err := image.ProveSoleOpener(img.File())
 	if err != nil {
 		return Report{}, err

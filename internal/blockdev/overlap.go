@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"dmloop/dmtable"
@@ -27,7 +28,7 @@ type claim struct {
 // Overlaps compares the segments of a table that is to be, whose first one shows
 // byte 0 of the file, with the tables of other mappings, and returns a problem of
 // rule overlap for each stretch that both use, with the file's offset. A row of a
-// mapping that is neither linear, striped nor error counts as using the whole of
+// mapping that is neither linear, striped, mirror nor error counts as using the whole of
 // every device it names. It returns an error for a linear or striped row that is
 // not understood. Mappings on which the image's own host file system stands must be
 // left out by the caller; Below finds them.
@@ -68,14 +69,27 @@ func rowClaims(row dmtable.Row, ours map[dmtable.Device]bool) ([]dmtable.Segment
 	case dmtable.Error:
 		return nil, nil
 	}
-	var whole []dmtable.Segment
-	for _, word := range strings.Fields(row.Args) {
-		if dev, err := dmtable.ParseDevice(word); err == nil && ours[dev] {
-			whole = append(whole, dmtable.Segment{Device: dev, Length: dmtable.MaxSectors})
+	words := strings.Fields(row.Args)
+	var used []dmtable.Segment
+	for i, word := range words {
+		dev, err := dmtable.ParseDevice(word)
+		if err != nil || !ours[dev] {
+			continue
 		}
+		area := dmtable.Segment{Device: dev, Length: dmtable.MaxSectors}
+		if row.Target == mirror && i+1 < len(words) { // pvmove's: a device, and from where on
+			if start, err := strconv.ParseUint(words[i+1], 10, 64); err == nil && dmtable.Sectors(start) <= dmtable.MaxSectors-row.Length {
+				area.Start, area.Length = dmtable.Sectors(start), row.Length
+			}
+		}
+		used = append(used, area)
 	}
-	return whole, nil
+	return used, nil
 }
+
+// mirror copies a stretch of one device to others: rows of it are there while pvmove is
+// at work, also where nothing of the image is moved.
+const mirror = "mirror"
 
 // sweep goes through the claims in order of device and sector. It keeps the claim
 // of ours and the one of others that reach furthest; ours do not overlap one

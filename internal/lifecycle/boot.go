@@ -156,6 +156,9 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		return fail(m.Name, "", err)
 	}
 	defer img.Close()
+	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
+		return err
+	}
 	var kinds []pin.Kind
 	for _, p := range m.Pins {
 		kinds = append(kinds, pin.Kind(p.Kind))
@@ -202,6 +205,9 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 		return fail(m.Name, "", err)
 	}
 	defer img.Close()
+	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
+		return err
+	}
 	var kept []pin.Kind
 	for _, p := range m.Pins {
 		if k := pin.Kind(p.Kind); p.Ours && k != pin.Swap {

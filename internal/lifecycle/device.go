@@ -123,19 +123,6 @@ func (s *System) liveMappings(conn *dm.Conn) ([]blockdev.Mapping, error) {
 	return live, nil
 }
 
-// strangers lists the live mappings but for those that the host device stands on.
-func (s *System) strangers(conn *dm.Conn, host dmtable.Device) ([]blockdev.Mapping, error) {
-	live, err := s.liveMappings(conn)
-	if err != nil || len(live) == 0 {
-		return nil, err
-	}
-	below, err := blockdev.Below(s.sysfs, conn, host)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(live, func(m blockdev.Mapping) bool { return slices.Contains(below, m.Device) }), nil
-}
-
 // liveDevices lists the device-mapper devices whose uuid says that they are mappings.
 func (s *System) liveDevices(conn *dm.Conn) ([]dm.Entry, error) {
 	all, err := conn.List()

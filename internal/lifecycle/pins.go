@@ -62,6 +62,9 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 	if problems := withoutStack(v.Problems); len(problems) > 0 {
 		return nil, refuse(path, problems)
 	}
+	if err := s.notLive(img, v.Facts.Filesystem); err != nil { // setting pins anew may lift them for a moment
+		return nil, err
+	}
 	claim := func(on bool) error { return s.swapClaim(img, on) }
 	kinds := pin.Wanted(v.Facts.Filesystem, v.Sealed)
 	if slices.Contains(kinds, pin.Swap) {
@@ -114,6 +117,9 @@ func (s *System) Unpin(ctx context.Context, path string) error {
 	facts, err := img.Facts()
 	if err != nil {
 		return fail(path, "", err)
+	}
+	if err := s.notLive(img, facts.Filesystem); err != nil {
+		return err
 	}
 	claim := func(on bool) error { return s.swapClaim(img, on) }
 	if err := pin.Undo(img.File(), facts.Filesystem, claim); err != nil {

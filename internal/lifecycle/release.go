@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
-	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -70,6 +69,9 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 			return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 		}
 		defer img.Close()
+	}
+	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
+		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 	}
 	cache, err := img.DropCache()
 	if err != nil {
@@ -240,8 +242,9 @@ func (s *System) justReleased(target string) bool {
 	return false
 }
 
-// innermost refuses to let go of an image while a live mapping lies on its blocks:
-// that of an image inside it, whose own file system need not be mounted any more.
+// innermost refuses to let go of an image while another live device lies on its blocks:
+// the mapping of an image inside it, whose own file system need not be mounted any more,
+// or what somebody made by hand.
 func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
 	if m.State == manifest.Failed || len(m.Table) == 0 {
 		return nil
@@ -250,23 +253,27 @@ func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
 	if err != nil {
 		return fail(m.Name, "", err)
 	}
-	others, err := s.strangers(conn, m.Base.Device)
+	others, err := s.othersThan(conn, m.Base.Device, m.UUID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, dm.ErrNotFound) {
 		return nil // the host device is gone, and nothing can lie inside
 	}
 	if err != nil {
 		return fail(m.Name, "", err)
 	}
-	own, err := conn.Info(dm.ByUUID(m.UUID)) // its name may be another one by now
-	if err != nil && !errors.Is(err, dm.ErrNotFound) {
-		return fail(m.Name, "", err)
+	// Where the number is another device's by now, what the host really stands on would
+	// count as a stranger; releasing the pins looks again.
+	host, err := conn.Info(dm.ByDevice(m.Base.Device))
+	if err != nil || host.UUID != m.Base.UUID || host.Name != m.Base.Name {
+		others = slices.DeleteFunc(others, func(o stranger) bool { return !strings.HasPrefix(o.uuid, manifest.UUIDPrefix) })
 	}
-	others = slices.DeleteFunc(others, func(o blockdev.Mapping) bool { return err == nil && o.Device == own.Device })
-	inside, err := blockdev.Overlaps(segments, others)
+	inside, err := sharing(segments, nil, others)
 	if err != nil || len(inside) == 0 {
 		return fail(m.Name, "", err)
 	}
-	return &Error{Class: Busy, Subject: m.Name, Message: "a mapping of an image inside it is live: " + inside[0].Message,
+	if !strings.HasPrefix(inside[0].uuid, manifest.UUIDPrefix) {
+		return s.liveError(m.Name, inside[0])
+	}
+	return &Error{Class: Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
 		Hint: "unmap that one first"}
 }
 
@@ -296,6 +303,10 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before man
 func (s *System) notReleased(m manifest.Manifest, err error) error {
 	if errors.Is(err, errPending) {
 		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: "stop the users; the guard or the next dmloop command releases the image then"}
+	}
+	var e *Error
+	if errors.As(err, &e) && e.Class == Busy { // another device lies on the image
+		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: e.Hint}
 	}
 	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
 		Hint: "it stays listed; the guard or the next dmloop command tries again"}

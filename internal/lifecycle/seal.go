@@ -251,6 +251,9 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	if err != nil {
 		return fail(path, "", err)
 	}
+	if err := s.notLive(img, facts.Filesystem); err != nil {
+		return err
+	}
 	problems, err := changeable(img, facts)
 	if err != nil {
 		return fail(path, "", err)

@@ -6,12 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
+	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
 )
@@ -245,14 +247,33 @@ func (v *Survey) wholeBlocks(offset extents.Bytes) (from, length extents.Bytes) 
 	return from, max(end-from, 0)
 }
 
-// overlaps compares the segments with every live mapping, but for those that the
-// image's own host file system stands on.
+// overlaps compares the segments with every live device-mapper device, but for those
+// that the image's own host file system stands on. Of mappings it says which bytes.
 func (s *System) overlaps(conn *dm.Conn, v *Survey, segments []dmtable.Segment) ([]extents.Problem, error) {
-	others, err := s.strangers(conn, v.Stack.Host)
+	others, err := s.othersThan(conn, v.Stack.Host)
 	if err != nil || len(others) == 0 {
 		return nil, err
 	}
-	return blockdev.Overlaps(segments, others)
+	var mappings []blockdev.Mapping
+	var rest []stranger
+	for _, o := range others {
+		if strings.HasPrefix(o.uuid, manifest.UUIDPrefix) {
+			mappings = append(mappings, o.Mapping)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	problems, err := blockdev.Overlaps(segments, mappings)
+	if err != nil || len(problems) > 0 {
+		return problems, err
+	}
+	shared, err := sharing(segments, nil, rest)
+	for _, o := range shared {
+		problems = append(problems, extents.Problem{Rule: extents.Overlap,
+			Message: fmt.Sprintf("the live device-mapper device %s (%s) lies on the image's blocks", o.Name, o.Device),
+			Hint:    "see: dmsetup table " + shellWord(o.Name) + "; remove it first: dmsetup remove " + shellWord(o.Name)})
+	}
+	return problems, err
 }
 
 // soleOpener takes the write lease, the proof that nobody else has the file open.
