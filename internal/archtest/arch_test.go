@@ -22,11 +22,12 @@ var level = map[string]int{
 	"internal/ioctl":      0, // the one place that makes the call
 	"internal/swap":       0,
 	"extents":             1, // layouts as plain values
-	"internal/blockid":    1,
+	"internal/parttable":  1,
 	"internal/dm/wire":    1,
 	"internal/pin":        1,
 	"internal/udev":       1,
 	"internal/watch":      1,
+	"internal/blockid":    2,
 	"guard":               2, // judges values; the world comes in through interfaces
 	"internal/btrfs":      2,
 	"internal/loopdev":    2,

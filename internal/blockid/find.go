@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/internal/parttable"
 )
 
 // ErrNotFound is wrapped by errors about a device that is not there (yet).
@@ -246,5 +247,13 @@ func (f Finder) PartUUID(d Device) (string, error) {
 		return "", err
 	}
 	defer whole.Close()
-	return partitionUUID(whole, size, number)
+	forced, err := parttable.KernelForces()
+	if err != nil {
+		return "", err
+	}
+	parent, err := f.device(filepath.Base(disk))
+	if err != nil {
+		return "", err
+	}
+	return partitionUUID(parttable.Disk{ReaderAt: whole, Block: size, Size: parent.Size, ForceGPT: forced}, number)
 }

@@ -1,6 +1,7 @@
 package blockid
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"dmloop/internal/parttable"
+	"dmloop/internal/vmtest/partcorpus"
 )
 
 // run runs a program that the tests' packages bring (make deps).
@@ -161,7 +165,7 @@ func TestFindByPartUUID(t *testing.T) {
 		"label: dos\nlabel-id: 0x1234abcd\nsize=1M\nsize=1M\n":                                                                 "1234abcd-02",
 	} {
 		m := newMachine(t)
-		disk := m.add("sda", "", map[string]string{"queue/logical_block_size": "512\n"})
+		disk := m.add("sda", "", map[string]string{"queue/logical_block_size": "512\n", "size": "32768\n"})
 		sparse(t, disk, 16<<20)
 		run(t, label, "sfdisk", "-q", disk)
 		m.add("sda1", "sda", map[string]string{"partition": "1\n"})
@@ -179,18 +183,31 @@ func TestFindByPartUUID(t *testing.T) {
 	}
 }
 
-func TestPartitionUUIDOfDamagedTables(t *testing.T) {
-	for name, disk := range map[string]string{
-		"empty":       "",
-		"no table":    strings.Repeat("\x00", 2048),
-		"entry size":  strings.Repeat("\x00", 512) + "EFI PART" + strings.Repeat("\xff", 1024),
-		"after count": strings.Repeat("\x00", 512) + "EFI PART" + strings.Repeat("\x00", 76) + "\x80" + strings.Repeat("\x00", 1024),
-	} {
-		if id, err := partitionUUID(strings.NewReader(disk), 512, 1); err == nil {
-			t.Errorf("%s: %s", name, id)
+// The PARTUUID is that of the table which the kernel goes by: a GPT left over below an
+// MBR does not count, and neither does what no number of a partition can be.
+func TestPartitionUUIDAsTheKernel(t *testing.T) {
+	want := map[string]string{
+		"mbr": "1234abcd-02", "mbr with a stale gpt": "1234abcd-02", "iso, hybrid with an unprotected gpt": "1234abcd-02", "logical, a loop": "1234abcd-02",
+		"gpt": "00112233-4455-6677-8899-aabbccddee02", "gpt, hybrid": "00112233-4455-6677-8899-aabbccddee02", "gpt in blocks of 4096": "00112233-4455-6677-8899-aabbccddee02",
+		"nothing": "", "gpt, header damaged": "", "gpt, one beyond the end": "00112233-4455-6677-8899-aabbccddee02", "gpt of 512 on blocks of 4096": "",
+	}
+	for _, c := range partcorpus.Cases() {
+		id, chosen := want[c.Name]
+		if !chosen {
+			continue
+		}
+		delete(want, c.Name)
+		disk := parttable.Disk{ReaderAt: bytes.NewReader(c.Image()), Block: int64(c.Block), Size: partcorpus.Sectors}
+		if got, err := partitionUUID(disk, 2); got != id || (err == nil) != (id != "") {
+			t.Errorf("%s: %q (%v), want %q", c.Name, got, err, id)
+		}
+		for _, number := range []int{0, -1, 256} {
+			if got, err := partitionUUID(disk, number); err == nil {
+				t.Errorf("%s: partition %d is %q", c.Name, number, got)
+			}
 		}
 	}
-	if _, err := partitionUUID(strings.NewReader(""), 512, 0); err == nil {
-		t.Error("partition 0")
+	if len(want) > 0 {
+		t.Errorf("not in the corpus: %v", want)
 	}
 }

@@ -1,21 +1,14 @@
 package lifecycle
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-
-	"github.com/diskfs/go-diskfs/backend/file"
-	"github.com/diskfs/go-diskfs/partition"
-	"github.com/diskfs/go-diskfs/partition/gpt"
-	"github.com/diskfs/go-diskfs/partition/mbr"
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
+	"dmloop/internal/parttable"
 )
 
 // partUUID is the device-mapper uuid of a partition inside a mapping, as kpartx
@@ -30,119 +23,47 @@ func (j *mapJob) addPartitions() error {
 	}
 	found, err := j.readPartitions("/dev/mapper/" + j.m.Name)
 	if err != nil {
-		return &Error{Class: Failure, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err,
-			Hint: "map it without --partscan"}
+		hint := "map it without --partscan"
+		if refused := (*parttable.Refusal)(nil); errors.As(err, &refused) && refused.Hint != "" {
+			hint = refused.Hint
+		}
+		return &Error{Class: Failure, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Hint: hint}
 	}
 	for _, p := range found {
-		part := manifest.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.number), Number: p.number}
+		part := manifest.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.Number), Number: p.Number}
 		j.m.Parts = append(j.m.Parts, part)
 		if err := j.store.SaveHead(j.m); err != nil {
 			return err
 		}
-		table, err := dmtable.Build([]dmtable.Segment{{Device: j.m.Device, Start: p.start, Length: p.length}})
+		table, err := dmtable.Build([]dmtable.Segment{{Device: j.m.Device, Start: p.Start, Length: p.Length}})
 		if err != nil {
 			return err
 		}
 		if err := j.makeDevice(j.conn, part.Name, partUUID(part.Number, j.m.UUID), table, j.m.ReadOnly); err != nil {
-			return fmt.Errorf("partition %d: %w", p.number, err)
+			return fmt.Errorf("partition %d: %w", p.Number, err)
 		}
 	}
 	return nil
 }
 
-// area is a partition inside an image, in sectors.
-type area struct {
-	number        int
-	start, length dmtable.Sectors
-}
-
-// mostParts is how many partitions of one disk the kernel knows (DISK_MAX_PARTS in
-// linux/genhd.h, less the disk itself).
-const mostParts = 255
-
-// readPartitions reads the GPT or MBR of a device; one without either has no
-// partitions. Every partition must lie inside the
-// device: a table of which that is not true is not believed at all. What stands in it
-// may be a stranger's.
-func (j *mapJob) readPartitions(path string) ([]area, error) {
+// readPartitions reads the partition table of a device as the kernel does with a loop
+// device of the same file.
+func (j *mapJob) readPartitions(path string) ([]parttable.Partition, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if signed, err := bootSignature(f); !signed || err != nil {
-		return nil, err
-	}
-	block := int64(j.survey.Stack.LogicalBlock())
-	if err := checkGPT(f, block); err != nil {
-		return nil, err
-	}
-	table, err := partition.Read(file.New(f, true), int(block), int(block))
+	forced, err := parttable.KernelForces()
 	if err != nil {
 		return nil, err
 	}
-	var found []area
-	for _, p := range table.GetPartitions() {
-		var start, count uint64 // in blocks: an MBR counts in them too, as kpartx and the kernel read it
-		switch p := p.(type) {
-		case *gpt.Partition:
-			start, count = p.Start, p.End+1-p.Start
-		case *mbr.Partition:
-			switch p.Type {
-			case mbr.Empty:
-				continue
-			case mbr.ExtendedCHS, mbr.ExtendedLBA, mbr.LinuxExtended:
-				j.log.Warn("logical partitions get no devices; use kpartx for them", "device", path)
-				continue
-			case mbr.GPTProtective:
-				return nil, errors.New("there is a GPT, and it is damaged")
-			}
-			start, count = uint64(p.Start), uint64(p.Size)
-		}
-		if blocks := uint64(int64(j.m.Size) / block); start == 0 || count == 0 || start > blocks || count > blocks-start {
-			return nil, fmt.Errorf("partition %d has %d blocks of %d bytes from block %d, the device has %d bytes", p.GetIndex(), count, block, start, j.m.Size)
-		}
-		if len(found) == mostParts {
-			return nil, fmt.Errorf("there are more than %d partitions", mostParts)
-		}
-		sectors := uint64(block / dmtable.SectorSize)
-		found = append(found, area{p.GetIndex(), dmtable.Sectors(start * sectors), dmtable.Sectors(count * sectors)})
+	table, err := parttable.Read(parttable.Disk{ReaderAt: f, ForceGPT: forced,
+		Block: int64(j.survey.Stack.LogicalBlock()), Size: dmtable.Sectors(j.m.Size / dmtable.SectorSize)})
+	for _, note := range table.Notes {
+		j.log.Warn(note, "device", path)
 	}
-	return found, nil
-}
-
-// mostEntries is how many entries a GPT may have: the kernel reads no more than 4 MiB
-// of them (block/partitions/efi.c).
-const mostEntries = 4 << 20 / gpt.PartitionEntrySize
-
-// checkGPT looks at how many entries the header of a GPT claims, and its copy in the
-// last block: whoever reads the table takes memory for all of them.
-func checkGPT(f *os.File, block int64) error {
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	for _, at := range []int64{block, size/block*block - block} {
-		header := make([]byte, 92)
-		if _, err := f.ReadAt(header, at); err != nil || string(header[:8]) != "EFI PART" {
-			continue // the reader says what is wrong
-		}
-		count, length := binary.LittleEndian.Uint32(header[80:]), binary.LittleEndian.Uint32(header[84:])
-		if length != gpt.PartitionEntrySize || count > mostEntries {
-			return fmt.Errorf("the GPT at byte %d claims %d entries of %d bytes", at, count, length)
-		}
-	}
-	return nil
-}
-
-// bootSignature reports whether the first sector ends as that of every MBR does, the
-// one that protects a GPT among them.
-func bootSignature(f io.ReaderAt) (bool, error) {
-	sector := make([]byte, dmtable.SectorSize)
-	if _, err := f.ReadAt(sector, 0); err != nil {
-		return false, err
-	}
-	return bytes.HasSuffix(sector, []byte{0x55, 0xaa}), nil
+	return table.Partitions, err
 }
 
 // removeParts removes the partition devices on top of a mapping, last first.
