@@ -184,14 +184,14 @@ func TestHostRowsBelowTheImage(t *testing.T) {
 	dir := vmtest.Mount(t, host)
 	img := filepath.Join(dir, "image")
 	vmtest.RandomFile(t, img, 4<<20, 1)
-	mustDmloop(t, "map", img, "vol")
-	t.Cleanup(func() { mustDmloop(t, "unmap", "vol"); endGuard(t, "TERM") })
-	want := vmtest.ChecksumFile(t, "/dev/mapper/vol")
 	pieces := filefrag(t, img)
 	first, last := pieces[0].Physical/512, (pieces[0].Physical+pieces[0].Length)/512
 	for _, e := range pieces {
 		first, last = min(first, e.Physical/512), max(last, (e.Physical+e.Length)/512)
 	}
+	mustDmloop(t, "map", img, "vol")
+	t.Cleanup(func() { mustDmloop(t, "unmap", "vol"); endGuard(t, "TERM") })
+	want := vmtest.ChecksumFile(t, "/dev/mapper/vol")
 	reload := func(rows string) {
 		t.Helper()
 		if r := vmtest.RunInput(t, rows, "dmsetup", "reload", "host"); r.Code != 0 {

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -36,7 +37,7 @@ type Base struct {
 	Name         string // the kernel's name, such as "vda1" or "dm-2"
 	Size         dmtable.Sectors
 	LogicalBlock extents.Bytes
-	ReadOnly     bool
+	ReadOnly     bool // itself, or one that its writes go to
 }
 
 // LogicalBlock returns the largest logical block size of the base devices in
@@ -47,6 +48,12 @@ func (s *Stack) LogicalBlock() extents.Bytes {
 		block = max(block, s.Base[i].LogicalBlock)
 	}
 	return block
+}
+
+// ReadOnly reports whether a base device is read-only, and with it every table on
+// this stack.
+func (s *Stack) ReadOnly() bool {
+	return slices.ContainsFunc(s.Base, func(b Base) bool { return b.ReadOnly })
 }
 
 // ReadStack reads the stack under the device that a file system is mounted from,
@@ -91,7 +98,7 @@ func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *exte
 	}
 	s := Stack{Host: host, HostName: info.Name, HostTable: table}
 	for _, number := range namedDevices(table) {
-		base, err := readBase(sysfs, number)
+		base, err := readBase(sysfs, src, number)
 		if err != nil {
 			return Stack{}, nil, fmt.Errorf("base device of %s: %w", path, err)
 		}
@@ -100,7 +107,7 @@ func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *exte
 	return s, nil, nil
 }
 
-func readBase(sysfs string, number dmtable.Device) (Base, error) {
+func readBase(sysfs string, src TableSource, number dmtable.Device) (Base, error) {
 	d, err := openDevice(sysfs, number)
 	if err != nil {
 		return Base{}, err
@@ -109,7 +116,7 @@ func readBase(sysfs string, number dmtable.Device) (Base, error) {
 	if err != nil {
 		return Base{}, err
 	}
-	readOnly, err := d.number64("ro")
+	readOnly, err := ReadOnly(sysfs, src, number)
 	if err != nil {
 		return Base{}, err
 	}
@@ -117,7 +124,7 @@ func readBase(sysfs string, number dmtable.Device) (Base, error) {
 	if err != nil {
 		return Base{}, err
 	}
-	return Base{Device: number, Name: d.name(), Size: dmtable.Sectors(size), LogicalBlock: block, ReadOnly: readOnly != 0}, nil
+	return Base{Device: number, Name: d.name(), Size: dmtable.Sectors(size), LogicalBlock: block, ReadOnly: readOnly}, nil
 }
 
 // judgeHost tells why nothing can be mapped through the host's table, or nil.

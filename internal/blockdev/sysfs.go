@@ -49,16 +49,21 @@ func (d device) has(name string) (bool, error) {
 	return err == nil, err
 }
 
+// text reads a file that holds one line.
+func (d device) text(name string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(d.dir, name))
+	return strings.TrimSuffix(string(text), "\n"), err
+}
+
 // number64 reads a file that holds one decimal number.
 func (d device) number64(name string) (uint64, error) {
-	path := filepath.Join(d.dir, name)
-	text, err := os.ReadFile(path)
+	text, err := d.text(name)
 	if err != nil {
 		return 0, err
 	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%s holds %q instead of a number", path, text)
+		return 0, fmt.Errorf("%s holds %q instead of a number", filepath.Join(d.dir, name), text)
 	}
 	return n, nil
 }

@@ -81,9 +81,11 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 	if err := s.nameFree(store, conn, m.Name, m.UUID); err != nil {
 		return Status{}, err
 	}
-	if err := s.restorable(conn, m); err != nil {
+	readOnly, err := s.restorable(conn, m)
+	if err != nil {
 		return Status{}, err
 	}
+	m.ReadOnly = m.ReadOnly || readOnly
 	m.State, m.Reason = manifest.Mapping, ""
 	if err := store.Save(m); err != nil {
 		return Status{}, err
@@ -104,14 +106,14 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 }
 
 // restorable proves that every row lies on a base device of the host and on no other
-// live mapping.
-func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) error {
+// live mapping, and reports whether a base device is read-only.
+func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) (readOnly bool, err error) {
 	stack, problem, err := blockdev.ReadStack(s.sysfs, conn, m.Base.Device)
 	if err != nil {
-		return fail(m.Name, "", err)
+		return false, fail(m.Name, "", err)
 	}
 	if problem != nil {
-		return refuse(m.Name, []extents.Problem{*problem})
+		return false, refuse(m.Name, []extents.Problem{*problem})
 	}
 	sizes := map[dmtable.Device]dmtable.Sectors{}
 	for _, b := range stack.Base {
@@ -119,23 +121,23 @@ func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) error {
 	}
 	segments, err := m.Table.Segments()
 	if err != nil {
-		return fail(m.Name, "", err)
+		return false, fail(m.Name, "", err)
 	}
 	for _, seg := range segments {
 		if size, known := sizes[seg.Device]; !known || seg.End() > size {
-			return refuse(m.Name, []extents.Problem{{Rule: extents.OutOfRange,
+			return false, refuse(m.Name, []extents.Problem{{Rule: extents.OutOfRange,
 				Message: fmt.Sprintf("sectors %d-%d of %s do not lie on the host's base device", seg.Start, seg.End()-1, seg.Device)}})
 		}
 	}
 	live, err := s.liveMappings(conn)
 	if err != nil {
-		return err
+		return false, err
 	}
 	problems, err := blockdev.Overlaps(segments, live)
 	if err == nil && len(problems) > 0 {
 		err = refuse(m.Name, problems)
 	}
-	return err
+	return stack.ReadOnly(), err
 }
 
 // Repin sets the pins that the record of a mapping names and that are not in force,

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"dmloop/dmtable"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
@@ -63,11 +62,9 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 	if err != nil {
 		return false, fail(path, "", err)
 	}
-	want, err := dmtable.Build([]dmtable.Segment{{Device: dev, Length: size}})
-	if err != nil {
-		return false, fail(path, "", err)
-	}
-	if !strings.HasPrefix(info.UUID, manifest.ShimPrefix) || !table.Equal(want) || info.Suspended {
+	shows, err := table.Segments()
+	same := err == nil && len(shows) == 1 && shows[0].Device == dev && shows[0].Start == 0 && shows[0].Length <= size // the device may have grown
+	if !strings.HasPrefix(info.UUID, manifest.ShimPrefix) || !same || info.Suspended {
 		return false, &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
 			Hint: "see: dmsetup table " + name}
 	}

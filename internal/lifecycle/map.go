@@ -159,6 +159,9 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	}
 	job.m = newManifest(name, uuid, img, v, o)
 	job.m.Base.UUID = host.UUID
+	if v.Stack.ReadOnly() && !o.ReadOnly {
+		s.log.Warn("a device below the image is read-only, and so is the mapping", "image", path, "mapping", name)
+	}
 	if err := job.run(ctx); err != nil {
 		undo := job.undo(context.WithoutCancel(ctx)) // the guard has to hear of it all the same
 		if undo == nil && ctx.Err() != nil {         // which step it was says nothing
@@ -195,7 +198,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
 			Handle: observe.FileHandle(img),
 		},
-		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly, Sealed: v.Sealed,
+		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Sealed: v.Sealed,
 		Extents: len(v.Layout.Extents), OnChange: o.OnChange, Guard: !o.NoGuard, Unsafe: o.Unsafe,
 		Created: time.Now().UTC(), Layout: v.Layout, Table: v.Table,
 		Base: manifest.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()},

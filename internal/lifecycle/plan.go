@@ -47,7 +47,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		return nil, err
 	}
 	p.Status = Status{
-		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly, Extents: len(v.Layout.Extents),
+		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Extents: len(v.Layout.Extents),
 		Grade: string(p.Grade), State: manifest.Mapping, Guard: !o.NoGuard,
 	}
 	for _, k := range pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)) {

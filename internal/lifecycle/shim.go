@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -41,6 +42,9 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := s.reachedElsewhere(conn, path, name, dev); err != nil {
+		return "", err
+	}
 	size, err := blockdev.DeviceSize(s.sysfs, dev)
 	if err != nil {
 		return "", fail(path, "", err)
@@ -53,10 +57,41 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if err != nil {
 		return "", fail(path, "", err)
 	}
-	if err := s.makeDevice(conn, name, uuid, table, false); err != nil {
+	readOnly, err := blockdev.ReadOnly(s.sysfs, conn, dev)
+	if err != nil {
+		return "", fail(path, "", err)
+	}
+	if readOnly {
+		s.log.Warn("the device is read-only, and so is the shim", "device", path, "shim", name)
+	}
+	if err := s.makeDevice(conn, name, uuid, table, readOnly); err != nil {
 		return "", shimError(path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
+}
+
+// reachedElsewhere refuses a device whose sectors another device-mapper device shows
+// already. Device-mapper devices share what is below them, so the kernel would let one
+// file system be mounted through both at a time, which destroys it.
+func (s *System) reachedElsewhere(conn *dm.Conn, path, name string, dev dmtable.Device) error {
+	if info, err := conn.Info(dm.ByName(name)); err == nil {
+		return shimError(path, name, fmt.Errorf("%s: %w", info.Name, dm.ErrExists))
+	}
+	above, err := blockdev.Above(s.sysfs, conn, dev)
+	if err != nil {
+		return fail(path, "looking for devices that stand on it", err)
+	}
+	if len(above) == 0 {
+		return nil
+	}
+	e := &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("the device-mapper device %s shows the same sectors: "+
+		"a file system could be mounted through both at a time, which would destroy it", above[0].Name)}
+	if strings.HasPrefix(above[0].UUID, manifest.ShimPrefix) {
+		e.Hint = fmt.Sprintf("use that shim: mount /dev/mapper/%[1]s; or take it away first: umount /dev/mapper/%[1]s && dmsetup remove %[1]s", above[0].Name)
+	} else {
+		e.Hint = fmt.Sprintf("put the shim on /dev/mapper/%[1]s, or remove that device first: dmsetup ls --tree; dmsetup remove %[1]s", above[0].Name)
+	}
+	return e
 }
 
 // blockDevice returns the number of the block device at path.

@@ -61,6 +61,7 @@ func TestMakeRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Facts){
 		"broken tab":   func(f *Facts) { f.Tab = "x" },
 		"name taken":   func(f *Facts) { f.Name = "data" },
+		"second shim":  func(f *Facts) { f.Tab += "mine UUID=" + uuid + " - shim\n" },
 		"name":         func(f *Facts) { f.Name = "a b" },
 		"no initramfs": func(f *Facts) { f.Maker = "" },
 		"dracut":       func(f *Facts) { f.Maker = Dracut },

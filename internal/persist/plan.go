@@ -96,6 +96,12 @@ func Make(f Facts) (Plan, error) {
 	if e, taken := table.Find(p.Name); taken {
 		return Plan{}, &RefusedError{fmt.Sprintf("the name %s is taken by line %d of %s", p.Name, e.Line, f.TabPath), "give another one with --name"}
 	}
+	for _, e := range table {
+		if e.Kind == tab.Shim && f.Same != nil && f.Same(e.Source) {
+			return Plan{}, &RefusedError{fmt.Sprintf("line %d of %s makes the shim %s of the same device, and two would let one file system be mounted twice", e.Line, f.TabPath, e.Label),
+				"mount it from /dev/mapper/" + e.Label + ", or remove that line first"}
+		}
+	}
 	options := "shim,noauto"
 	if early[f.Point] {
 		options += ",x-initrd.attach"
