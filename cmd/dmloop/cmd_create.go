@@ -78,11 +78,16 @@ file reads stays the same, also when the work is cut off half-way.`,
 func runProvision(ctx context.Context, env *cliEnv, path string) error {
 	sys := env.system()
 	defer sys.Close()
-	if err := sys.NotMapped(path); err != nil {
+	found, err := image.Find(path)
+	if err != nil {
+		return backingError(path, err, lifecycle.NotMappable)
+	}
+	defer found.Close()
+	if err := sys.NotMapped(found); err != nil {
 		return err
 	}
 	show, done := progress(env, "provision")
-	report, err := backing.Provision(ctx, path, backing.Options{Progress: show, Allow: sys.NotLive})
+	report, err := backing.Provision(ctx, found, backing.Options{Progress: show, Allow: sys.NotLive})
 	done()
 	if err != nil {
 		return backingError(path, err, lifecycle.NotMappable)

@@ -17,6 +17,7 @@ import (
 	"dmloop/internal/guardd"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/lifecycle"
+	"dmloop/internal/manifest"
 )
 
 // guardOptions are the flags of `dmloop guard`.
@@ -222,9 +223,9 @@ func (g *guardClient) Watched(ctx context.Context) (map[string]bool, error) {
 }
 
 // OpenImage implements lifecycle.Guard.
-func (g *guardClient) OpenImage(ctx context.Context, path string) (*os.File, error) {
+func (g *guardClient) OpenImage(ctx context.Context, want manifest.Image) (*os.File, error) {
 	var f *os.File
-	err := g.do(ctx, func(c *guardrpc.Client) (err error) { f, err = c.OpenImage(ctx, path); return err })
+	err := g.do(ctx, func(c *guardrpc.Client) (err error) { f, err = c.OpenImage(ctx, want); return err })
 	var refused *guardrpc.Error
 	switch {
 	case errors.Is(err, guardrpc.ErrNoGuard), errors.Is(err, fs.ErrPermission),

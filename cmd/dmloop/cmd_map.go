@@ -56,6 +56,10 @@ unless given.`,
 func runMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
 	sys := env.system()
 	defer sys.Close()
+	return mapWith(ctx, env, sys, o, path)
+}
+
+func mapWith(ctx context.Context, env *cliEnv, sys *lifecycle.System, o lifecycle.MapOptions, path string) error {
 	st, err := sys.Map(ctx, path, o)
 	if err != nil {
 		return err
@@ -72,13 +76,18 @@ func runMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path strin
 func runSealedMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
 	sys := env.system()
 	defer sys.Close()
+	looked, err := sys.Look(path) // what is sealed is what was judged, and is mapped
+	if err != nil {
+		return err
+	}
+	defer looked()
 	if err := sys.CanMap(path, o); err != nil {
 		return err
 	}
-	if err := runSeal(ctx, env, 0, o.Pin == lifecycle.PinSwap, path); err != nil {
+	if err := sys.Seal(ctx, path, o.Pin == lifecycle.PinSwap); err != nil {
 		return err
 	}
-	return runMap(ctx, env, o, path)
+	return mapWith(ctx, env, sys, o, path)
 }
 
 func runPlan(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {

@@ -89,7 +89,7 @@ func TestCreate(t *testing.T) {
 	if !slices.IsSorted(shown) || shown[0] != 0 || shown[len(shown)-1] != size {
 		t.Errorf("progress was %v", shown)
 	}
-	report, err := Provision(context.Background(), path, Options{})
+	report, err := provisionAt(context.Background(), path, Options{})
 	if err != nil || report != (Report{}) {
 		t.Errorf("a new image needs no repair, but: %+v, %v", report, err)
 	}

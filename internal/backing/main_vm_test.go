@@ -47,7 +47,7 @@ func runAndDie(job string) {
 	if what == "create" {
 		err = Create(context.Background(), path, size, opts)
 	} else {
-		_, err = Provision(context.Background(), path, opts)
+		_, err = provisionAt(context.Background(), path, opts)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

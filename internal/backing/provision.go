@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"dmloop/extents"
@@ -29,7 +28,8 @@ func (r *Report) add(o Report) {
 	r.Encoded += o.Encoded
 }
 
-// Provision makes the file mappable as far as writing to it can: holes and unwritten
+// Provision makes the file that was found mappable as far as writing to it can: holes and
+// unwritten
 // extents become zeros on the disk, shared and compressed ones get plain blocks of
 // their own. Its content, size and name stay what they are, and whenever the work is
 // cut off, by the context, a signal or a power failure, the file still reads the same;
@@ -39,9 +39,10 @@ func (r *Report) add(o Report) {
 // open-elsewhere as soon as anybody else wants to open the file. Further errors:
 // *NoSpaceError, checked beforehand; *ProblemsError for what cannot be repaired,
 // checked before anything is written where that can be known; ErrImmutable; those of
-// image.Open and image.ProveSoleOpener.
-func Provision(ctx context.Context, path string, opts Options) (report Report, err error) {
-	img, err := openForWriting(path)
+// image.Found.Open and image.ProveSoleOpener.
+func Provision(ctx context.Context, found *image.Found, opts Options) (report Report, err error) {
+	path := found.Given()
+	img, err := openForWriting(found)
 	if err != nil {
 		return Report{}, err
 	}
@@ -82,9 +83,9 @@ func Provision(ctx context.Context, path string, opts Options) (report Report, e
 	return report, verify(img, path)
 }
 
-// openForWriting opens path for reading and writing, the way image.Open does.
-func openForWriting(path string) (*image.Image, error) {
-	reader, err := image.Open(path)
+// openForWriting opens a file that was found for reading and writing, waiting for nobody.
+func openForWriting(found *image.Found) (*image.Image, error) {
+	reader, err := found.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -94,14 +95,13 @@ func openForWriting(path string) (*image.Image, error) {
 		return nil, err
 	}
 	if facts.Immutable() {
-		return nil, fmt.Errorf("%s: %w", path, ErrImmutable)
+		return nil, fmt.Errorf("%s: %w", found.Given(), ErrImmutable)
 	}
-	link := fmt.Sprintf("/proc/self/fd/%d", reader.File().Fd())
-	fd, err := unix.Open(link, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	rw, err := reader.OpenForWriting()
 	if err != nil {
-		return nil, &fs.PathError{Op: "open for writing", Path: path, Err: err}
+		return nil, err
 	}
-	return image.Adopt(os.NewFile(uintptr(fd), reader.Path()))
+	return image.Adopt(rw)
 }
 
 // leaseGuard returns a question that is an error once the write lease on f is no

@@ -16,6 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// provisionAt is Provision of what is at path.
+func provisionAt(ctx context.Context, path string, opts Options) (Report, error) {
+	found, err := image.Find(path)
+	if err != nil {
+		return Report{}, err
+	}
+	defer found.Close()
+	return Provision(ctx, found, opts)
+}
+
 // sparseFile makes a file with holes, unwritten parts and data, and returns its path
 // and its content.
 func sparseFile(t *testing.T, dir string, size int64) (string, []byte) {
@@ -60,7 +70,7 @@ func TestProvision(t *testing.T) {
 	}
 	path, content := sparseFile(t, dir, 8<<20)
 	var last [2]extents.Bytes
-	report, err := Provision(context.Background(), path, Options{Progress: func(done, total extents.Bytes) { last = [2]extents.Bytes{done, total} }})
+	report, err := provisionAt(context.Background(), path, Options{Progress: func(done, total extents.Bytes) { last = [2]extents.Bytes{done, total} }})
 	if err != nil || report.Holes == 0 || report.Unwritten == 0 || report.Rounds != 1 {
 		t.Errorf("got %+v, %v", report, err)
 	}
@@ -68,7 +78,7 @@ func TestProvision(t *testing.T) {
 		t.Errorf("progress ended at %v, the report is %+v", last, report)
 	}
 	sameContent(t, path, content)
-	if report, err := Provision(context.Background(), path, Options{}); err != nil || report != (Report{}) {
+	if report, err := provisionAt(context.Background(), path, Options{}); err != nil || report != (Report{}) {
 		t.Errorf("a second time: %+v, %v", report, err)
 	}
 	// The lease is given back and O_DIRECT with the descriptor.
@@ -89,7 +99,7 @@ func TestProvisionCancelled(t *testing.T) {
 	}
 	path, content := sparseFile(t, dir, 8*chunkSize)
 	ctx, cancel := context.WithCancel(context.Background())
-	_, err := Provision(ctx, path, Options{Progress: func(done, _ extents.Bytes) {
+	_, err := provisionAt(ctx, path, Options{Progress: func(done, _ extents.Bytes) {
 		if done > 0 {
 			cancel()
 		}
@@ -98,7 +108,7 @@ func TestProvisionCancelled(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 	sameContent(t, path, content)
-	if _, err := Provision(context.Background(), path, Options{}); err != nil {
+	if _, err := provisionAt(context.Background(), path, Options{}); err != nil {
 		t.Errorf("going on: %v", err)
 	}
 	sameContent(t, path, content)
@@ -118,15 +128,15 @@ func TestProvisionRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, rule := range map[string]extents.Rule{odd: extents.SizeUnaligned, empty: extents.Empty} {
-		if _, err := Provision(context.Background(), path, Options{}); !hasProblem(err, rule) {
+		if _, err := provisionAt(context.Background(), path, Options{}); !hasProblem(err, rule) {
 			t.Errorf("%s: %v, want %s", path, err, rule)
 		}
 	}
 	sameContent(t, odd, []byte("some bytes"))
-	if _, err := Provision(context.Background(), filepath.Join(dir, "missing"), Options{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := provisionAt(context.Background(), filepath.Join(dir, "missing"), Options{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing: %v", err)
 	}
-	if _, err := Provision(context.Background(), dir, Options{}); !isRule(err, extents.NotRegular) {
+	if _, err := provisionAt(context.Background(), dir, Options{}); !isRule(err, extents.NotRegular) {
 		t.Errorf("directory: %v", err)
 	}
 }
@@ -151,7 +161,7 @@ func TestProvisionLeavesOpenFilesAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Provision(context.Background(), path, Options{}); !isRule(err, extents.OpenElsewhere) {
+	if _, err := provisionAt(context.Background(), path, Options{}); !isRule(err, extents.OpenElsewhere) {
 		t.Errorf("open elsewhere: %v", err)
 	}
 	sameContent(t, path, content)
@@ -170,7 +180,7 @@ func TestProvisionStopsForOthers(t *testing.T) {
 	path, content := sparseFile(t, dir, 32*chunkSize)
 	opened := make(chan error, 1)
 	asked := false
-	_, err := Provision(context.Background(), path, Options{Progress: func(done, _ extents.Bytes) {
+	_, err := provisionAt(context.Background(), path, Options{Progress: func(done, _ extents.Bytes) {
 		if !asked && done > 0 {
 			asked = true
 			// Without O_NONBLOCK it waits; with it, it breaks the lease and fails.

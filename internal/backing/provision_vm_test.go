@@ -70,7 +70,7 @@ func TestProvisionOnHosts(t *testing.T) {
 			neighbour := filepath.Join(dir, "neighbour")
 			vmtest.RandomFile(t, neighbour, 1<<20, 2)
 			other := vmtest.ChecksumFile(t, neighbour)
-			report, err := Provision(context.Background(), path, Options{})
+			report, err := provisionAt(context.Background(), path, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -107,7 +107,7 @@ func TestProvisionPinned(t *testing.T) {
 	path := filepath.Join(dir, "f")
 	before := vmtest.ChecksumFile(t, path)
 	pinned := setPin(t, path, 1) == nil
-	_, err := Provision(context.Background(), path, Options{})
+	_, err := provisionAt(context.Background(), path, Options{})
 	if pinned && !hasProblem(err, extents.Hole) || !pinned && err != nil {
 		t.Errorf("pinned %v: %v", pinned, err)
 	}
@@ -120,7 +120,7 @@ func TestProvisionPinned(t *testing.T) {
 	if err := setPin(t, path, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Provision(context.Background(), path, Options{}); err != nil {
+	if _, err := provisionAt(context.Background(), path, Options{}); err != nil {
 		t.Errorf("unpinned: %v", err)
 	}
 	if vmtest.ChecksumFile(t, path) != before {
@@ -149,7 +149,7 @@ func TestProvisionCompressed(t *testing.T) {
 		t.Fatalf("premise: not compressed: %q", got)
 	}
 	before := vmtest.ChecksumFile(t, path)
-	report, err := Provision(context.Background(), path, Options{})
+	report, err := provisionAt(context.Background(), path, Options{})
 	if err != nil || report.Encoded != 8<<20 {
 		t.Errorf("got %+v, %v", report, err)
 	}
@@ -183,7 +183,7 @@ func TestKilledProvisionHarmsNothing(t *testing.T) {
 					t.Fatalf("killed at report %d: the content changed", at)
 				}
 				if at%15 == 1 {
-					if _, err := Provision(context.Background(), path, Options{}); err != nil {
+					if _, err := provisionAt(context.Background(), path, Options{}); err != nil {
 						t.Errorf("going on after report %d: %v", at, err)
 					}
 					if vmtest.ChecksumFile(t, path) != before {
@@ -205,7 +205,7 @@ func TestProvisionWithoutSpace(t *testing.T) {
 			path := filepath.Join(dir, "f")
 			shell(t, dir, "head -c 8M /dev/urandom >f; truncate -s 512M f; sync f")
 			before := vmtest.ChecksumFile(t, path)
-			if _, err := Provision(context.Background(), path, Options{}); !isENOSPC(err) {
+			if _, err := provisionAt(context.Background(), path, Options{}); !isENOSPC(err) {
 				t.Errorf("got %v", err)
 			}
 			if vmtest.ChecksumFile(t, path) != before {
@@ -235,7 +235,7 @@ func TestProvisionRefusesOnHosts(t *testing.T) {
 			shell(t, dir, tt.script)
 			t.Cleanup(func() { shell(t, dir, tt.undo+"; while losetup -n -j f | grep -q .; do sleep 0.01; done; rm -f f") })
 			before := vmtest.Must(t, "filefrag", "-v", filepath.Join(dir, "f"))
-			if _, err := Provision(context.Background(), filepath.Join(dir, "f"), Options{}); !tt.refused(err) {
+			if _, err := provisionAt(context.Background(), filepath.Join(dir, "f"), Options{}); !tt.refused(err) {
 				t.Errorf("got %v", err)
 			}
 			if after := vmtest.Must(t, "filefrag", "-v", filepath.Join(dir, "f")); after != before {

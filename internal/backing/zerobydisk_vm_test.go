@@ -45,7 +45,7 @@ func TestNewZeroByDisk(t *testing.T) {
 
 			allZeroed(t, filepath.Join(dir, "zeroed"))
 			sparse, sum := sick(t, host{fs: "ext4"}, dir)
-			if _, err := Provision(context.Background(), sparse, Options{}); err != nil {
+			if _, err := provisionAt(context.Background(), sparse, Options{}); err != nil {
 				t.Error(err)
 			}
 			onDisk(t, sparse, disk)

@@ -312,7 +312,7 @@ func TestPreparedImageIsWatchedThroughTheSameDescription(t *testing.T) {
 	if _, err := f.Seek(123, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.OpenImage(t.Context(), r.image)
+	got, err := c.OpenImage(t.Context(), r.record().Image)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,13 +323,15 @@ func TestPreparedImageIsWatchedThroughTheSameDescription(t *testing.T) {
 	if err := os.Rename(r.image, r.image+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if moved, err := c.OpenImage(t.Context(), r.image); err != nil {
+	if moved, err := c.OpenImage(t.Context(), r.record().Image); err != nil {
 		t.Errorf("OpenImage of an image that was renamed: %v", err)
 	} else {
 		moved.Close()
 	}
 	var refused *guardrpc.Error
-	if _, err := c.OpenImage(t.Context(), r.dir); !errors.As(err, &refused) || refused.Kind != guardrpc.KindNotFound {
+	stranger := r.record().Image
+	stranger.Inode++
+	if _, err := c.OpenImage(t.Context(), stranger); !errors.As(err, &refused) || refused.Kind != guardrpc.KindNotFound {
 		t.Errorf("OpenImage of something else: %v", err)
 	}
 }
@@ -359,7 +361,7 @@ func TestNothingGrows(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.add(other)
-		got, err := other.OpenImage(t.Context(), r.image)
+		got, err := other.OpenImage(t.Context(), r.record().Image)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -131,27 +131,32 @@ func (d *Daemon) Drop(_ context.Context, name string) error {
 	return nil
 }
 
-// Open implements guardrpc.Handler. The path is looked at without opening it; where
-// nothing is any more, the mapping that was made there is meant.
-func (d *Daemon) Open(_ context.Context, path string) (*os.File, error) {
-	var st unix.Stat_t
-	gone := unix.Stat(path, &st) != nil
-	id := watch.FileID{Device: dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}, Inode: st.Ino}
+// Open implements guardrpc.Handler. A client of an earlier version names no inode: then
+// the path is looked up, and where nothing is any more, the mapping that was made there
+// is meant.
+func (d *Daemon) Open(_ context.Context, want manifest.Image) (*os.File, error) {
+	id := watch.FileID{Device: want.Device(), Inode: want.Inode}
+	gone := false
+	if want.Inode == 0 {
+		var st unix.Stat_t
+		gone = unix.Stat(want.Path, &st) != nil
+		id = watch.FileID{Device: dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}, Inode: st.Ino}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, m := range d.mappings {
-		if m.image != nil && (m.id == id || gone && m.record.Image.Path == path) {
-			return again(m.image.File(), path)
+		if m.image != nil && (m.id == id || gone && m.record.Image.Path == want.Path) {
+			return again(m.image.File(), want.Path)
 		}
 	}
 	for _, s := range d.sessions {
 		for _, p := range s.images {
 			if p.id == id {
-				return again(p.file, path)
+				return again(p.file, want.Path)
 			}
 		}
 	}
-	return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", path)
+	return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", want.Path)
 }
 
 // Status implements guardrpc.Handler.

@@ -92,7 +92,7 @@ func (m *mapping) attach(img *image.Image) error {
 // Quick implements guard.World.
 func (m *mapping) Quick(ctx context.Context, fresh bool) guard.Observed {
 	if m.reader == nil {
-		img, err := observe.Open(m.record.Image, image.Open)
+		img, err := observe.Open(m.record.Image, (*image.Found).Open)
 		if err == nil {
 			err = m.attach(img)
 		}

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/manifest"
 )
 
 // Time-outs for callers whose context has no deadline. A first full check of a
@@ -75,21 +76,10 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 }
 
 // OpenImage returns a read-only descriptor of a watched image, which an open of
-// the path would not give. A path that no mapping was made of is KindNotFound, and so
-// is one that leads to another file here than where the guard runs.
-func (c *Client) OpenImage(ctx context.Context, path string) (*os.File, error) {
-	abs := path
-	if !filepath.IsAbs(path) {
-		dir, err := os.Getwd()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, Errorf(KindNotFound, "%s: the working directory was removed", path)
-		}
-		if err != nil {
-			return nil, err
-		}
-		abs = dir + "/" + path // uncleaned: what .. leaves may be a symbolic link
-	}
-	_, f, err := c.call(ctx, request{Op: opOpen, Path: abs}, nil)
+// the path would not give. Which image is said by its inode, wherever the recorded path
+// leads to; one that is not watched is KindNotFound.
+func (c *Client) OpenImage(ctx context.Context, want manifest.Image) (*os.File, error) {
+	_, f, err := c.call(ctx, request{Op: opOpen, Path: want.Path, Inode: want.Inode, Major: want.Major, Minor: want.Minor}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -97,25 +87,18 @@ func (c *Client) OpenImage(ctx context.Context, path string) (*os.File, error) {
 		return nil, errShort
 	}
 	defer f.Close()
-	if other(path, f) {
-		return nil, Errorf(KindNotFound, "%s is another file here", abs)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("the descriptor of %s: %w", want.Path, err)
+	}
+	if st.Ino != want.Inode || unix.Major(st.Dev) != want.Major || unix.Minor(st.Dev) != want.Minor {
+		return nil, Errorf(KindNotFound, "%s is another file where the guard runs", want.Path)
 	}
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		return nil, fmt.Errorf("the descriptor of %s: %w", abs, err)
+		return nil, fmt.Errorf("the descriptor of %s: %w", want.Path, err)
 	}
-	return os.NewFile(uintptr(fd), abs), nil
-}
-
-// other reports whether the path leads to something else than f. What leads nowhere
-// is nothing else: the image may have been moved since it was mapped.
-func other(path string, f *os.File) bool {
-	here, err := os.Stat(path)
-	if err != nil {
-		return false
-	}
-	there, err := f.Stat()
-	return err != nil || !os.SameFile(here, there)
+	return os.NewFile(uintptr(fd), want.Path), nil
 }
 
 // Status returns what the guard knows of itself and its mappings.

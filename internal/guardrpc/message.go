@@ -44,7 +44,12 @@ const (
 type request struct {
 	Op   op     `json:"op"`
 	Name string `json:"name,omitempty"` // add, drop, check: the mapping
-	Path string `json:"path,omitempty"` // open: the image
+	// Open: which inode, for a path may lead to another one by now. A guard of an earlier
+	// version knows the path only; what it hands out is compared.
+	Inode uint64 `json:"inode,omitempty"`
+	Major uint32 `json:"major,omitempty"`
+	Minor uint32 `json:"minor,omitempty"`
+	Path  string `json:"path,omitempty"`
 }
 
 // answer is the line the guard sends back.

@@ -16,13 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/guard"
+	"dmloop/internal/manifest"
 )
 
 // fakeHandler answers like a guard that watches one mapping, "vol".
 type fakeHandler struct {
 	mu       sync.Mutex
-	image    *os.File // what Open gives
-	opened   string   // the path that Open was asked for
+	image    *os.File       // what Open gives
+	opened   manifest.Image // the image that Open was asked for
 	prepared []*os.File
 	closed   []int
 	wait     chan struct{} // Check waits for it
@@ -46,10 +47,10 @@ func (h *fakeHandler) Add(_ context.Context, _ *Session, name string) (MappingSt
 
 func (h *fakeHandler) Drop(context.Context, string) error { return nil }
 
-func (h *fakeHandler) Open(_ context.Context, path string) (*os.File, error) {
+func (h *fakeHandler) Open(_ context.Context, want manifest.Image) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.opened = path
+	h.opened = want
 	fd, err := unix.FcntlInt(h.image.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	return os.NewFile(uintptr(fd), h.image.Name()), err
 }
@@ -166,7 +167,7 @@ func TestCalls(t *testing.T) {
 	if err := c.Drop(ctx, "vol"); err != nil {
 		t.Errorf("Drop: %v", err)
 	}
-	got, err := c.OpenImage(ctx, path)
+	got, err := c.OpenImage(ctx, imageOf(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,63 +190,57 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// The guard's descriptor is taken only for the file that the path leads to here, and a
-// path is not shortened by its words: before .. there may be a symbolic link.
-func TestOpenImageIsTheFileOfThePath(t *testing.T) {
+// The guard is asked for an inode, and its descriptor is taken only when it is one of
+// that inode, wherever the path leads to.
+func TestOpenImageIsTheInodeThatWasAskedFor(t *testing.T) {
 	dir, h := serve(t)
 	c := dial(t, dir)
 	work := t.TempDir()
-	t.Chdir(work)
-	for _, name := range []string{"a/image", "b/image"} {
-		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+	var images []manifest.Image
+	for _, name := range []string{"a", "b"} {
+		path := filepath.Join(work, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		images = append(images, imageOf(t, path))
 	}
-	if err := os.MkdirAll("b/deep", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("../b/deep", "a/link"); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open("b/image")
+	f, err := os.Open(images[1].Path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.mu.Lock()
 	h.image = f
 	h.mu.Unlock()
-	for path, want := range map[string]bool{
-		"b/image": true, "a/image": false, "a/link/../image": true, work + "/a/link/../image": true, "moved": true,
-	} {
-		got, err := c.OpenImage(t.Context(), path)
+	moved := images[1]
+	moved.Path = images[0].Path
+	for _, tt := range []struct {
+		asked manifest.Image
+		want  bool
+	}{{images[0], false}, {images[1], true}, {moved, true}} {
+		got, err := c.OpenImage(t.Context(), tt.asked)
 		var refused *Error
 		switch {
-		case want && err != nil, !want && (!errors.As(err, &refused) || refused.Kind != KindNotFound):
-			t.Errorf("%s: %v", path, err)
-		case want:
+		case tt.want && err != nil, !tt.want && (!errors.As(err, &refused) || refused.Kind != KindNotFound):
+			t.Errorf("%+v: %v", tt.asked, err)
+		case tt.want:
 			got.Close()
 		}
 		h.mu.Lock()
-		if asked := h.opened; asked != path && asked != work+"/"+path {
-			t.Errorf("for %s the guard was asked for %s", path, asked)
+		if o := h.opened; o.Inode != tt.asked.Inode || o.Device() != tt.asked.Device() {
+			t.Errorf("for %+v the guard was asked for %+v", tt.asked, o)
 		}
 		h.mu.Unlock()
 	}
-	gone := filepath.Join(t.TempDir(), "gone")
-	if err := os.Mkdir(gone, 0o700); err != nil {
+}
+
+// imageOf returns the record's part that says which inode the file at path is.
+func imageOf(t *testing.T, path string) manifest.Image {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	t.Chdir(gone)
-	if err := os.Remove(gone); err != nil {
-		t.Fatal(err)
-	}
-	var refused *Error
-	if _, err := c.OpenImage(t.Context(), "image"); !errors.As(err, &refused) || refused.Kind != KindNotFound {
-		t.Errorf("in a directory that was removed: %v", err)
-	}
+	return manifest.Image{Path: path, Inode: st.Ino, Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
 }
 
 func TestDialWithoutGuard(t *testing.T) {

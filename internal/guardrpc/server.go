@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/manifest"
 )
 
 // Handler does what clients ask for. Its methods are called from many goroutines,
@@ -24,8 +26,9 @@ type Handler interface {
 	Prepare(ctx context.Context, s *Session, image *os.File) (Prepared, error)
 	Add(ctx context.Context, s *Session, name string) (MappingState, error)
 	Drop(ctx context.Context, name string) error
-	// Open returns a descriptor of the caller's own.
-	Open(ctx context.Context, path string) (*os.File, error)
+	// Open returns a descriptor of the caller's own. Of want only the path and which inode
+	// it is are set; a client of an earlier version sets the path only.
+	Open(ctx context.Context, want manifest.Image) (*os.File, error)
 	Status(ctx context.Context) (Status, error)
 	Check(ctx context.Context, name string) (MappingState, error)
 	Metrics(ctx context.Context) (string, error)
@@ -146,7 +149,7 @@ func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (
 	case opDrop:
 		err = h.Drop(ctx, r.Name)
 	case opOpen:
-		out, err = h.Open(ctx, r.Path)
+		out, err = h.Open(ctx, manifest.Image{Path: r.Path, Inode: r.Inode, Major: r.Major, Minor: r.Minor})
 	case opStatus:
 		var st Status
 		st, err = h.Status(ctx)

@@ -1,8 +1,6 @@
 package image
 
 import (
-	"io/fs"
-
 	"dmloop/extents"
 	"dmloop/internal/ioctl"
 
@@ -67,13 +65,3 @@ func (i *Image) Status() (Status, error) {
 }
 
 func nanoseconds(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
-
-// Stat reads who the file at path is without opening it for reading, which a guard
-// may deny. Generation is 0. The error wraps the errno.
-func Stat(path string) (Identity, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BASIC_STATS, &st); err != nil {
-		return Identity{}, &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return Identity{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino, Size: extents.Bytes(st.Size)}, nil
-}

@@ -29,50 +29,20 @@ type ProblemError struct {
 
 func (e *ProblemError) Error() string { return fmt.Sprintf("%s: %v", e.Path, e.Problem) }
 
-// Open opens the image for reading. The path is resolved once, symbolic links
-// included, in a single openat(2); from then on only the descriptor counts. The
-// first open is O_PATH, which has no effect on FIFOs and devices; only a regular
-// file is then opened for reading, through /proc/self/fd.
+// Open opens the image for reading. The path is resolved once, see Find; from then on
+// only the descriptor counts. The first open is O_PATH, which has no effect on FIFOs and
+// devices; only a regular file is then opened for reading, through /proc/self/fd.
 //
 // It fails with an *fs.PathError that wraps fs.ErrNotExist, fs.ErrPermission or
 // ELOOP, or with a *ProblemError of the rule not-regular, or of the rule open-elsewhere
 // when somebody holds a lease that an open for reading breaks.
 func Open(path string) (*Image, error) {
-	fail := func(err error) (*Image, error) { return nil, &fs.PathError{Op: "open", Path: path, Err: err} }
-	handle, err := retry(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) })
+	found, err := Find(path)
 	if err != nil {
-		return fail(err)
-	}
-	defer unix.Close(handle)
-	var st unix.Stat_t
-	if err := unix.Fstat(handle, &st); err != nil {
-		return fail(err)
-	}
-	if err := regular(path, st.Mode); err != nil {
 		return nil, err
 	}
-	if st.Nlink == 0 {
-		return fail(unix.ENOENT)
-	}
-	link := fmt.Sprintf("/proc/self/fd/%d", handle)
-	resolved, err := os.Readlink(link)
-	if err != nil {
-		return nil, fmt.Errorf("%s: /proc is needed to open an image: %w", path, err)
-	}
-	fd, err := retry(func() (int, error) {
-		return unix.Open(link, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	})
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, &ProblemError{Path: path, Problem: extents.Problem{
-			Rule:    extents.OpenElsewhere,
-			Message: "somebody holds a lease on the file and has been asked to give it up",
-			Hint:    "try again, or see who it is: lslocks, fuser -v IMAGE",
-		}}
-	}
-	if err != nil {
-		return fail(err)
-	}
-	return &Image{file: os.NewFile(uintptr(fd), resolved)}, nil
+	defer found.Close()
+	return found.Open()
 }
 
 // Adopt makes an Image of a descriptor that is already open for reading, such as

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -107,6 +106,8 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 // EnsureMapped is Map where the mapping may be there already: one of this name made
 // of the same file will do while it is sound. It says whether it was there.
 func (s *System) EnsureMapped(ctx context.Context, path string, o MapOptions) (st Status, there bool, err error) {
+	looked, _ := s.Look(path) // a mapping may be there whose image went elsewhere; else Map says what is wrong
+	defer looked()
 	if st, there, err = s.mappedAs(ctx, path, o.Name); there || err != nil {
 		return st, there, err
 	}
@@ -143,20 +144,26 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 	case st.State.Broken():
 		return st, false, &Error{Class: StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),
 			Hint: "unmap it and look at the image: dmloop check " + shellWord(path)}
-	case !sameFile(st.Image, path):
+	case !s.madeOf(st, path):
 		return st, false, &Error{Class: Busy, Subject: name, Message: "the mapping of this name is made of " + st.Image,
 			Hint: "see: dmloop status " + name}
 	}
 	return st, true, nil
 }
 
-// sameFile reports whether two paths lead to one inode. They are compared without
-// opening the file, which a guard would deny.
-func sameFile(a, b string) bool {
-	x, err := os.Stat(a)
+// madeOf reports whether the mapping is one of the file at path: of its inode, or where
+// nothing is any more, of a file that was there.
+func (s *System) madeOf(st Status, path string) bool {
+	found, err := s.lookUp(path)
 	if err != nil {
-		return a == b
+		return st.Image == path
 	}
-	y, err := os.Stat(b)
-	return err == nil && os.SameFile(x, y)
+	defer found.Close()
+	store, err := s.openStore(false)
+	if err != nil || store == nil {
+		return false
+	}
+	defer store.Close()
+	m, err := store.Head(st.Name)
+	return err == nil && isOf(m, found.Identity())
 }

@@ -17,9 +17,11 @@ func (s *System) CanMap(path string, o MapOptions) error {
 	if err != nil {
 		return err
 	}
-	if _, err := image.Stat(path); err != nil {
-		return openError(path, err)
+	found, err := s.lookUp(path)
+	if err != nil {
+		return err
 	}
+	defer found.Close()
 	store, err := s.openStore(false)
 	if ClassOf(err) == NotPermitted {
 		s.log.Warn("not checked without root: whether the name is free", "name", name)
@@ -30,7 +32,7 @@ func (s *System) CanMap(path string, o MapOptions) error {
 	}
 	if store != nil {
 		defer store.Close()
-		if err := errors.Join(s.imageFree(store, path), recordFree(store, name)); err != nil {
+		if err := errors.Join(s.imageFree(store, found), recordFree(store, name)); err != nil {
 			return err
 		}
 	}
@@ -75,7 +77,7 @@ func deviceFree(conn *dm.Conn, name, uuid string) error {
 }
 
 // NotMapped refuses an image that is mapped, as far as the caller may see that.
-func (s *System) NotMapped(path string) error {
+func (s *System) NotMapped(found *image.Found) error {
 	store, err := s.openStore(false)
 	if store == nil || err != nil {
 		if ClassOf(err) == NotPermitted {
@@ -84,17 +86,14 @@ func (s *System) NotMapped(path string) error {
 		return err
 	}
 	defer store.Close()
-	return s.imageFree(store, path)
+	return s.imageFree(store, found)
 }
 
 // imageFree refuses an image that has a record already. It looks at the inode
 // without opening the file, which a guard would deny.
-func (s *System) imageFree(store *manifest.Store, path string) error {
-	id, err := image.Stat(path)
-	if err != nil {
-		return nil // opening it says why
-	}
-	m, err := findByImage(store, id)
+func (s *System) imageFree(store *manifest.Store, found *image.Found) error {
+	path := found.Given()
+	m, err := findByImage(store, found.Identity())
 	if errors.Is(err, manifest.ErrNotFound) {
 		return nil
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"time"
+
+	"dmloop/internal/manifest"
 )
 
 // Guard is the running watchdog as the use cases see it; cmd wires the client of
@@ -22,8 +24,9 @@ type Guard interface {
 	// Watched lists the mappings that a running guard watches.
 	Watched(ctx context.Context) (map[string]bool, error)
 	// OpenImage returns a descriptor, open for reading, of an image that the guard
-	// watches. For any other, and without a running guard, it returns ErrNotWatched.
-	OpenImage(ctx context.Context, path string) (*os.File, error)
+	// watches: of the inode that want names, wherever its path leads to by now. For any
+	// other, and without a running guard, it returns ErrNotWatched.
+	OpenImage(ctx context.Context, want manifest.Image) (*os.File, error)
 }
 
 // ErrNotWatched says that no guard watches the image.

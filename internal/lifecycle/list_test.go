@@ -117,7 +117,9 @@ func (c *changes) Watched(context.Context) (map[string]bool, error) {
 	return nil, nil
 }
 
-func (c *changes) OpenImage(context.Context, string) (*os.File, error) { return nil, ErrNotWatched }
+func (c *changes) OpenImage(context.Context, manifest.Image) (*os.File, error) {
+	return nil, ErrNotWatched
+}
 
 // A list that comes between two steps of an unmap does not take what is half undone
 // for a lost pin.
@@ -174,7 +176,7 @@ func (g *hungGuard) Watched(context.Context) (map[string]bool, error) {
 	return nil, os.ErrDeadlineExceeded
 }
 
-func (g *hungGuard) OpenImage(context.Context, string) (*os.File, error) {
+func (g *hungGuard) OpenImage(context.Context, manifest.Image) (*os.File, error) {
 	g.asked++
 	return nil, os.ErrDeadlineExceeded
 }
@@ -210,15 +212,15 @@ func TestHeldOpen(t *testing.T) {
 	}
 	img.Close()
 	goOn := make(chan struct{})
-	wait := func(path string) (*image.Image, error) {
+	wait := func(found *image.Found) (*image.Image, error) {
 		<-goOn
-		return openUnwatched(path)
+		return openUnwatched(found)
 	}
 	for range 2 {
 		if img, err := s.openHeld(m.Image, wait); ClassOf(err) != Failure || img != nil || !s.held {
 			t.Errorf("%v, %v", img, err)
 		}
-		wait = func(string) (*image.Image, error) { t.Error("tried again"); return nil, os.ErrInvalid }
+		wait = func(*image.Found) (*image.Image, error) { t.Error("tried again"); return nil, os.ErrInvalid }
 	}
 	close(goOn)
 }
@@ -345,7 +347,13 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 	}
 	// Whether another image is the one that the record is of cannot be told: nothing is done.
 	var hinted *Error
-	if err := w.fresh().NotMapped(filepath.Join(w.dir, "state")); !errors.As(err, &hinted) || !strings.Contains(hinted.Hint, filepath.Join(w.dir, "state")) {
+	other := filepath.Join(w.dir, "other")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found := must(image.Find(other))(t)
+	defer found.Close()
+	if err := w.fresh().NotMapped(found); !errors.As(err, &hinted) || !strings.Contains(hinted.Hint, filepath.Join(w.dir, "state")) {
 		t.Errorf("%v", err)
 	}
 	if err := w.fresh().Unmap(background(t), "broken", UnmapOptions{}); !errors.As(err, &hinted) || hinted.Hint == "" {

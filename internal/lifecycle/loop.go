@@ -30,6 +30,11 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 	if err != nil {
 		return "", err
 	}
+	looked, err := s.Look(path)
+	if err != nil {
+		return "", err
+	}
+	defer looked()
 	if !o.ReadOnly {
 		if err := s.Unpin(ctx, path); err != nil {
 			return "", err

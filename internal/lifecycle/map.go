@@ -66,18 +66,12 @@ func mangled(path, name string) (string, error) {
 
 // noFile says what path is when it is no regular file.
 func noFile(path string) error {
-	info, err := os.Stat(path)
+	found, err := image.Find(path)
 	if err != nil {
 		return openError(path, err)
 	}
-	if info.Mode().IsRegular() {
-		return nil
-	}
-	img, err := openUnwatched(path)
-	if err == nil {
-		_ = img.Close() // it has become one since
-	}
-	return err
+	found.Close()
+	return nil
 }
 
 // newUUID returns the device-mapper uuid of a mapping. Its length limits the name.
@@ -119,23 +113,11 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err != nil {
 		return Status{}, err
 	}
-	// Opened only with the lock held, so that the lease of another run does not see it.
-	if _, err := image.Stat(path); err != nil {
-		return Status{}, openError(path, err)
-	}
-	store, unlock, err := s.lockStore(ctx)
+	store, img, done, err := s.lockImage(ctx, path)
 	if err != nil {
 		return Status{}, err
 	}
-	defer unlock()
-	if err := s.imageFree(store, path); err != nil {
-		return Status{}, err
-	}
-	img, err := s.openImage(ctx, path)
-	if err != nil {
-		return Status{}, err
-	}
-	defer img.Close()
+	defer done()
 	conn, err := s.mapper()
 	if err != nil {
 		return Status{}, err

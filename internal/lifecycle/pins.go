@@ -40,20 +40,12 @@ func (v *Survey) unpinnable() *extents.Problem {
 // while the image is mapped. With asSealed it takes the caller's word that the image is
 // sealed.
 func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string, error) {
-	store, unlock, err := s.lockStore(ctx)
+	// Of a mapped one, to change whose the pin is, it would have to be lifted for a moment.
+	_, img, done, err := s.lockImage(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	// To change whose the pin is, it would have to be lifted for a moment.
-	if err := s.imageFree(store, path); err != nil {
-		return nil, err
-	}
-	img, err := s.openImage(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	defer img.Close()
+	defer done()
 	v, release, err := s.survey(img, path, SurveyOptions{AsSealed: asSealed})
 	defer release()
 	if err != nil {
@@ -101,19 +93,11 @@ func withoutStack(problems []extents.Problem) []extents.Problem {
 // Unpin clears the pins that dmloop set on the image at path. It refuses while the
 // image is mapped.
 func (s *System) Unpin(ctx context.Context, path string) error {
-	store, unlock, err := s.lockStore(ctx)
+	_, img, done, err := s.lockImage(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if err := s.imageFree(store, path); err != nil {
-		return err
-	}
-	img, err := s.openImage(ctx, path)
-	if err != nil {
-		return err
-	}
-	defer img.Close()
+	defer done()
 	facts, err := img.Facts()
 	if err != nil {
 		return fail(path, "", err)

@@ -12,12 +12,22 @@ import (
 // openRecorded opens the image of a record, wherever it is by now. It returns
 // observe.ErrImageGone when the file system says that the inode is no more.
 func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.Image, error) {
-	img, err := s.openWatched(ctx, want.Path)
-	byPath := func(path string) (*image.Image, error) {
-		if err != nil || img != nil {
-			return img, err
+	f, err := s.askGuard(ctx, want)
+	if f != nil {
+		img, err := image.Adopt(f)
+		if err != nil {
+			return nil, err
 		}
-		return openUnwatched(path)
+		if observe.Is(img, want) {
+			return img, nil
+		}
+		img.Close()
+	}
+	byPath := func(found *image.Found) (*image.Image, error) {
+		if err != nil {
+			return nil, err
+		}
+		return openUnwatched(found)
 	}
 	if s.hung == nil {
 		return observe.Open(want, byPath)
@@ -32,7 +42,7 @@ const heldPatience = 2 * time.Second
 // openHeld is observe.Open where the guard hangs. Whether it denies opens cannot be
 // asked: then the kernel has every open wait for it, and nothing but the end of this
 // process ends that.
-func (s *System) openHeld(want manifest.Image, byPath func(string) (*image.Image, error)) (*image.Image, error) {
+func (s *System) openHeld(want manifest.Image, byPath func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	refused := &Error{Class: Failure, Subject: want.Path, Message: "opens of the image wait for a guard that does not answer", Err: s.hung,
 		Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
 	if s.held {

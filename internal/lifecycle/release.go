@@ -232,10 +232,14 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 // justReleased reports whether this command found target half released and finished
 // that before it looked.
 func (s *System) justReleased(target string) bool {
-	id, err := image.Stat(target)
+	var id image.Identity
+	found, err := s.lookUp(target)
+	if err == nil {
+		id = found.Identity()
+		found.Close()
+	}
 	for _, m := range s.released {
-		if slices.Contains(namesOf(target), m.Name) ||
-			err == nil && m.Image.Inode == id.Inode && m.Image.Major == id.Major && m.Image.Minor == id.Minor {
+		if slices.Contains(namesOf(target), m.Name) || err == nil && isOf(m, id) {
 			return true
 		}
 	}
@@ -348,8 +352,9 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 			return m, unusableRecord(store, target, "its record cannot be used", err)
 		}
 	}
-	if id, err := image.Stat(target); err == nil {
-		m, err := findByImage(store, id)
+	if found, err := s.lookUp(target); err == nil {
+		defer found.Close()
+		m, err := findByImage(store, found.Identity())
 		if err == nil || !errors.Is(err, manifest.ErrNotFound) {
 			return m, err
 		}
@@ -385,6 +390,11 @@ func namesOf(target string) []string {
 	return names
 }
 
+// isOf reports whether the mapping is one of this inode.
+func isOf(m manifest.Manifest, id image.Identity) bool {
+	return m.Image.Major == id.Major && m.Image.Minor == id.Minor && m.Image.Inode == id.Inode
+}
+
 // findByImage returns the record of the mapping of an inode.
 func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, error) {
 	names, err := store.Names()
@@ -401,7 +411,7 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 			missing = err // it may be the image's
 			continue
 		}
-		if m.Image.Major == id.Major && m.Image.Minor == id.Minor && m.Image.Inode == id.Inode {
+		if isOf(m, id) {
 			return store.Load(name)
 		}
 	}

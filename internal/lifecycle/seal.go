@@ -111,6 +111,9 @@ func (s *System) swapClaim(img *image.Image, on bool) error {
 		s.log.Warn("this system is set up to suspend to disk and may pick the page of swap in the image, on which that fails: name the right swap area and its offset on the kernel command line (resume=, resume_offset=)",
 			"image", img.Path(), "found", h.Where)
 	}
+	if errors.Is(err, swap.ErrLeased) {
+		return refuse(img.Path(), withHints(img.Path(), []extents.Problem{image.Leased(img.File())}))
+	}
 	return claimError(img.Path(), err)
 }
 
@@ -234,19 +237,11 @@ func (s *System) Unseal(ctx context.Context, path string) error {
 
 // rewrite runs change on a writable descriptor of an image that nobody else uses.
 func (s *System) rewrite(ctx context.Context, path string, change func(*image.Image, image.Facts, *os.File) error) error {
-	store, unlock, err := s.lockStore(ctx)
+	_, img, done, err := s.lockImage(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if err := s.imageFree(store, path); err != nil {
-		return err
-	}
-	img, err := s.openImage(ctx, path)
-	if err != nil {
-		return err
-	}
-	defer img.Close()
+	defer done()
 	facts, err := img.Facts()
 	if err != nil {
 		return fail(path, "", err)
@@ -289,7 +284,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 
 // reopen opens the image's inode for writing, through its own descriptor.
 func reopen(img *image.Image) (*os.File, error) {
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", img.File().Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	rw, err := img.OpenForWriting()
 	if errors.Is(err, unix.EPERM) {
 		hint := "clear the pins first: dmloop unpin "
 		if _, marked, merr := pin.ReadMark(img.File()); merr == nil && !marked {
@@ -298,9 +293,9 @@ func reopen(img *image.Image) (*os.File, error) {
 		return nil, &Error{Class: NotPermitted, Subject: img.Path(), Message: "the image is immutable", Hint: hint + shellWord(img.Path()), Err: err}
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "open for writing", Path: img.Path(), Err: err}
+		return nil, openError(img.Path(), err)
 	}
-	return os.NewFile(uintptr(fd), img.Path()), nil
+	return rw, nil
 }
 
 // changeable lists what keeps the steps by hand from touching the file at all.

@@ -32,6 +32,7 @@ type System struct {
 	held     bool                // opens of images wait for the guard that hangs
 	patience time.Duration       // how long to wait for another command's lock
 	released []manifest.Manifest // finished for an earlier command, by recover
+	looked   *image.Found        // what Look found; nil when nothing is kept
 }
 
 // NewSystem returns the system of this machine with its state in stateDir.
@@ -134,22 +135,85 @@ func (s *System) Names() ([]string, error) {
 	return store.Names()
 }
 
-// openImage opens the image at path. Of an image that the guard watches it is the
-// guard's own descriptor: the guard denies opens to everybody, and where it cannot,
-// an open of ours would look like a stranger's.
-func (s *System) openImage(ctx context.Context, path string) (*image.Image, error) {
-	if f, err := s.openWatched(ctx, path); err != nil || f != nil {
-		return f, err
+// lookUp finds the file at path. What a command does with it is done with the file that
+// was found, whatever the path leads to by then: a path is looked up once.
+func (s *System) lookUp(path string) (*image.Found, error) {
+	if s.looked != nil && s.looked.Given() == path {
+		return s.looked.Again()
 	}
-	return openUnwatched(path)
+	found, err := image.Find(path)
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	return found, nil
 }
 
-func openUnwatched(path string) (*image.Image, error) {
-	img, err := image.Open(path)
+// Look looks path up for all that is done with this path until done is called, which a
+// command that takes several steps needs.
+func (s *System) Look(path string) (done func(), err error) {
+	if s.looked != nil && s.looked.Given() == path {
+		return func() {}, nil
+	}
+	found, err := s.lookUp(path)
+	if err != nil {
+		return func() {}, err
+	}
+	before := s.looked
+	s.looked = found
+	return func() { s.looked = before; found.Close() }, nil
+}
+
+// openImage looks the image at path up and opens it.
+func (s *System) openImage(ctx context.Context, path string) (*image.Image, error) {
+	found, err := s.lookUp(path)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
+	return s.open(ctx, found)
+}
+
+// lockImage looks the image at path up, takes the lock, refuses an image that is mapped,
+// and opens it. It is opened with the lock held, so that the lease of another run does
+// not see it; no such open waits for a lease of somebody else.
+func (s *System) lockImage(ctx context.Context, path string) (*manifest.Store, *image.Image, func(), error) {
+	none := func() {}
+	found, err := s.lookUp(path)
+	if err != nil {
+		return nil, nil, none, err
+	}
+	defer found.Close()
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return nil, nil, none, err
+	}
+	var img *image.Image
+	if err = s.imageFree(store, found); err == nil {
+		img, err = s.open(ctx, found)
+	}
+	if err != nil {
+		unlock()
+		return nil, nil, none, err
+	}
+	return store, img, func() { img.Close(); unlock() }, nil
+}
+
+// open opens a file that was found. Of an image that the guard watches it is the
+// guard's own descriptor: the guard denies opens to everybody, and where it cannot,
+// an open of ours would look like a stranger's.
+func (s *System) open(ctx context.Context, found *image.Found) (*image.Image, error) {
+	if img, err := s.openWatched(ctx, found); err != nil || img != nil {
+		return img, err
+	}
+	return openUnwatched(found)
+}
+
+func openUnwatched(found *image.Found) (*image.Image, error) {
+	img, err := found.Open()
 	if err == nil {
 		return img, nil
 	}
-	return nil, openError(path, err)
+	return nil, openError(found.Given(), err)
 }
 
 // openError says why a file cannot be opened.
@@ -157,7 +221,7 @@ func openError(path string, err error) error {
 	var p *image.ProblemError
 	switch {
 	case errors.As(err, &p):
-		return refuse(path, []extents.Problem{p.Problem})
+		return refuse(path, withHints(path, []extents.Problem{p.Problem}))
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission):
@@ -170,9 +234,22 @@ func openError(path string, err error) error {
 	return fail(path, "it cannot be opened", err)
 }
 
-// openWatched returns nil when no guard watches the image. A guard that is there and
+// openWatched returns nil when no guard watches the file. A guard that is there and
 // does not answer may hold up every open of the image, so that is an error.
-func (s *System) openWatched(ctx context.Context, path string) (*image.Image, error) {
+func (s *System) openWatched(ctx context.Context, found *image.Found) (*image.Image, error) {
+	id := found.Identity()
+	f, err := s.askGuard(ctx, manifest.Image{Path: found.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode})
+	if err != nil {
+		return nil, fail(found.Given(), "", err)
+	}
+	if f == nil {
+		return nil, nil
+	}
+	return image.Adopt(f)
+}
+
+// askGuard returns the guard's own descriptor of an inode, or nil when no guard watches it.
+func (s *System) askGuard(ctx context.Context, want manifest.Image) (*os.File, error) {
 	if s.guard == nil {
 		return nil, nil
 	}
@@ -181,15 +258,15 @@ func (s *System) openWatched(ctx context.Context, path string) (*image.Image, er
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, guardPatience)
 		defer cancel()
-		f, err = s.guard.OpenImage(ctx, path)
+		f, err = s.guard.OpenImage(ctx, want)
 		s.noteHung(err)
 	}
 	switch {
 	case errors.Is(err, ErrNotWatched):
 		return nil, nil
 	case err != nil:
-		return nil, &Error{Class: Failure, Subject: path, Message: "the guard does not hand out the image", Err: err,
+		return nil, &Error{Class: Failure, Subject: want.Path, Message: "the guard does not hand out the image", Err: err,
 			Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
 	}
-	return image.Adopt(f)
+	return f, nil
 }

@@ -322,7 +322,7 @@ func (g *tellable) Drop(ctx context.Context, name string) error {
 	return nil
 }
 
-func (g *tellable) OpenImage(ctx context.Context, _ string) (*os.File, error) {
+func (g *tellable) OpenImage(ctx context.Context, _ manifest.Image) (*os.File, error) {
 	return nil, cmp.Or(ctx.Err(), ErrNotWatched)
 }
 

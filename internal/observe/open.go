@@ -27,20 +27,14 @@ func FileHandle(img *image.Image) manifest.Handle {
 	return manifest.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
 }
 
-// Open opens the image of a record: with byPath, and when that gives another file or
-// none, by its handle. It returns ErrImageGone when the file system says that the
-// inode is no more, and otherwise what was wrong with the path.
-func Open(want manifest.Image, byPath func(path string) (*image.Image, error)) (*image.Image, error) {
-	img, err := byPath(want.Path)
+// Open opens the image of a record: with open, when its path still leads to it, and
+// else by its handle. No other file that is at the path by now is opened. It returns
+// ErrImageGone when the file system says that the inode is no more, and otherwise what
+// was wrong with the path.
+func Open(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
+	img, err := openPath(want, open)
 	if err == nil {
-		var id image.Identity
-		if id, err = img.Identity(); err == nil && sameInode(want, id) {
-			return img, nil
-		}
-		img.Close()
-		if err == nil {
-			err = fmt.Errorf("%s is another file now than the one that was mapped", want.Path)
-		}
+		return img, nil
 	}
 	byHandle, herr := openHandle(want)
 	switch {
@@ -50,6 +44,33 @@ func Open(want manifest.Image, byPath func(path string) (*image.Image, error)) (
 		return nil, herr
 	}
 	return nil, err
+}
+
+func openPath(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
+	other := fmt.Errorf("%s is another file now than the one that was mapped", want.Path)
+	found, err := image.Find(want.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
+	if id := found.Identity(); id.Major != want.Major || id.Minor != want.Minor || id.Inode != want.Inode {
+		return nil, other
+	}
+	img, err := open(found)
+	if err != nil {
+		return nil, err
+	}
+	if !Is(img, want) {
+		img.Close()
+		return nil, other
+	}
+	return img, nil
+}
+
+// Is reports whether img is the image of the record.
+func Is(img *image.Image, want manifest.Image) bool {
+	id, err := img.Identity()
+	return err == nil && sameInode(want, id)
 }
 
 // sameInode compares what a rename or remount does not change.

@@ -147,7 +147,7 @@ func TestOpen(t *testing.T) {
 	want := r.Record.Image
 	check := func(what string, wantErr error) {
 		t.Helper()
-		img, err := Open(want, image.Open)
+		img, err := Open(want, (*image.Found).Open)
 		if wantErr != nil {
 			if err == nil || err != wantErr {
 				t.Errorf("%s: %v", what, err)

@@ -1,0 +1,66 @@
+package image
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"dmloop/extents"
+
+	"golang.org/x/sys/unix"
+)
+
+// Leased is the problem of a file that cannot be opened for writing because of a lease.
+func Leased(f *os.File) extents.Problem { return leased(int(f.Fd())) }
+
+// leased is the problem of a file that cannot be opened before somebody gives up a
+// lease. Whoever it is has been asked for it by the open.
+func leased(fd int) extents.Problem {
+	p := extents.Problem{
+		Rule:    extents.OpenElsewhere,
+		Message: "somebody, out of sight from here, holds a lease on the file and has been asked to give it up",
+		Hint:    "try again, or see who it is: lslocks, fuser -v IMAGE",
+	}
+	var st unix.Statx_t
+	f, err := os.Open("/proc/locks")
+	if err != nil || unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO, &st) != nil {
+		return p
+	}
+	defer f.Close()
+	if pids := leaseHolders(f, st); len(pids) > 0 {
+		names := make([]string, len(pids))
+		for i, pid := range pids {
+			names[i] = Opener{PID: pid, Comm: readLine(filepath.Join("/proc", strconv.Itoa(pid), "comm")), How: "lease"}.String()
+		}
+		p.Message = "somebody holds a lease on the file and has been asked to give it up: " + strings.Join(names, ", ")
+	}
+	return p
+}
+
+// leaseHolders returns the processes that hold a lease on an inode, from the text of
+// /proc/locks.
+func leaseHolders(r io.Reader, st unix.Statx_t) (pids []int) {
+	scanner := bufio.NewScanner(r)
+	for scanner.Scan() {
+		// 1: LEASE  BREAKING  READ     4242 fe:00:131 0 EOF
+		fields := strings.Fields(scanner.Text())
+		if len(fields) < 6 || fields[1] != "LEASE" {
+			continue
+		}
+		var major, minor uint32
+		var inode uint64
+		if n, _ := fmt.Sscanf(fields[5], "%x:%x:%d", &major, &minor, &inode); n != 3 || inode != st.Ino {
+			continue
+		}
+		// btrfs shows another device here than in stat: the same major number, 0, must do.
+		same := major == st.Dev_major && (minor == st.Dev_minor || major == 0)
+		if pid, err := strconv.Atoi(fields[4]); err == nil && pid > 0 && same {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
