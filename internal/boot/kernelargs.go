@@ -1,6 +1,10 @@
 package boot
 
-import "strings"
+import (
+	"strings"
+
+	"dmloop/internal/kernlist"
+)
 
 // Arguments are dmloop's words on the kernel command line.
 type Arguments struct {
@@ -12,7 +16,7 @@ type Arguments struct {
 // ParseArguments reads /proc/cmdline. Unknown values count as not given.
 func ParseArguments(cmdline string) Arguments {
 	var a Arguments
-	for _, word := range strings.Fields(cmdline) {
+	for _, word := range kernlist.Split(strings.TrimSuffix(cmdline, "\n")) {
 		switch word {
 		case "dmloop=off", "dmloop=0":
 			a.Off = true

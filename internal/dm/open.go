@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/internal/ioctl"
+	"dmloop/internal/kernlist"
 )
 
 const (
@@ -107,7 +108,7 @@ func controlMinor(misc string) (uint32, error) {
 		return 0, err
 	}
 	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
+		fields := kernlist.Split(strings.TrimSuffix(line, "\n"))
 		if len(fields) != 2 || fields[1] != controlName {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -147,5 +148,13 @@ func TestMountOf(t *testing.T) {
 	}
 	if m, ok := mountOf(nil, "/x"); ok {
 		t.Errorf("%+v", m)
+	}
+}
+
+func TestParseFstab(t *testing.T) {
+	got := ParseFstab("# /dev/sda1 /no ext4\n\t#x /no\nLABEL=my\\040disk\t/srv/my\\040images  xfs\n/dev/a\u00a0b /srv/\u3000/ ext4\n/dev/c none swap sw\n/dev/d /srv/\\134040\n")
+	want := []Mount{{"LABEL=my disk", "/srv/my images"}, {"/dev/a\u00a0b", "/srv/\u3000"}, {"/dev/d", `/srv/\040`}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -27,20 +27,23 @@ func TestFindMount(t *testing.T) {
 		42: {42, "ext4", "/dev/loop0", dmtable.Device{Major: 7}, "/sub", "/mnt/bind", []string{"ro", "relatime"}, []string{"rw", "data=journal"}},
 		44: {44, "fuse.sshfs", "host:/dir", dmtable.Device{Minor: 40}, "/", "/mnt/f", []string{"rw"}, []string{"rw", "user_id=0"}},
 	}
+	mounts, err := parseMounts(mountText)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for id, want := range tests {
-		got, found, err := findMount(strings.NewReader(mountText), id)
-		if err != nil || !found || !reflect.DeepEqual(got, want) {
-			t.Errorf("mount %d: %+v, %v, %v, want %+v", id, got, found, err, want)
+		if got, found := findMount(mounts, id); !found || !reflect.DeepEqual(got, want) {
+			t.Errorf("mount %d: %+v, %v, want %+v", id, got, found, want)
 		}
 	}
-	if got, found, err := findMount(strings.NewReader(mountText), 4); err != nil || found {
-		t.Errorf("mount 4: %+v, %v", got, err)
+	if got, found := findMount(mounts, 4); found {
+		t.Errorf("mount 4: %+v", got)
 	}
-	xfs, _, err := findMount(strings.NewReader(mountText), 43)
-	if err != nil || xfsDataDevices(xfs) != 2 || xfs.superValue("logdev") != "/dev/sdb" || xfs.superValue("attr2") != "" {
-		t.Errorf("xfs: %+v, %v", xfs, err)
+	xfs, _ := findMount(mounts, 43)
+	if xfsDataDevices(xfs) != 2 || xfs.superValue("logdev") != "/dev/sdb" || xfs.superValue("attr2") != "" {
+		t.Errorf("xfs: %+v", xfs)
 	}
-	if _, _, err := findMount(strings.NewReader("garbage\n"), 1); err == nil {
+	if _, err := parseMounts("garbage\n"); err == nil {
 		t.Error("garbage was read as mountinfo")
 	}
 }

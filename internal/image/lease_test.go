@@ -146,11 +146,11 @@ func TestParseMaps(t *testing.T) {
 7f1b2c003000-7f1b2c004000 r--p 00001000 fe:00 1234                       /usr/lib/x.so
 7ffc12345000-7ffc12366000 rw-p 00000000 00:00 0 
 `
-	got := parseMaps(strings.NewReader(text), 12)
+	got := parseMaps(text, 12)
 	if want := []string{"7f1b2c000000-7f1b2c001000", "7f1b2c001000-7f1b2c002000"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if got := parseMaps(strings.NewReader(text), 123); got != nil {
+	if got := parseMaps(text, 123); got != nil {
 		t.Errorf("inode 123 is not there, but %v", got)
 	}
 }

@@ -1,15 +1,12 @@
 package image
 
 import (
-	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
 
 	"dmloop/dmtable"
-
-	"github.com/moby/sys/mountinfo"
+	"dmloop/internal/kernlist"
 )
 
 // Mount is the line of /proc/self/mountinfo that a file was opened through.
@@ -52,37 +49,53 @@ func (m Mount) superValue(name string) string {
 	return ""
 }
 
+// Mounts lists the mounts of this mount namespace below our root directory. Of those
+// at one place the last one counts.
+func Mounts() ([]Mount, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseMounts(string(text))
+}
+
+func parseMounts(text string) ([]Mount, error) {
+	lines, err := kernlist.ParseMounts(text)
+	if err != nil {
+		return nil, err
+	}
+	mounts := make([]Mount, 0, len(lines))
+	for _, l := range lines {
+		mounts = append(mounts, Mount{
+			ID: l.ID, Type: l.Type, Source: l.Source, Device: dmtable.Device{Major: l.Major, Minor: l.Minor},
+			Root: l.Root, Point: l.Point, Options: l.Options, SuperOptions: l.SuperOptions,
+		})
+	}
+	return mounts, nil
+}
+
+// MountsOf lists the mounts of the file systems with this device number.
+func MountsOf(dev dmtable.Device) ([]Mount, error) {
+	mounts, err := Mounts()
+	return slices.DeleteFunc(mounts, func(m Mount) bool { return m.Device != dev }), err
+}
+
 // readMount finds the mount with the id that statx(2) tells. It reports false when
 // there is none: mounts outside our root directory or mount namespace are not listed.
 func readMount(id uint64) (Mount, bool, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := Mounts()
 	if err != nil {
 		return Mount{}, false, err
 	}
-	defer f.Close()
-	return findMount(f, id)
+	m, found := findMount(mounts, id)
+	return m, found, nil
 }
 
-func findMount(r io.Reader, id uint64) (Mount, bool, error) {
-	infos, err := mountinfo.GetMountsFromReader(r, func(info *mountinfo.Info) (skip, stop bool) {
-		match := uint64(info.ID) == id
-		return !match, match
-	})
-	if err != nil {
-		return Mount{}, false, fmt.Errorf("mountinfo: %w", err)
+func findMount(mounts []Mount, id uint64) (Mount, bool) {
+	for _, m := range mounts {
+		if m.ID == id {
+			return m, true
+		}
 	}
-	if len(infos) == 0 {
-		return Mount{ID: id}, false, nil
-	}
-	info := infos[0]
-	return Mount{
-		ID:           id,
-		Type:         info.FSType,
-		Source:       info.Source,
-		Device:       dmtable.Device{Major: uint32(info.Major), Minor: uint32(info.Minor)},
-		Root:         info.Root,
-		Point:        info.Mountpoint,
-		Options:      strings.Split(info.Options, ","),
-		SuperOptions: strings.Split(info.VFSOptions, ","),
-	}, true, nil
+	return Mount{ID: id}, false
 }

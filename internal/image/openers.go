@@ -1,9 +1,7 @@
 package image
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/kernlist"
 )
 
 // Opener is somebody who has a file open.
@@ -64,26 +64,24 @@ func hasOpen(dir string, self unix.Statx_t) bool {
 
 // hasMapped reports whether the process in dir has mapped the file.
 func hasMapped(dir string, self unix.Statx_t) bool {
-	f, err := os.Open(filepath.Join(dir, "maps"))
+	text, err := os.ReadFile(filepath.Join(dir, "maps"))
 	if err != nil {
 		return false
 	}
-	defer f.Close()
 	// btrfs shows another device number in maps than in stat, so the inode number
 	// picks the candidates and the link in map_files decides where it can be read.
-	ranges := parseMaps(f, self.Ino)
+	ranges := parseMaps(string(text), self.Ino)
 	return slices.ContainsFunc(ranges, func(r string) bool { return isInode(filepath.Join(dir, "map_files", r), self) })
 }
 
 // parseMaps returns the address ranges ("start-end") in the text of /proc/PID/maps
 // that map an inode of that number.
-func parseMaps(r io.Reader, inode uint64) []string {
+func parseMaps(text string, inode uint64) []string {
 	want := strconv.FormatUint(inode, 10)
 	var ranges []string
-	scanner := bufio.NewScanner(r)
-	for scanner.Scan() {
+	for line := range kernlist.Lines(text) {
 		// 7f0000000000-7f0000001000 rw-s 00000000 07:00 12 /path
-		fields := strings.Fields(scanner.Text())
+		fields := kernlist.Split(line)
 		if len(fields) >= 6 && fields[4] == want {
 			ranges = append(ranges, fields[0])
 		}

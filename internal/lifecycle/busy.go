@@ -8,11 +8,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
+	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/swap"
 )
@@ -86,22 +86,19 @@ func (s *System) heldFirmly(dev dmtable.Device) bool {
 // and processes that have its node open.
 func (s *System) users(dev dmtable.Device) []string {
 	var users []string
-	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-		return i.Major != int(dev.Major) || i.Minor != int(dev.Minor), false
-	})
+	mounts, err := image.MountsOf(dev)
 	if err != nil {
 		s.log.Debug("mounts cannot be read", "error", err)
 	}
 	for _, m := range mounts {
-		users = append(users, "mount "+m.Mountpoint)
+		users = append(users, "mount "+m.Point)
 	}
 	areas, err := swap.Table()
 	if err != nil {
 		s.log.Debug("swap areas cannot be read", "error", err)
 	}
 	for _, a := range areas {
-		var st unix.Stat_t
-		if unix.Stat(a.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == unix.Mkdev(dev.Major, dev.Minor) {
+		if st, found := a.Stat(); found && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == unix.Mkdev(dev.Major, dev.Minor) {
 			users = append(users, "swap (swapoff "+a.Path+")")
 		}
 	}

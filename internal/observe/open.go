@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"dmloop/dmtable"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 )
@@ -85,16 +85,14 @@ func openHandle(want manifest.Image) (*image.Image, error) {
 	if err != nil || len(raw) == 0 {
 		return nil, errors.New("the record has no handle")
 	}
-	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-		return i.Major != int(want.Major) || i.Minor != int(want.Minor), false
-	})
+	mounts, err := image.MountsOf(dmtable.Device{Major: want.Major, Minor: want.Minor})
 	if err != nil {
 		return nil, err
 	}
 	err = errors.New("its file system is not mounted")
 	for _, m := range mounts {
 		var img *image.Image
-		if img, err = openOn(m.Mountpoint, want, raw); err == nil || errors.Is(err, ErrImageGone) {
+		if img, err = openOn(m.Point, want, raw); err == nil || errors.Is(err, ErrImageGone) {
 			return img, err
 		}
 	}

@@ -6,12 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
-
-	"dmloop/dmtable"
 	"dmloop/internal/blockid"
+	"dmloop/internal/image"
+	"dmloop/internal/kernlist"
 )
 
 // Paths are the files of a machine that plans are made of; tests have others.
@@ -72,17 +72,18 @@ func Gather(point, name string, paths Paths, devices blockid.Finder) (Facts, err
 
 // mounted returns the block device that is mounted at point.
 func mounted(point string, devices blockid.Finder) (blockid.Device, error) {
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(point))
+	mounts, err := image.Mounts()
 	if err != nil {
 		return blockid.Device{}, err
 	}
-	if len(infos) == 0 {
+	mounts = slices.DeleteFunc(mounts, func(m image.Mount) bool { return m.Point != point })
+	if len(mounts) == 0 {
 		return blockid.Device{}, &RefusedError{point + " is no mount point", "give the directory where the file system is mounted, such as /"}
 	}
-	info := infos[len(infos)-1]
-	device, err := devices.ByNumber(dmtable.Device{Major: uint32(info.Major), Minor: uint32(info.Minor)})
+	mount := mounts[len(mounts)-1]
+	device, err := devices.ByNumber(mount.Device)
 	if errors.Is(err, blockid.ErrNotFound) {
-		return device, &RefusedError{fmt.Sprintf("the %s at %s is on no block device of its own", info.FSType, point), "keep images on ext4, xfs or f2fs"}
+		return device, &RefusedError{fmt.Sprintf("the %s at %s is on no block device of its own", mount.Type, point), "keep images on ext4, xfs or f2fs"}
 	}
 	if err == nil && exists(filepath.Join(devices.Sys, "class/block", device.Name, "dm")) {
 		err = &RefusedError{fmt.Sprintf("%s is on device-mapper already (%s)", point, device.Path), "see whether an image there can be mapped as it is: dmloop check IMAGE"}
@@ -114,7 +115,7 @@ func same(source string, device blockid.Device, uuid, partUUID string, devices b
 func kernelRoot(path string) (string, error) {
 	text, err := os.ReadFile(path)
 	root := ""
-	for _, word := range strings.Fields(string(text)) {
+	for _, word := range kernlist.Split(strings.TrimSuffix(string(text), "\n")) {
 		if value, ok := strings.CutPrefix(word, "root="); ok {
 			root = value
 		}

@@ -57,6 +57,29 @@ func TestMakeForOthers(t *testing.T) {
 	}
 }
 
+// The lines of fstab are read as mount reads them: parted at blanks and tabs only, and
+// with the escapes undone.
+func TestMakeReadsFstabAsMountDoes(t *testing.T) {
+	const mine = "LABEL=my\\040disk\t/srv/my\\040images xfs  defaults 0 2"
+	f := facts("/etc", "/srv/my images")
+	f.Fstab = "/dev/vda9 /srv/my\u00a0images xfs defaults 0 2\n" + mine + "\n/dev/vda8 /srv/my\\134040images xfs defaults\n"
+	f.Same = func(string) bool { return false }
+	p, err := Make(f)
+	if err != nil || p.Name != "shim-srv-my-images" || len(p.Fstab) != 1 || p.Fstab[0].Old != mine ||
+		p.Fstab[0].New != "/dev/mapper/shim-srv-my-images\t/srv/my\\040images xfs  defaults 0 2" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	f.Fstab = "LABEL=my\\040disk /elsewhere xfs\n"
+	f.Same = func(source string) bool { return source == "LABEL=my disk" }
+	if p, err := Make(f); err != nil || len(p.Fstab) != 1 {
+		t.Errorf("by the source: %+v, %v", p, err)
+	}
+	f.Point, f.Fstab = "/srv/a\u3000b", "/dev/vda7 /srv/a\u3000b ext4\n/dev/vda6 /srv/a ext4\n"
+	if p, err := Make(f); err != nil || len(p.Fstab) != 1 || !strings.HasPrefix(p.Fstab[0].Old, "/dev/vda7") || p.Name != "shim-srv-a-b" {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
 func TestMakeRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Facts){
 		"broken tab":   func(f *Facts) { f.Tab = "x" },

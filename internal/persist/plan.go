@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/internal/kernlist"
 	"dmloop/internal/tab"
 )
 
@@ -138,7 +139,18 @@ func DefaultName(point string) string {
 	if point == "/" {
 		return "shim-root"
 	}
-	return "shim-" + strings.ReplaceAll(strings.Trim(point, "/"), "/", "-")
+	dash := func(r rune) rune {
+		if plainRune(r) {
+			return r
+		}
+		return '-'
+	}
+	return "shim-" + strings.Map(dash, strings.Trim(point, "/"))
+}
+
+// plainRune reports whether a name with this character is taken as it is everywhere.
+func plainRune(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("+-.@_", r)
 }
 
 // plainName keeps the name to what fstab, unit names and shells take as it is.
@@ -153,13 +165,12 @@ func plainName(name string) error {
 // nothing can mount it below the shim any more.
 func fstabEdits(f Facts, name string) []Edit {
 	var edits []Edit
-	for line := range strings.Lines(f.Fstab) {
-		line = strings.TrimRight(line, "\n")
-		fields := strings.Fields(line)
+	for line := range kernlist.Lines(f.Fstab) {
+		fields := kernlist.Split(line)
 		if len(fields) < 3 || strings.HasPrefix(fields[0], "#") || strings.Contains(","+field(fields, 3)+",", ",bind,") {
 			continue
 		}
-		if path.Clean(fields[1]) != f.Point && !f.Same(fields[0]) || fields[0] == "/dev/mapper/"+name {
+		if path.Clean(kernlist.Unescape(fields[1])) != f.Point && !f.Same(kernlist.Unescape(fields[0])) || fields[0] == "/dev/mapper/"+name {
 			continue
 		}
 		at := strings.Index(line, fields[0])

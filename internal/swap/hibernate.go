@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"dmloop/internal/kernlist"
 )
 
 // Hibernation says why suspending to disk might choose a claimed image: without
@@ -23,7 +25,7 @@ func hibernation(root fs.FS) (Hibernation, error) {
 	if err != nil {
 		return Hibernation{}, err
 	}
-	for _, w := range strings.Fields(string(line)) {
+	for _, w := range kernlist.Split(strings.TrimSuffix(string(line), "\n")) {
 		if strings.HasPrefix(w, "resume=") {
 			return Hibernation{true, w + " on the kernel command line"}, nil
 		}

@@ -1,12 +1,14 @@
 package swap
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/kernlist"
 )
 
 // TablePath is where the kernel lists the active swap areas. poll(2) on it
@@ -15,8 +17,9 @@ const TablePath = "/proc/swaps"
 
 // Entry is one active swap area, a row of /proc/swaps.
 type Entry struct {
-	Path     string // as the kernel prints it, escapes undone; without " (deleted)"
-	Deleted  bool   // the kernel printed " (deleted)": the file has lost its name, or its name ends so
+	// Path is what the kernel prints, escapes undone. " (deleted)" at its end says that
+	// the file has lost this name, or is the end of the name.
+	Path     string
 	Type     string // "file" or "partition"
 	Size     int64  // usable bytes
 	Used     int64  // bytes that hold paged-out memory
@@ -26,29 +29,28 @@ type Entry struct {
 // ParseTable reads the format of /proc/swaps (swap_show in mm/swapfile.c): a
 // line of titles, then a path with octal escapes and four fields a line, sizes
 // in KiB.
-func ParseTable(r io.Reader) ([]Entry, error) {
-	sc := bufio.NewScanner(r)
+func ParseTable(text string) ([]Entry, error) {
 	var out []Entry
-	for n := 1; sc.Scan(); n++ {
-		if n == 1 {
+	n := 0
+	for line := range kernlist.Lines(text) {
+		if n++; n == 1 {
 			continue // titles
 		}
-		e, err := parseEntry(sc.Text())
+		e, err := parseEntry(line)
 		if err != nil {
 			return nil, fmt.Errorf("line %d of the list of swap areas: %w", n, err)
 		}
 		out = append(out, e)
 	}
-	return out, sc.Err()
+	return out, nil
 }
 
 func parseEntry(line string) (Entry, error) {
-	f := strings.Fields(line)
+	f := kernlist.Split(line)
 	if len(f) != 5 {
 		return Entry{}, fmt.Errorf("%d fields, want 5: %q", len(f), line)
 	}
-	e := Entry{Type: f[1]}
-	e.Path, e.Deleted = strings.CutSuffix(unescape(f[0]), " (deleted)")
+	e := Entry{Path: kernlist.Unescape(f[0]), Type: f[1]}
 	for _, v := range []struct {
 		to   *int64
 		text string
@@ -64,54 +66,57 @@ func parseEntry(line string) (Entry, error) {
 	return e, err
 }
 
-// unescape undoes mangle_path of fs/seq_file.c: \ooo stands for the byte of
-// that octal number. Anything else is taken as it stands.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(v))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
 // Table returns the active swap areas of this kernel. A kernel without swap has
 // no list: that is no area.
 func Table() ([]Entry, error) {
-	f, err := os.Open(TablePath)
+	text, err := os.ReadFile(TablePath)
 	if os.IsNotExist(err) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return ParseTable(f)
+	return ParseTable(string(text))
+}
+
+// deleted is what d_path of fs/d_path.c adds to the last name of a file without one.
+const deleted = " (deleted)"
+
+// Stat finds what the kernel lists, and tells whether it is there. A name that ends as
+// the mark of a deleted file does is a name like any other when there is such a file;
+// only when there is none the name without the mark is looked up, which may have been
+// given again. The kernel's paths have no symbolic links in them, and none is followed.
+func (e Entry) Stat() (unix.Stat_t, bool) {
+	st, err := lstat(e.Path)
+	if plain, marked := strings.CutSuffix(e.Path, deleted); err != nil && marked {
+		st, err = lstat(plain)
+	}
+	return st, err == nil
+}
+
+func lstat(path string) (st unix.Stat_t, err error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(fd)
+	return st, unix.Fstat(fd, &st)
 }
 
 // Lookup finds f among the active swap areas, by device and inode, and tells
 // whether it is there. It is for show: a file that was renamed from another
 // mount namespace is not found. Active is the proof.
 func Lookup(f *os.File) (Entry, bool, error) {
-	own, err := f.Stat()
-	if err != nil {
-		return Entry{}, false, err
+	var own unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &own); err != nil {
+		return Entry{}, false, &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
 	all, err := Table()
 	if err != nil {
 		return Entry{}, false, err
 	}
 	for _, e := range all {
-		if st, err := os.Stat(e.Path); err == nil && os.SameFile(own, st) {
+		if st, found := e.Stat(); found && st.Dev == own.Dev && st.Ino == own.Ino {
 			return e, true, nil
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"dmloop/dmtable"
+	"dmloop/internal/kernlist"
 )
 
 // Most lines and bytes that a table may have: far more than any machine can map,
@@ -35,7 +36,7 @@ func Parse(text string) (Table, error) {
 			errs = append(errs, &LineError{number, fmt.Sprintf("the table has more than %d lines", maxLines)})
 			break
 		}
-		fields := strings.Fields(line)
+		fields := kernlist.Split(strings.TrimRight(line, "\r\n"))
 		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
 			continue
 		}
@@ -91,26 +92,15 @@ func none(field string) bool { return field == "-" || field == "none" }
 // bytes that end a line: to systemd a carriage return does, in quotes too, and what
 // follows it would be another setting of the unit.
 func decode(field string) (string, error) {
-	b := make([]byte, 0, len(field))
-	for i := 0; i < len(field); i++ {
-		c := field[i]
-		if c == '\\' {
-			if i+3 >= len(field) || !octal(field[i+1]) || !octal(field[i+2]) || !octal(field[i+3]) || field[i+1] > '3' {
-				return "", fmt.Errorf("a backslash in %q is not followed by three octal digits (write a backslash as \\134)", field)
-			}
-			c = (field[i+1]-'0')<<6 | (field[i+2]-'0')<<3 | (field[i+3] - '0')
-			i += 3
-		}
-		b = append(b, c)
+	if !kernlist.EscapesOnly(field) {
+		return "", fmt.Errorf("a backslash in %q is not followed by three octal digits (write a backslash as \\134)", field)
 	}
-	plain := string(b)
+	plain := kernlist.Unescape(field)
 	if strings.ContainsAny(plain, "\x00\n\r") || !utf8.ValidString(plain) {
 		return "", fmt.Errorf("%q has a byte that no field can have", field)
 	}
 	return plain, nil
 }
-
-func octal(c byte) bool { return c >= '0' && c <= '7' }
 
 // encode is decode's reverse.
 func encode(plain string) string {

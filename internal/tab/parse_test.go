@@ -102,6 +102,20 @@ func TestParseTellsTheLine(t *testing.T) {
 	}
 }
 
+// Blanks and tabs part fields, and nothing else does: a name may have other characters
+// that are not seen.
+func TestParseOtherBlanks(t *testing.T) {
+	table, err := Parse("my\u00a0disk\t/srv/a\u3000b\u0085.img - nofail\r\nb /srv/\xc2\xa0\n")
+	if err != nil || len(table) != 2 || table[0].Label != "my\u00a0disk" || table[0].Source != "/srv/a\u3000b\u0085.img" || !table[0].NoFail || table[1].Source != "/srv/\u00a0" {
+		t.Errorf("%+v, %v", table, err)
+	}
+	for _, bad := range []string{"a\v/b", "a /b\u2028- nofail x"} {
+		if table, err := Parse(bad); err == nil {
+			t.Errorf("%q: %+v", bad, table)
+		}
+	}
+}
+
 func TestParseLimits(t *testing.T) {
 	if _, err := Parse(strings.Repeat("#", maxBytes+1)); err == nil {
 		t.Error("too many bytes were read")
@@ -131,6 +145,7 @@ func TestEdit(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("data /srv/data.img - nofail,pin=auto\nhost UUID=12-34 - shim\n")
+	f.Add("my\u00a0disk /srv/a\u3000b - nofail\r\n")
 	f.Add(`my\040disk /a\134b 0f1e2d3c4b5a69788796a5b4c3d2e1f0 x-systemd.after=a.service`)
 	f.Fuzz(func(t *testing.T, text string) {
 		table, _ := Parse(text)
