@@ -1,7 +1,9 @@
 package guard
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -37,6 +39,9 @@ func Check(want Expected, got Observed) []Finding {
 	}
 	if got.Base.ok() {
 		c.base(want, got.Base.Value)
+	}
+	if got.Below.ok() {
+		c.below(want, got.Below.Value)
 	}
 	if got.Own.ok() {
 		c.own(got.Own.Value)
@@ -183,6 +188,25 @@ func standing(rows dmtable.Table, was, now string) string {
 // snapshotOrigin is the target that a device has while snapshots of it exist: each
 // write has to go through it, so that what was there is copied first.
 const snapshotOrigin = "snapshot-origin"
+
+// below judges the devices that the rows lie on, in order.
+func (c *checker) below(want Expected, got map[dmtable.Device]Below) {
+	for _, device := range slices.SortedFunc(maps.Keys(got), func(a, b dmtable.Device) int {
+		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
+	}) {
+		b := got[device]
+		switch need := want.Needs[device]; {
+		case b.Lost != "":
+			c.add(BelowLost, Different, "the device %s, on which the image lies, %s: every request fails", b.Device, b.Lost)
+		case b.Size < need:
+			c.add(BelowLost, Different, "the device %s, on which the image lies, has %d sectors, and the image lies up to sector %d", b.Device, b.Size, need)
+		case b.Ailing != "":
+			c.add(BelowAiling, Note, "the device %s, on which the image lies, %s: requests fail", b.Device, b.Ailing)
+		case b.ReadOnly && !want.ReadOnly:
+			c.add(BelowFixed, Note, "the device %s, on which the image lies, became read-only", b.Device)
+		}
+	}
+}
 
 func (c *checker) own(got OwnState) {
 	switch {

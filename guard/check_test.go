@@ -25,6 +25,10 @@ func expected() Expected {
 	}
 }
 
+func below(b Below) Reading[map[dmtable.Device]Below] {
+	return Read(map[dmtable.Device]Below{{Major: 8}: b}, nil)
+}
+
 // same is what a full reading of an untouched mapping gives.
 func same(e Expected) Observed {
 	id := e.Identity
@@ -173,6 +177,24 @@ func TestCheck(t *testing.T) {
 		"base suspended and changed": {
 			got:   func(o *Observed) { o.Base.Value.Suspended = true; o.Base.Value.Table = "" },
 			kinds: "base-changed/different", state: Failed, act: OnChangeError},
+		"nothing wrong below": {
+			got: func(o *Observed) { o.Below = below(Below{Device: "8:0 (sda)", Size: 4096}) }, state: Healthy},
+		"the disk is gone": {
+			got:   func(o *Observed) { o.Below = below(Below{Device: "8:0 (sda)", Lost: "is gone"}) },
+			kinds: "below-lost/different", state: Failed, act: OnChangeError, message: "the device 8:0 (sda), on which the image lies, is gone: every request fails"},
+		"the disk shrank": {
+			want:  func(e *Expected) { e.Needs = map[dmtable.Device]dmtable.Sectors{{Major: 8}: 2216} },
+			got:   func(o *Observed) { o.Below = below(Below{Device: "8:0 (sda)", Size: 2215}) },
+			kinds: "below-lost/different", state: Failed, act: OnChangeError, message: "has 2215 sectors, and the image lies up to sector 2216"},
+		"the disk is offline": {
+			got:   func(o *Observed) { o.Below = below(Below{Device: "8:0 (sda)", Size: 4096, Ailing: "is offline"}) },
+			kinds: "below-ailing/note", state: Healthy, message: "is offline: requests fail"},
+		"the disk became read-only": {
+			got:   func(o *Observed) { o.Below = below(Below{Device: "8:0 (sda)", Size: 4096, ReadOnly: true}) },
+			kinds: "below-read-only/note", state: Healthy, message: "became read-only"},
+		"the disk was read-only": {
+			want: func(e *Expected) { e.ReadOnly = true },
+			got:  func(o *Observed) { o.Below = below(Below{Device: "8:0 (sda)", Size: 4096, ReadOnly: true}) }, state: Healthy},
 		"own device gone": {
 			got: func(o *Observed) { o.Own.Value.Gone = true }, kinds: "own-device-gone/different", state: Failed},
 		"own device suspended": {

@@ -22,6 +22,9 @@ const (
 	Opened      Kind = "opened"            // somebody else has the image open
 	BaseChanged Kind = "base-changed"      // the host device has another table
 	BaseWaiting Kind = "base-waiting"      // the host device is suspended or has a table waiting
+	BelowLost   Kind = "below-lost"        // a device that the image lies on is gone
+	BelowAiling Kind = "below-ailing"      // a device that the image lies on answers no requests for now
+	BelowFixed  Kind = "below-read-only"   // a device that the image lies on became read-only
 	OwnChanged  Kind = "own-table-changed" // the mapping has a table that is not ours
 	OwnGone     Kind = "own-device-gone"   // the mapping's device is no longer there
 	OwnWaiting  Kind = "own-table-waiting" // the mapping is suspended or has a table waiting

@@ -24,6 +24,15 @@ type Base struct {
 	Stopped   bool // it is a mapping itself, and was found different
 }
 
+// Below is what is known of a device that rows of the mapping lie on.
+type Below struct {
+	Device   string // as messages name it
+	Size     dmtable.Sectors
+	Lost     string // why no request will ever reach it again, or empty
+	Ailing   string // why requests fail for now, or empty
+	ReadOnly bool
+}
+
 // Pins is what holds the image's blocks, and what that is worth.
 type Pins struct {
 	InForce []string
@@ -59,6 +68,8 @@ type Expected struct {
 	Exposed  bool // a reader can share the blocks (xfs with reflink): readers weaken
 	Base     Base // Suspended, Waiting and Stopped are not compared
 	Table    dmtable.Table
+	Needs    map[dmtable.Device]dmtable.Sectors // how many sectors of each device below the rows need
+	ReadOnly bool                               // the mapping is, so that it does not matter when a device below is
 	Policy   Policy
 }
 
@@ -95,6 +106,7 @@ type Observed struct {
 	Pins     Reading[Pins]
 	Openers  Reading[Openers]
 	Base     Reading[Base]
+	Below    Reading[map[dmtable.Device]Below]
 	Own      Reading[OwnState]
 	OwnTable Reading[dmtable.Table]
 	Layout   Reading[extents.Layout]
@@ -110,6 +122,7 @@ const (
 	PartPins     Part = "pins"
 	PartOpeners  Part = "openers"
 	PartBase     Part = "host device"
+	PartBelow    Part = "devices below"
 	PartOwn      Part = "own device"
 	PartOwnTable Part = "own table"
 	PartLayout   Part = "layout"
@@ -134,6 +147,7 @@ func (o Observed) outcomes() []outcome {
 	add(PartPins, o.Pins.Done, o.Pins.Err)
 	add(PartOpeners, o.Openers.Done, o.Openers.Err)
 	add(PartBase, o.Base.Done, o.Base.Err)
+	add(PartBelow, o.Below.Done, o.Below.Err)
 	add(PartOwn, o.Own.Done, o.Own.Err)
 	add(PartOwnTable, o.OwnTable.Done, o.OwnTable.Err)
 	add(PartLayout, o.Layout.Done, o.Layout.Err)

@@ -86,7 +86,7 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	pace := guard.DefaultPace
 	pace.Tick, pace.Bound = o.interval, o.bound
 	err = guardd.Run(ctx, guardd.Config{
-		Dir: o.stateDir, Mapper: conn, Log: log, Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
+		Dir: o.stateDir, Mapper: conn, Sysfs: "/sys", Log: log, Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
 		Finish: finish,
 	})
 	switch {

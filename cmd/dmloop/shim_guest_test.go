@@ -177,3 +177,42 @@ func TestReadOnlyIsInherited(t *testing.T) {
 		t.Error("the mount of a dirty file system did not write: this test shows nothing")
 	}
 }
+
+// A mapping of an image on a disk that must not be written is read-only, and one
+// that becomes so later says it.
+func TestMappingOnReadOnlyDisk(t *testing.T) {
+	disk := vmtest.Disk(t, 0)
+	mustDmloop(t, "shim", disk, "host")
+	t.Cleanup(func() { vmtest.DmsetupRemove(t, "host") })
+	vmtest.Mkfs(t, "ext4", "/dev/mapper/host")
+	img := filepath.Join(vmtest.Mount(t, "/dev/mapper/host"), "image")
+	vmtest.RandomFile(t, img, 4<<20, 1)
+	listed := func(column string) string {
+		t.Helper()
+		return strings.TrimSpace(mustDmloop(t, "list", "--noheadings", "-o", column, "vol"))
+	}
+	mustDmloop(t, "map", "--no-guard", img, "vol")
+	if got := listed("RO"); got != "0" {
+		t.Errorf("RO of a writable one: %s", got)
+	}
+	vmtest.Must(t, "blockdev", "--setro", disk)
+	if got := listed("RO"); got != "1" {
+		t.Errorf("RO after the disk became read-only: %s", got)
+	}
+	if reason := listed("REASON"); !strings.Contains(reason, "read-only") || !strings.Contains(reason, filepath.Base(disk)) {
+		t.Errorf("the reason: %s", reason)
+	}
+	if got := listed("STATE"); got != "healthy" {
+		t.Errorf("the state: %s", got)
+	}
+	mustDmloop(t, "unmap", "vol")
+	r := dmloop(t, "map", "--no-guard", img, "vol")
+	if r.Code != 0 || !strings.Contains(r.Stderr, "read-only") {
+		t.Errorf("exit code %d, %s", r.Code, r.Stderr)
+	}
+	if ro := strings.TrimSpace(vmtest.Must(t, "blockdev", "--getro", "/dev/mapper/vol")); ro != "1" || listed("RO") != "1" {
+		t.Errorf("getro says %s, RO %s", ro, listed("RO"))
+	}
+	mustDmloop(t, "unmap", "vol")
+	vmtest.Must(t, "blockdev", "--setrw", disk)
+}

@@ -233,3 +233,138 @@ func TestHostRowsBelowTheImage(t *testing.T) {
 		t.Error("the mapping came back by itself")
 	}
 }
+
+// brokenBelow checks what is said of vol once its disk answers nothing any more.
+func brokenBelow(t *testing.T, words string) {
+	t.Helper()
+	says := func(r vmtest.Result) bool {
+		return r.Code == 4 && strings.Contains(r.Stdout+r.Stderr, words) && !strings.Contains(r.Stdout, "healthy")
+	}
+	for _, args := range [][]string{{"status", "vol"}, {"verify", "vol"}} {
+		if r := dmloop(t, args...); !says(r) {
+			t.Errorf("dmloop %q: exit code %d, %s%s", args, r.Code, r.Stdout, r.Stderr)
+		}
+	}
+	if got, reason := state(t, "STATE"), state(t, "REASON"); got != "failed" || !strings.Contains(reason, words) {
+		t.Errorf("list: %s, %s", got, reason)
+	}
+}
+
+// onDiskBelow makes a host on a shim of a disk with an image in it.
+func onDiskBelow(t *testing.T, disk string) (img string) {
+	t.Helper()
+	mustDmloop(t, "shim", disk, "host")
+	t.Cleanup(func() { vmtest.DmsetupRemove(t, "host") })
+	vmtest.Mkfs(t, "ext4", "/dev/mapper/host")
+	dir := vmtest.Mount(t, "/dev/mapper/host")
+	img = filepath.Join(dir, "image")
+	vmtest.RandomFile(t, img, 4<<20, 1)
+	return img
+}
+
+// A device below that gives errors only is not called healthy, with and without a guard.
+func TestDeviceBelowFails(t *testing.T) {
+	for _, guarded := range []bool{false, true} {
+		t.Run(fmt.Sprint("guard ", guarded), func(t *testing.T) {
+			disk := smallDisk(t, 0)
+			table := vmtest.Must(t, "dmsetup", "table", "small0")
+			img := onDiskBelow(t, disk)
+			args := []string{"map", img, "vol"}
+			if !guarded {
+				args = append(args, "--no-guard")
+			}
+			mustDmloop(t, args...)
+			reload := func(rows string) {
+				t.Helper()
+				if r := vmtest.RunInput(t, rows, "dmsetup", "reload", "small0"); r.Code != 0 {
+					t.Fatal(r.Stderr)
+				}
+				vmtest.Must(t, "dmsetup", "suspend", "--nolockfs", "small0")
+				vmtest.Must(t, "dmsetup", "resume", "small0")
+			}
+			t.Cleanup(func() {
+				reload(table) // so that the file system can be unmounted
+				mustDmloop(t, "unmap", "vol")
+				endGuard(t, "TERM")
+			})
+			vmtest.Must(t, "sync")
+			reload(fmt.Sprintf("0 %d error\n", hostSize))
+			if vmtest.Run(t, "dd", "if=/dev/mapper/vol", "of=/dev/null", "bs=4096", "count=1", "iflag=direct").Code == 0 {
+				t.Fatal("the device can be read: this test shows nothing")
+			}
+			if guarded {
+				checkedAgain(t)
+				await(t, "the tear-down", 20*time.Second, func() bool { return !strings.Contains(vmtest.Must(t, "dmsetup", "table", "vol"), "linear") })
+				await(t, "the record", 20*time.Second, func() bool { return state(t, "STATE") == "failed" })
+			}
+			brokenBelow(t, "gives errors only")
+			if !guarded { // and nothing was done to it: it is sound again with the device
+				reload(table)
+				if got := state(t, "STATE"); got != "healthy" {
+					t.Errorf("with the device back: %s, %s", got, state(t, "REASON"))
+				}
+			}
+		})
+	}
+}
+
+// scsiDisk makes a disk of memory that can be pulled out, and returns its name.
+func scsiDisk(t *testing.T) string {
+	t.Helper()
+	vmtest.Must(t, "modprobe", "scsi_debug", "dev_size_mb=64", "delay=0", "lbpu=0")
+	t.Cleanup(func() {
+		await(t, "the module's end", 30*time.Second, func() bool { return vmtest.Run(t, "modprobe", "-r", "scsi_debug").Code == 0 })
+	})
+	var disks []string
+	await(t, "the disk", 30*time.Second, func() bool {
+		disks, _ = filepath.Glob("/sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*:*/block/*")
+		return len(disks) == 1
+	})
+	return filepath.Base(disks[0])
+}
+
+// A disk that is offline, and one that was pulled out, are named instead of "healthy".
+func TestQemuPulledDisk(t *testing.T) {
+	for _, guarded := range []bool{false, true} {
+		t.Run(fmt.Sprint("guard ", guarded), func(t *testing.T) {
+			disk := scsiDisk(t)
+			img := onDiskBelow(t, "/dev/"+disk)
+			args := []string{"map", img, "vol"}
+			if !guarded {
+				args = append(args, "--no-guard")
+			}
+			mustDmloop(t, args...)
+			t.Cleanup(func() {
+				if r := dmloop(t, "unmap", "vol"); r.Code != 0 { // +i cannot be taken off a disk that is gone
+					t.Logf("unmap: exit code %d, %s", r.Code, r.Stderr)
+				}
+				endGuard(t, "TERM")
+			})
+			control := func(file, word string) {
+				t.Helper()
+				if err := os.WriteFile("/sys/block/"+disk+"/device/"+file, []byte(word), 0o200); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !guarded {
+				control("state", "offline")
+				if got, reason := state(t, "STATE"), state(t, "REASON"); got != "stale" || !strings.Contains(reason, "("+disk+")") || !strings.Contains(reason, "is offline") {
+					t.Errorf("offline: %s, %s", got, reason)
+				}
+				if r := dmloop(t, "verify", "vol"); r.Code != 4 || !strings.Contains(r.Stdout+r.Stderr, "is offline") {
+					t.Errorf("verify, offline: exit code %d, %s%s", r.Code, r.Stdout, r.Stderr)
+				}
+				control("state", "running")
+				if got := state(t, "STATE"); got != "healthy" {
+					t.Errorf("running again: %s, %s", got, state(t, "REASON"))
+				}
+			}
+			control("delete", "1")
+			if guarded {
+				await(t, "the tear-down", 30*time.Second, func() bool { return !strings.Contains(vmtest.Must(t, "dmsetup", "table", "vol"), "linear") })
+				await(t, "the record", 30*time.Second, func() bool { return state(t, "STATE") == "failed" })
+			}
+			brokenBelow(t, "("+disk+"), on which the image lies, is gone")
+		})
+	}
+}

@@ -40,15 +40,15 @@ var level = map[string]int{
 	"internal/backing":    3,
 	"internal/blockdev":   3,
 	"internal/guardrpc":   3,
-	"internal/observe":    3,
+	"internal/observe":    4,
 	"internal/tab":        3,
-	"internal/persist":    4,
-	"internal/boot":       5,
-	"internal/activate":   5,
-	"internal/guardd":     4,
-	"internal/hostfiles":  4,
-	"internal/lifecycle":  4, // the use cases: sees the whole pipeline
-	"cmd/dmloop":          6,
+	"internal/persist":    5,
+	"internal/boot":       6,
+	"internal/activate":   6,
+	"internal/guardd":     5,
+	"internal/hostfiles":  5,
+	"internal/lifecycle":  5, // the use cases: sees the whole pipeline
+	"cmd/dmloop":          7,
 }
 
 // testOnly packages never get into the program.

@@ -36,6 +36,7 @@ type Mapper interface {
 	Info(dm.Ref) (dm.Info, error)
 	State(dm.Ref) (dm.Info, dmtable.Table, error)
 	Table(dm.Ref) (dmtable.Table, error)
+	Deps(dm.Ref) ([]dmtable.Device, error)
 	ReplaceNow(dm.Ref, dmtable.Table, uint32) (dm.Info, error)
 	Suspend(dm.Ref, dm.SuspendOptions) (dm.Info, error)
 }
@@ -44,6 +45,7 @@ type Mapper interface {
 type Config struct {
 	Dir      string
 	Mapper   Mapper
+	Sysfs    string // where devices below images are looked at; empty: they are not
 	Log      *slog.Logger
 	Pace     guard.Pace
 	IdleExit time.Duration // end after so long without a mapping; 0 is never

@@ -82,7 +82,7 @@ func (m *mapping) attach(img *image.Image) error {
 			m.d.Log.Warn("the image is watched by the timer only", "mapping", m.record.Name, "error", err)
 		}
 	}
-	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Stopped: m.hostStopped, Hosts: m.d.hosts}
+	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Stopped: m.hostStopped, Hosts: m.d.hosts, Sysfs: m.d.Sysfs}
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
 	m.image, m.id, m.marked, m.reader = img, id, marked, reader

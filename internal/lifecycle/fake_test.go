@@ -37,12 +37,25 @@ func newWorld(t *testing.T) *world {
 	k := dmtest.New()
 	w := &world{kernel: k, store: store, dir: dir}
 	w.System = w.fresh()
+	for _, device := range []string{"8:1", "254:0"} { // disks on which the images lie
+		folder := filepath.Join(dir, "sys/dev/block", device)
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"size": "4194304", "ro": "0", "uevent": "DEVNAME=sda1"} {
+			if err := os.WriteFile(filepath.Join(folder, name), []byte(text+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	return w
 }
 
 // fresh is the System of the next command.
 func (w *world) fresh() *System {
-	return NewSystem(filepath.Join(w.dir, "state"), slog.New(slog.NewTextHandler(io.Discard, nil))).WithConn(w.kernel.Conn())
+	s := NewSystem(filepath.Join(w.dir, "state"), slog.New(slog.NewTextHandler(io.Discard, nil))).WithConn(w.kernel.Conn())
+	s.sysfs = filepath.Join(w.dir, "sys")
+	return s
 }
 
 // mapped makes an image, its device and its record, as map leaves them.

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,9 +11,11 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/swap"
 )
@@ -197,8 +200,41 @@ func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest)
 	default:
 		st.State, st.Reason = manifest.Stale, err.Error()
 	}
+	s.judgeBelow(conn, &st, m)
 	s.judgePins(ctx, &st, m)
 	return st
+}
+
+// judgeBelow says what is known of the devices that the live table names, of a mapping
+// that nothing is known against so far.
+func (s *System) judgeBelow(conn *dm.Conn, st *Status, m manifest.Manifest) {
+	if st.Device == "" || st.State != manifest.Healthy && st.State != manifest.Weakened {
+		return
+	}
+	devices, err := conn.Deps(dm.ByUUID(m.UUID))
+	if err != nil {
+		s.log.Debug("the devices below are not known", "mapping", m.Name, "error", err)
+		return
+	}
+	found := map[dmtable.Device]guard.Below{}
+	for _, device := range devices {
+		if found[device], err = observe.Below(s.sysfs, conn, m, device); err != nil {
+			s.log.Debug("nothing is known of a device below", "mapping", m.Name, "device", device, "error", err)
+			delete(found, device)
+		}
+	}
+	for _, f := range guard.Check(guard.Expected{ReadOnly: m.ReadOnly}, guard.Observed{Below: guard.Read(found, nil)}) {
+		switch f.Kind {
+		case guard.BelowLost:
+			st.State, st.Reason = manifest.Failed, f.String()
+			return
+		case guard.BelowAiling:
+			st.State, st.Reason = manifest.Stale, f.String()
+		case guard.BelowFixed:
+			st.ReadOnly = true
+			st.Reason = cmp.Or(st.Reason, f.String())
+		}
+	}
 }
 
 // judgePins fills in what pins the image now, and what that is worth.

@@ -173,6 +173,10 @@ func (o *MapOptions) request(path string) (name, uuid string, err error) {
 
 func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) manifest.Manifest {
 	id := v.Identity
+	var below []manifest.Below
+	for _, b := range v.Stack.Base {
+		below = append(below, manifest.Below{Device: b.Device, Name: b.Name})
+	}
 	return manifest.Manifest{
 		Name: name, UUID: uuid, State: manifest.Mapping,
 		Image: manifest.Image{
@@ -183,7 +187,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Sealed: v.Sealed,
 		Extents: len(v.Layout.Extents), OnChange: o.OnChange, Guard: !o.NoGuard, Unsafe: o.Unsafe,
 		Created: time.Now().UTC(), Layout: v.Layout, Table: v.Table,
-		Base: manifest.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()},
+		Base: manifest.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()}, Below: below,
 	}
 }
 

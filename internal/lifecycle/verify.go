@@ -93,7 +93,7 @@ func (s *System) verifyAlone(ctx context.Context, store *manifest.Store, first V
 func judged(findings []guard.Finding) (manifest.State, string) {
 	d := guard.Decide(findings, guard.OnChangeReport)
 	for _, f := range findings {
-		if f.Kind == guard.Unreadable && d.State == guard.Healthy {
+		if (f.Kind == guard.Unreadable || f.Kind == guard.BelowAiling) && d.State == guard.Healthy {
 			return manifest.Stale, f.Message
 		}
 	}
@@ -111,7 +111,7 @@ func (s *System) observeAll(ctx context.Context, m manifest.Manifest) guard.Obse
 	if err != nil {
 		return guard.Observed{Own: guard.Read(guard.OwnState{}, err)}
 	}
-	r := &observe.Reader{Mapper: conn, Image: img, Record: m}
+	r := &observe.Reader{Mapper: conn, Image: img, Record: m, Sysfs: s.sysfs}
 	defer r.Close()
 	return r.Full(ctx, r.Quick(ctx, true))
 }

@@ -81,6 +81,23 @@ type Base struct {
 	Table  string         `json:"table"` // dmsetup's text format
 }
 
+// Below is a device one layer below the host device, with its name when mapped.
+type Below struct {
+	Device dmtable.Device `json:"device"`
+	Name   string         `json:"name"` // the kernel's, such as "sdb1"
+}
+
+// NameBelow returns the name that a device below had when the image was mapped, or
+// nothing: records of earlier versions have none.
+func (m Manifest) NameBelow(device dmtable.Device) string {
+	for _, b := range m.Below {
+		if b.Device == device {
+			return b.Name
+		}
+	}
+	return ""
+}
+
 // Manifest is the stored record of one mapping, a plain value.
 type Manifest struct {
 	Version  int            `json:"version"`
@@ -103,8 +120,9 @@ type Manifest struct {
 	Unsafe   bool           `json:"unsafe,omitempty"`
 	Parts    []Part         `json:"parts,omitempty"` // partition devices on top, to be removed first
 	Created  time.Time      `json:"created"`
-	Base     Base           `json:"base"` // the host device's own table
-	Layout   extents.Layout `json:"-"`    // of the whole file, clipped and merged
+	Base     Base           `json:"base"`            // the host device's own table
+	Below    []Below        `json:"below,omitempty"` // the devices that the table names
+	Layout   extents.Layout `json:"-"`               // of the whole file, clipped and merged
 	Table    dmtable.Table  `json:"-"`
 
 	headOnly bool // read by Head: layout and table are not there

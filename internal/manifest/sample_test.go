@@ -22,6 +22,7 @@ func sample(name string) Manifest {
 		Pins: []Pin{{Kind: "nodefrag", Ours: true}, {Kind: "immutable"}}, Grade: "guarded", Proof: true,
 		OnChange: "suspend", Guard: true, Unsafe: true, Parts: []Part{{Name: name + "p1", Number: 1}},
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Below:   []Below{{Device: dmtable.Device{Major: 8, Minor: 1}, Name: "sda1"}},
 		Base:    Base{Device: dev, Name: "host", UUID: "LVM-x", Table: "0 100 linear 8:1 0\n"},
 		Layout: extents.Layout{Size: 12288, Extents: []extents.Extent{
 			{Logical: 0, Physical: 1 << 40, Length: 4096}, {Logical: 4096, Physical: 8192, Length: 8192}}},

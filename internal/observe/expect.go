@@ -3,6 +3,7 @@
 package observe
 
 import (
+	"dmloop/dmtable"
 	"dmloop/guard"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
@@ -22,7 +23,18 @@ func Expect(m manifest.Manifest) guard.Expected {
 		Pins:    guard.Pins{InForce: m.PinKinds(), Grade: m.Grade},
 		Exposed: m.Image.Reflink && m.Grade == string(pin.Guarded),
 		Base:    guard.Base{Device: m.Base.Device, UUID: m.Base.UUID, Table: m.Base.Table},
-		Table:   m.Table,
-		Policy:  policy,
+		Table:   m.Table, Needs: needs(m.Table), ReadOnly: m.ReadOnly,
+		Policy: policy,
 	}
+}
+
+// needs returns how far the rows of a table reach on each device that they name.
+func needs(table dmtable.Table) map[dmtable.Device]dmtable.Sectors {
+	need := map[dmtable.Device]dmtable.Sectors{}
+	for _, row := range table {
+		if seg, err := row.Segment(); err == nil {
+			need[seg.Device] = max(need[seg.Device], seg.End())
+		}
+	}
+	return need
 }

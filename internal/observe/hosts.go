@@ -8,46 +8,67 @@ import (
 	"dmloop/guard"
 )
 
-// hostAge is how long a reading of a host device serves the checks of all mappings on
-// it, which come in bursts.
+// hostAge is how long a reading of a device serves the checks of all mappings on it,
+// which come in bursts.
 const hostAge = 50 * time.Millisecond
 
-// Hosts keeps what was last read of each host device. The zero value is ready.
+// Hosts keeps what was last read of each host device, and of each device below one.
+// The zero value is ready; nil keeps nothing.
 type Hosts struct {
-	mu   sync.Mutex
-	last map[dmtable.Device]*host
+	hosts shared[guard.Base]
+	lower shared[guard.Below]
 }
 
-// host is one device's last reading. Its lock is held while it is read, so that one
+// read returns a reading of a host device that is young enough, or a new one.
+// Failures are not kept.
+func (h *Hosts) read(dev dmtable.Device, again func() (guard.Base, error)) (guard.Base, error) {
+	return h.hosts.read(dev, again)
+}
+
+// below does the same for a device below a host device.
+func (h *Hosts) below(dev dmtable.Device, fresh bool, again func() (guard.Below, error)) (guard.Below, error) {
+	if h == nil || fresh {
+		return again()
+	}
+	return h.lower.read(dev, again)
+}
+
+// shared keeps the last reading of each device.
+type shared[T any] struct {
+	mu   sync.Mutex
+	last map[dmtable.Device]*reading[T]
+}
+
+// reading is one device's last one. Its lock is held while it is read, so that one
 // that never returns holds up nobody but its own mappings.
-type host struct {
+type reading[T any] struct {
 	mu    sync.Mutex
-	base  guard.Base
+	value T
 	until time.Time
 }
 
-// read returns a reading that is young enough, or a new one. Failures are not kept.
-func (h *Hosts) read(dev dmtable.Device, again func() (guard.Base, error)) (guard.Base, error) {
-	h.mu.Lock()
-	if h.last == nil {
-		h.last = map[dmtable.Device]*host{}
+func (s *shared[T]) read(dev dmtable.Device, again func() (T, error)) (T, error) {
+	s.mu.Lock()
+	if s.last == nil {
+		s.last = map[dmtable.Device]*reading[T]{}
 	}
-	one := h.last[dev]
+	one := s.last[dev]
 	if one == nil {
-		one = &host{}
-		h.last[dev] = one
+		one = &reading[T]{}
+		s.last[dev] = one
 	}
-	h.mu.Unlock()
+	s.mu.Unlock()
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	if time.Now().Before(one.until) {
-		return one.base, nil
+		return one.value, nil
 	}
 	begun := time.Now()
-	base, err := again()
+	value, err := again()
 	if err != nil {
-		return guard.Base{}, err
+		var none T
+		return none, err
 	}
-	one.base, one.until = base, begun.Add(hostAge)
-	return base, nil
+	one.value, one.until = value, begun.Add(hostAge)
+	return value, nil
 }

@@ -1,9 +1,11 @@
 package observe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +13,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/guard"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -23,6 +26,7 @@ type Mapper interface {
 	Info(dm.Ref) (dm.Info, error)
 	State(dm.Ref) (dm.Info, dmtable.Table, error)
 	Table(dm.Ref) (dmtable.Table, error)
+	Deps(dm.Ref) ([]dmtable.Device, error)
 }
 
 // Reader reads the state of one mapping. It implements guard.World.
@@ -39,10 +43,13 @@ type Reader struct {
 	// Stopped reports whether the host device is a mapping itself that was found
 	// different. Nil means that nobody knows.
 	Stopped func() bool
+	// Sysfs is where the devices below are looked at. Empty means that they are not.
+	Sysfs string
 	// Hosts shares what is read of host devices with other Readers. Nil shares nothing.
 	Hosts *Hosts
 
-	claim *swap.Probe // nil until a sealed image is asked about
+	claim *swap.Probe                        // nil until a sealed image is asked about
+	bases map[dmtable.Device]dmtable.Sectors // the devices that the rows lie on; nil until they are looked at
 }
 
 // Close gives back what the Reader keeps for its next reading. The image stays open.
@@ -63,7 +70,8 @@ func (r *Reader) Quick(_ context.Context, fresh bool) guard.Observed {
 	}
 	o.Base = guard.Read(r.host(fresh))
 	o.Base.Value.Stopped = r.Stopped != nil && r.Stopped()
-	if o.Base.Value.Suspended || o.Base.Value.Stopped {
+	lost := r.below(&o, fresh)
+	if o.Base.Value.Suspended || o.Base.Value.Stopped || lost {
 		return o
 	}
 	o.Stamp, o.Identity = r.identity()
@@ -123,6 +131,41 @@ func (r *Reader) base() (guard.Base, error) {
 	}
 	return guard.Base{Device: info.Device, UUID: info.UUID, Table: table.String(),
 		Suspended: info.Suspended, Waiting: info.InactiveTable}, nil
+}
+
+// below looks at the devices that the rows lie on. It reports whether one is lost: the
+// file system on it has nothing to say any more.
+func (r *Reader) below(o *guard.Observed, fresh bool) (lost bool) {
+	if r.Sysfs == "" {
+		return false
+	}
+	if r.bases == nil {
+		r.bases = needs(r.Record.Table)
+	}
+	found := map[dmtable.Device]guard.Below{}
+	for device, need := range r.bases {
+		again := func() (guard.Below, error) { return Below(r.Sysfs, r.Mapper, r.Record, device) }
+		b, err := r.Hosts.below(device, fresh, again)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false // without sysfs nothing is known
+		}
+		if err != nil {
+			o.Below = guard.Read(found, err)
+			return false
+		}
+		found[device] = b
+		lost = lost || b.Lost != "" || b.Size < need
+	}
+	o.Below = guard.Read(found, nil)
+	return lost
+}
+
+// Below reads what is known of a device that the rows of a mapping lie on. Without
+// sysfs nothing is, which wraps fs.ErrNotExist.
+func Below(sysfs string, src blockdev.TableSource, m manifest.Manifest, device dmtable.Device) (guard.Below, error) {
+	h, err := blockdev.ReadHealth(sysfs, src, device)
+	return guard.Below{Device: blockdev.Named(device, cmp.Or(h.Name, m.NameBelow(device))),
+		Size: h.Size, Lost: h.Lost, Ailing: h.Ailing, ReadOnly: h.ReadOnly}, err
 }
 
 func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {

@@ -29,6 +29,7 @@ func (f *fakeMapper) Info(dm.Ref) (dm.Info, error) {
 	return f.own, nil
 }
 func (f *fakeMapper) State(dm.Ref) (dm.Info, dmtable.Table, error) { return f.host, f.hostTable, nil }
+func (f *fakeMapper) Deps(dm.Ref) ([]dmtable.Device, error)        { return nil, nil }
 func (f *fakeMapper) Table(dm.Ref) (dmtable.Table, error) {
 	if f.gone {
 		return nil, dm.ErrNotFound
