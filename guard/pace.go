@@ -28,6 +28,14 @@ var DefaultPace = Pace{Tick: 2 * time.Second, Bound: 30 * time.Second, Share: 0.
 // could not be read, a host device with a table waiting, a tear-down that failed.
 const hurry = 100 * time.Millisecond
 
+// Hints are answered at once, hintBurst of them in a row, and from then on one each
+// hintPause: whoever renames a directory in a loop makes a hint each time. A change that
+// happens meanwhile is seen that much later.
+const (
+	hintBurst = 10
+	hintPause = 100 * time.Millisecond
+)
+
 // steps is the number of instants in a tick at which checks without a hint are made.
 const steps = 8
 

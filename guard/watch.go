@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"dmloop/internal/ration"
 )
 
 // World reads the state of one mapping again. It changes nothing.
@@ -62,6 +64,7 @@ type Watch struct {
 	last   atomic.Pointer[Report]
 
 	hints    chan string
+	heed     ration.Ration // of hints
 	requests chan chan Report
 
 	stuckAfter time.Duration
@@ -74,7 +77,7 @@ type Watch struct {
 func NewWatch(want Expected, world World, act Actions, budget *Budget) *Watch {
 	w := &Watch{
 		want: want, world: world, act: act, budget: budget,
-		hints: make(chan string, 1), requests: make(chan chan Report), stuckAfter: StuckAfter,
+		hints: make(chan string, 1), heed: ration.Ration{Burst: hintBurst, Every: hintPause}, requests: make(chan chan Report), stuckAfter: StuckAfter,
 	}
 	w.last.Store(&Report{Grade: want.Pins.Grade, Decision: Decision{State: Healthy}})
 	return w
@@ -121,11 +124,18 @@ func (w *Watch) Run(ctx context.Context) {
 	for {
 		var answers []chan Report
 		when, cause := ifDue, "timer"
+		hints, rested := w.hints, (<-chan time.Time)(nil)
+		if wait := w.heed.Wait(time.Now()); wait > 0 { // a hint that comes now waits in its channel
+			hints, rested = nil, time.After(wait)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case cause = <-w.hints:
+		case <-rested:
+			continue
+		case cause = <-hints:
 			when = soon
+			w.heed.Take(time.Now())
 		case answer := <-w.requests:
 			when, cause = now, "asked"
 			answers = append(answers, answer)

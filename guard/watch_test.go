@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dmloop/extents"
@@ -119,6 +120,40 @@ func run(t *testing.T, world World, act Actions, pace Pace) *Watch {
 	go func() { defer close(done); w.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return w
+}
+
+// Whoever can make hints in a loop gets the first one answered at once, and then checks
+// at a pace that costs little.
+func TestWatchHeedsHintsAtAPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		world, act := newFakeWorld(), newFakeActions()
+		w := run(t, world, act, slow)
+		before, _ := world.counts()
+		w.Hint("the first")
+		synctest.Wait()
+		if quicks, _ := world.counts(); quicks != before+1 {
+			t.Errorf("%d checks at once of the first hint, not 1", quicks-before)
+		}
+		time.Sleep(time.Minute)
+		before, _ = world.counts()
+		const long = 100 * time.Second
+		for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			w.Hint("a rename")
+		}
+		quicks, _ := world.counts()
+		// Each heeded hint can be owed a second look.
+		if most := 2 * (hintBurst + int(long/hintPause) + 1); quicks-before > most || quicks-before < int(long/hintPause) {
+			t.Errorf("%d checks of a hint each millisecond in %s, not %d to %d", quicks-before, long, int(long/hintPause), most)
+		}
+		// The last hint is not lost: what it was about is seen, without a timer.
+		world.change(func(o *Observed) { o.Layout.Value.Extents = o.Layout.Value.Extents[:1] })
+		w.Hint("the change")
+		time.Sleep(hintPause)
+		synctest.Wait()
+		if did := act.did(); did != "error" {
+			t.Errorf("a change during the storm: %q", did)
+		}
+	})
 }
 
 // slow never checks by itself within a test.

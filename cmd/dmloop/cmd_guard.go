@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -63,7 +62,7 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	if o.interval < 10*time.Millisecond || o.bound < o.interval {
 		return usageError("--interval must be at least 10ms and --full-interval at least --interval")
 	}
-	handler, err := logHandler(env, o.logFormat)
+	handler, err := logHandler(env, o)
 	if err != nil {
 		return err
 	}
@@ -98,19 +97,19 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	return err
 }
 
-func logHandler(env *cliEnv, format string) (slog.Handler, error) {
+func logHandler(env *cliEnv, o guardOptions) (slog.Handler, error) {
 	options := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if env.verbose {
 		options.Level = slog.LevelDebug
 	}
-	var w io.Writer = env.stderr
-	switch format {
+	w := guardd.LogWriter(o.stateDir, env.stderr)
+	switch o.logFormat {
 	case "text":
 		return slog.NewTextHandler(w, options), nil
 	case "json":
 		return slog.NewJSONHandler(w, options), nil
 	}
-	return nil, usageError("--log-format is text or json, not %q", format)
+	return nil, usageError("--log-format is text or json, not %q", o.logFormat)
 }
 
 // guardClient is the running guard as the use cases see it. It keeps one

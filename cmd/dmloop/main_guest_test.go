@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -25,6 +26,9 @@ func init() {
 		main()
 	case "attack":
 		attackMain(os.Args[1], os.Args[2])
+	case "storm":
+		fmt.Print(short(stormOf(os.Args[1])))
+		os.Exit(1)
 	}
 }
 

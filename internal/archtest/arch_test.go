@@ -21,6 +21,7 @@ var level = map[string]int{
 	"internal/atomicfile": 0,
 	"internal/ioctl":      0, // the one place that makes the call
 	"internal/kernlist":   0, // the kernel's lists as text
+	"internal/ration":     0,
 	"extents":             1, // layouts as plain values
 	"internal/parttable":  1,
 	"internal/dm/wire":    1,

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
+	"dmloop/internal/ration"
 	"dmloop/internal/watch"
 )
 
@@ -77,6 +79,8 @@ type Daemon struct {
 	marks    map[watch.FileID]int // how many mappings and sessions need the gate's mark
 	sessions map[*guardrpc.Session]*session
 	busy     time.Time // when there last was a mapping or a client
+	losses   ration.Ration
+	unlogged int // losses since the last one that was logged
 	running  sync.WaitGroup
 }
 
@@ -107,6 +111,7 @@ func Run(ctx context.Context, c Config) error {
 		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
 		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
 		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(), hosts: &observe.Hosts{},
+		losses: ration.Ration{Burst: lossBurst, Every: lossPause},
 	}
 	defer d.openSources()()
 	d.records = newRecorder(store, c.Log)
@@ -156,7 +161,23 @@ func spare(log *slog.Logger) {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0); err != nil {
 		log.Debug("the guard is killed like any other process when memory runs out", "error", err)
 	}
+	// Threads begin with the priority of the one that starts them, and one may be starting
+	// while they are listed: hence twice.
+	for range 2 {
+		tasks, err := os.ReadDir("/proc/self/task")
+		for _, task := range tasks {
+			tid, _ := strconv.Atoi(task.Name())
+			err = errors.Join(err, unix.Setpriority(unix.PRIO_PROCESS, tid, promptly))
+		}
+		if err != nil {
+			log.Debug("the guard waits for the processor like any other process", "error", err)
+		}
+	}
 }
+
+// promptly is the guard's nice value: opens wait for its answers, however many processes
+// want the processors.
+const promptly = -10
 
 // sayGoodbye logs what is left behind.
 func (d *Daemon) sayGoodbye(ctx context.Context) {

@@ -198,7 +198,7 @@ func (m *mapping) state() guardrpc.MappingState {
 	st := guardrpc.MappingState{
 		Name: m.record.Name, Image: m.record.Image.Path, State: r.Decision.State, Reason: r.Decision.Reason,
 		Grade: r.Grade, Denies: m.d.denies, Findings: r.Findings, Checks: r.Checks, FullChecks: r.Fulls,
-		LastCheck: r.Time, LastFull: r.LastFull, FullInterval: r.Interval, FullCost: r.Cost, Denied: m.denied.Load(),
+		LastCheck: r.Time, LastFull: r.LastFull, FullInterval: r.Interval, FullCost: r.Cost, Denied: m.d.deniedOf(m),
 	}
 	if !m.marked && st.Denies == guardrpc.Yes {
 		st.Denies = guardrpc.No

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +28,6 @@ type mapping struct {
 	devices map[dmtable.Device]bool // whose uevents concern it
 	watch   *guard.Watch
 	reader  *observe.Reader // of the watch's goroutine; nil until the image is open
-	denied  atomic.Uint64
 	stop    context.CancelFunc
 	done    chan struct{}
 
@@ -253,6 +251,7 @@ func (d *Daemon) unmark(id watch.FileID, f *os.File) {
 		return
 	}
 	delete(d.marks, id)
+	d.gate.Forget(id)
 	if err := d.gate.Unmark(f); err != nil {
 		d.Log.Warn("opens of the image stay denied until the guard ends", "image", f.Name(), "error", err)
 	}

@@ -23,10 +23,9 @@ var buckets = []float64{0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 
 
 // counters are what the metrics show apart from the mappings themselves.
 type counters struct {
-	mu      sync.Mutex
-	checks  map[bool]*histogram // full or not
-	denials map[string]uint64
-	stops   map[string]uint64 // labels -> count
+	mu     sync.Mutex
+	checks map[bool]*histogram // full or not
+	stops  map[string]uint64   // labels -> count
 }
 
 type histogram struct {
@@ -39,7 +38,7 @@ type histogram struct {
 const denialOpen = "open"
 
 func newCounters() *counters {
-	c := &counters{checks: map[bool]*histogram{}, denials: map[string]uint64{denialOpen: 0}, stops: map[string]uint64{}}
+	c := &counters{checks: map[bool]*histogram{}, stops: map[string]uint64{}}
 	for _, full := range []bool{false, true} {
 		c.checks[full] = &histogram{counts: make([]uint64, len(buckets)+1)}
 	}
@@ -55,12 +54,6 @@ func (c *counters) checked(full bool, took time.Duration) {
 	h.n++
 }
 
-func (c *counters) denied(kind string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.denials[kind]++
-}
-
 func (c *counters) stopped(reason guard.Kind, state guard.State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,11 +63,11 @@ func (c *counters) stopped(reason guard.Kind, state guard.State) {
 // Metrics implements guardrpc.Handler: Prometheus' text format, version 0.0.4.
 func (d *Daemon) Metrics(context.Context) (string, error) {
 	var b strings.Builder
-	var unlogged uint64
+	denied := map[string]uint64{denialOpen: 0}
 	if d.gate != nil {
-		unlogged = d.gate.Missed()
+		denied[denialOpen] = d.gate.AllDenied()
 	}
-	d.counts.write(&b, unlogged)
+	d.counts.write(&b, denied)
 	states := map[guard.State]int{guard.Healthy: 0, guard.Weakened: 0, guard.Stale: 0, guard.Failed: 0, guard.Suspended: 0}
 	d.mu.Lock()
 	for _, m := range d.mappings {
@@ -93,8 +86,8 @@ func (d *Daemon) Metrics(context.Context) (string, error) {
 	return b.String(), nil
 }
 
-// write adds the counters; unlogged denials are those that nobody had time to take note of.
-func (c *counters) write(b *strings.Builder, unlogged uint64) {
+// write adds the counters, and those of denials by their kind.
+func (c *counters) write(b *strings.Builder, denied map[string]uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	head(b, "dmloop_guard_check_seconds", "histogram", "Time that checks took; full ones read the whole layout.")
@@ -109,12 +102,8 @@ func (c *counters) write(b *strings.Builder, unlogged uint64) {
 		fmt.Fprintf(b, "dmloop_guard_check_seconds_count{full=\"%t\"} %d\n", full, h.n)
 	}
 	head(b, "dmloop_guard_denials_total", "counter", "Accesses to images that were denied to others.")
-	for _, k := range sortedKeys(c.denials) {
-		n := c.denials[k]
-		if k == denialOpen {
-			n += unlogged
-		}
-		fmt.Fprintf(b, "dmloop_guard_denials_total{kind=%q} %d\n", k, n)
+	for _, k := range sortedKeys(denied) {
+		fmt.Fprintf(b, "dmloop_guard_denials_total{kind=%q} %d\n", k, denied[k])
 	}
 	head(b, "dmloop_guard_differences_total", "counter", "Mappings found different, by reason and what became of them.")
 	for _, k := range sortedKeys(c.stops) {

@@ -23,7 +23,7 @@ func (d *Daemon) openSources() (stop func()) {
 	case err == nil:
 		d.gate, d.denies = gate, guardrpc.Yes
 		closers = append(closers, gate.Close)
-		d.running.Go(d.logDenials)
+		d.running.Go(func() { d.logDenials(gate.Denials(), gate.Untold) })
 	case errors.Is(err, watch.ErrNoGate):
 		d.denies, d.gateWhy = guardrpc.No, err.Error()
 	default:
@@ -65,7 +65,7 @@ func (d *Daemon) Touched(name, event string) { d.hint(name, "inotify: "+event) }
 
 // Lost implements watch.FileHints.
 func (d *Daemon) Lost(name, why string) {
-	d.Log.Warn("a watch was lost, everything is checked", "mapping", name, "why", why)
+	d.logLoss("a watch was lost, everything is checked", "mapping", name, "why", why)
 	if name == "" {
 		d.hintAll(why)
 		return
@@ -91,8 +91,28 @@ func (d *Daemon) hintDevice(dev dmtable.Device, why string) {
 
 // LostDevices implements watch.DeviceHints.
 func (d *Daemon) LostDevices(why string) {
-	d.Log.Warn("messages about devices were lost, everything is checked", "why", why)
+	d.logLoss("messages about devices were lost, everything is checked", "why", why)
 	d.hintAll(why)
+}
+
+// Of losses, lossBurst in a row are logged and from then on one each lossPause: who makes
+// messages faster than they are read must not fill the log.
+const (
+	lossBurst = 10
+	lossPause = 10 * time.Second
+)
+
+func (d *Daemon) logLoss(message string, args ...any) {
+	d.mu.Lock()
+	now := d.losses.Take(time.Now())
+	unlogged := d.unlogged
+	if d.unlogged++; now {
+		d.unlogged = 0
+	}
+	d.mu.Unlock()
+	if now {
+		d.Log.Warn(message, append(args, "not_logged_before", unlogged)...)
+	}
 }
 
 // swapsChanged has the sealed mappings checked: somebody ran swapon or swapoff.
@@ -119,39 +139,5 @@ func (d *Daemon) hintAll(why string) {
 	defer d.mu.Unlock()
 	for _, m := range d.mappings {
 		m.watch.Hint(why)
-	}
-}
-
-// Denials are logged one by one up to denialBurst, and from then on one for each
-// denialPause that passes: an opener in a loop must not fill the log.
-const (
-	denialBurst = 20
-	denialPause = 500 * time.Millisecond
-)
-
-// logDenials writes what the gate refused, until the gate is closed.
-func (d *Daemon) logDenials() {
-	credit, silent, last := denialBurst, 0, time.Now()
-	for denial := range d.gate.Denials() {
-		name := ""
-		d.mu.Lock()
-		for _, m := range d.mappings {
-			if m.id == denial.File {
-				name = m.record.Name
-				m.denied.Add(1)
-			}
-		}
-		d.mu.Unlock()
-		d.counts.denied(denialOpen)
-		earned := int(time.Since(last) / denialPause)
-		last = last.Add(time.Duration(earned) * denialPause)
-		if credit = min(credit+earned, denialBurst); credit == 0 {
-			silent++
-			continue
-		}
-		credit--
-		d.Log.Warn("an open of a pinned image was denied", "mapping", name, "pid", denial.PID, "program", denial.Program,
-			"device", denial.File.Device.String(), "inode", denial.File.Inode, "not_logged_before", silent)
-		silent = 0
 	}
 }

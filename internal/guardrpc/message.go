@@ -14,11 +14,13 @@ import (
 	"dmloop/guard"
 )
 
-// SocketName and LockName are the files of the guard in the state folder.
+// SocketName, LockName and LogName are the files of the guard in the state folder; the
+// log's older generation has OldLog after its name.
 const (
 	SocketName = "guard.sock"
 	LockName   = "guard.lock"
 	LogName    = "guard.log"
+	OldLog     = ".old"
 )
 
 // Limits of one line. A status with thousands of mappings fits.

@@ -1,12 +1,12 @@
 package watch
 
 import (
-	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +17,9 @@ import (
 // ErrNoGate says that the kernel has no fanotify permission events
 // (CONFIG_FANOTIFY_ACCESS_PERMISSIONS).
 var ErrNoGate = errors.New("this kernel has no fanotify permission events (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)")
+
+// ErrNotRegular says that a file cannot be marked.
+var ErrNotRegular = errors.New("opens are denied of regular files only")
 
 // FileID is an inode as permission events show it.
 type FileID struct {
@@ -36,50 +39,82 @@ func idOf(fd int) (FileID, error) {
 	return FileID{Device: dev, Inode: st.Ino}, nil
 }
 
-// Denial is one refused open.
-type Denial struct {
-	File    FileID
-	PID     int
-	Program string // the kernel's name of the process, 15 characters at most
-}
-
 // Gate refuses opens of marked files to everybody but this process and those it
 // was told to allow (fanotify FAN_OPEN_PERM). When this process ends, the kernel
 // lets all opens pass again.
+//
+// Each file has a fanotify group of its own, and so a queue of its own, as far as lanes
+// go. They are read in turn, a few events at a time: whoever opens one image in a loop,
+// from however many tasks, does not hold up those that open another.
 type Gate struct {
-	poller *poller
-	buf    []byte
-	denied chan Denial
+	*denials
+	wake  int // an eventfd
+	done  chan struct{}
+	once  sync.Once
+	buf   []byte
+	asked []question // those of the last turn
+
+	marking sync.Mutex // is held during calls of the kernel, which no answer waits for
+	marked  map[FileID]*lane
 
 	mu      sync.Mutex
+	closing bool
+	lanes   []*lane     // changed with both locks held
 	allowed map[int]int // pid -> times allowed
-	missed  uint64
 }
 
-// NewGate opens the gate's group. It fails with ErrNoGate where the kernel cannot
+// lane is a fanotify group.
+type lane struct {
+	fd    int
+	marks int
+}
+
+// The kernel lets a user have 128 groups (fs.fanotify.max_user_groups), and other
+// programs of root want some. In each turn a lane has so many events answered.
+const (
+	maxLanes = 32
+	perTurn  = 16
+)
+
+// NewGate opens the gate's first group. It fails with ErrNoGate where the kernel cannot
 // ask, and with the errno where it could not be told.
-//
-// The descriptors that come with events are opened without waiting (O_NONBLOCK):
-// otherwise the kernel would make the gate wait for whoever holds a lease on the
-// file, and that may be the very command that the gate protects.
 func NewGate() (*Gate, error) {
-	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_UNLIMITED_QUEUE|unix.FAN_UNLIMITED_MARKS,
-		unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE|unix.O_NONBLOCK)
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
-		return nil, ErrNoGate
-	}
+	fd, err := newGroup()
 	if err != nil {
-		return nil, fmt.Errorf("fanotify_init: %w", err)
+		return nil, err
 	}
 	if err := probe(fd); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	g := &Gate{buf: make([]byte, 16<<10), denied: make(chan Denial, 256), allowed: map[int]int{}}
-	if g.poller, err = newPoller(fd, unix.POLLIN, func() bool { return g.read(fd) }); err != nil {
-		return nil, err
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("eventfd: %w", err)
 	}
+	g := &Gate{
+		denials: newDenials(), wake: wake, done: make(chan struct{}), buf: make([]byte, perTurn*eventSize),
+		lanes: []*lane{{fd: fd}}, marked: map[FileID]*lane{}, allowed: map[int]int{},
+	}
+	go g.run()
 	return g, nil
+}
+
+// newGroup opens a fanotify group.
+//
+// The descriptors that come with events are opened without waiting (O_NONBLOCK):
+// otherwise the kernel would make the gate wait for whoever holds a lease on the
+// file, and that may be the very command that the gate protects.
+func newGroup() (int, error) {
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_UNLIMITED_QUEUE|unix.FAN_UNLIMITED_MARKS,
+		unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE|unix.O_NONBLOCK)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		return -1, ErrNoGate
+	}
+	if err != nil {
+		return -1, fmt.Errorf("fanotify_init: %w", err)
+	}
+	return fd, nil
 }
 
 // probe marks a file of ours and takes the mark away again: kernels without
@@ -102,37 +137,112 @@ func probe(fd int) error {
 
 // Close takes all marks away and ends the gate.
 func (g *Gate) Close() error {
-	err := g.poller.close()
-	close(g.denied)
-	return err
+	g.once.Do(func() {
+		g.marking.Lock()
+		defer g.marking.Unlock()
+		clear(g.marked)
+		g.mu.Lock()
+		g.closing = true
+		g.mu.Unlock()
+		g.call()
+		<-g.done
+		close(g.told)
+	})
+	return nil
 }
 
-// Denials gives what was refused. When nobody reads, denials are dropped and
-// counted: the gate never waits for a log.
-func (g *Gate) Denials() <-chan Denial { return g.denied }
-
-// Missed returns how many denials were dropped.
-func (g *Gate) Missed() uint64 {
+func (g *Gate) isClosing() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.missed
+	return g.closing
 }
 
-// Mark refuses opens of the file from now on. The file is not opened for it.
-func (g *Gate) Mark(f *os.File) error { return g.mark(unix.FAN_MARK_ADD, f) }
+// call has the gate's goroutine look at what changed.
+func (g *Gate) call() { unix.Write(g.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
+// Mark refuses opens of the file from now on. The file is not opened for it. It has to
+// be a regular one: a mark on a device or a folder would lock everybody out of it.
+func (g *Gate) Mark(f *os.File) error {
+	if err := regular(f); err != nil {
+		return err
+	}
+	id, err := IDOf(f)
+	if err != nil {
+		return err
+	}
+	g.marking.Lock()
+	defer g.marking.Unlock()
+	if g.isClosing() {
+		return os.ErrClosed
+	}
+	l := g.marked[id]
+	if l == nil {
+		l = g.freeLane()
+	}
+	if err := mark(l.fd, unix.FAN_MARK_ADD, f); err != nil {
+		return err
+	}
+	if g.marked[id] == nil {
+		g.marked[id] = l
+		l.marks++
+	}
+	return nil
+}
 
 // Unmark lets opens of the file pass again.
 func (g *Gate) Unmark(f *os.File) error {
-	err := g.mark(unix.FAN_MARK_REMOVE, f)
-	if errors.Is(err, unix.ENOENT) {
+	id, err := IDOf(f)
+	if err != nil {
+		return err
+	}
+	g.marking.Lock()
+	defer g.marking.Unlock()
+	l := g.marked[id]
+	if l == nil {
 		return nil
 	}
-	return err
+	if err := mark(l.fd, unix.FAN_MARK_REMOVE, f); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	delete(g.marked, id)
+	l.marks--
+	return nil
 }
 
-func (g *Gate) mark(how uint, f *os.File) error {
-	if err := unix.FanotifyMark(g.poller.fd, how, unix.FAN_OPEN_PERM, int(f.Fd()), ""); err != nil {
+func mark(group int, how uint, f *os.File) error {
+	if err := unix.FanotifyMark(group, how, unix.FAN_OPEN_PERM, int(f.Fd()), ""); err != nil {
 		return fmt.Errorf("%s: fanotify_mark: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// freeLane returns a lane without marks, or the one with the fewest when there can be no
+// more of them. The caller holds the lock of marks.
+func (g *Gate) freeLane() *lane {
+	fewest := slices.MinFunc(g.lanes, func(a, b *lane) int { return cmp.Compare(a.marks, b.marks) })
+	if fewest.marks == 0 || len(g.lanes) == maxLanes {
+		return fewest
+	}
+	fd, err := newGroup()
+	if err != nil {
+		return fewest // root has used up its groups, say
+	}
+	l := &lane{fd: fd}
+	g.mu.Lock()
+	g.lanes = append(g.lanes, l)
+	g.mu.Unlock()
+	g.call()
+	return l
+}
+
+// regular fails for a file that is no regular one.
+func regular(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: %w", f.Name(), ErrNotRegular)
 	}
 	return nil
 }
@@ -163,68 +273,91 @@ func (g *Gate) isAllowed(pid int) bool {
 //	__aligned_u64 mask; __s32 fd; __s32 pid;
 const eventSize = 24
 
-// read answers the events that are there. It opens nothing: an open of a marked
-// file would wait for this very goroutine.
-func (g *Gate) read(group int) bool {
+// question is one open that waits for an answer.
+type question struct {
+	fd, pid int
+	denied  bool
+}
+
+// run answers until the gate is closed.
+func (g *Gate) run() {
+	defer close(g.done)
+	for {
+		g.mu.Lock()
+		closing := g.closing
+		fds := []unix.PollFd{{Fd: int32(g.wake), Events: unix.POLLIN}}
+		for _, l := range g.lanes {
+			fds = append(fds, unix.PollFd{Fd: int32(l.fd), Events: unix.POLLIN})
+		}
+		g.mu.Unlock()
+		if closing {
+			for _, fd := range fds {
+				unix.Close(int(fd.Fd))
+			}
+			return
+		}
+		for changed := false; !changed; {
+			if _, err := unix.Poll(fds, -1); err != nil {
+				continue // EINTR; with valid arguments there is nothing else but ENOMEM
+			}
+			changed = fds[0].Revents != 0
+			g.turn(fds[1:])
+		}
+		var number [8]byte
+		unix.Read(g.wake, number[:])
+	}
+}
+
+// turn answers what waits, some of each lane, before it does anything else: others wait
+// behind. It opens nothing that could be marked: that open would wait for this very
+// goroutine.
+func (g *Gate) turn(lanes []unix.PollFd) {
+	g.asked = g.asked[:0]
+	for _, l := range lanes {
+		if l.Revents != 0 {
+			g.read(int(l.Fd))
+		}
+	}
+	for _, q := range g.asked {
+		if q.denied {
+			g.note(q)
+		}
+		unix.Close(q.fd)
+	}
+}
+
+// read answers some of a lane's events.
+func (g *Gate) read(group int) {
 	n, err := unix.Read(group, g.buf)
 	if err != nil {
-		// EAGAIN is also what comes when the kernel could not open the file for us
-		// without waiting; it refused the open itself then.
-		return !errors.Is(err, unix.EBADF)
+		return // EAGAIN is what comes when the kernel could not open the file for us without waiting: it has refused the open itself then
 	}
-	buf := g.buf[:n]
-	for len(buf) >= eventSize {
+	for buf := g.buf[:n]; len(buf) >= eventSize; {
 		length := int(binary.NativeEndian.Uint32(buf[0:]))
 		if length < eventSize || length > len(buf) || buf[4] != unix.FANOTIFY_METADATA_VERSION {
-			return true
+			return
 		}
 		mask := binary.NativeEndian.Uint64(buf[8:])
-		fd := int(int32(binary.NativeEndian.Uint32(buf[16:])))
-		pid := int(int32(binary.NativeEndian.Uint32(buf[20:])))
-		if fd >= 0 {
-			g.answer(group, fd, pid, mask)
-			unix.Close(fd)
+		q := question{fd: int(int32(binary.NativeEndian.Uint32(buf[16:]))), pid: int(int32(binary.NativeEndian.Uint32(buf[20:])))}
+		if q.fd >= 0 {
+			if mask&unix.FAN_OPEN_PERM != 0 {
+				g.answer(group, &q)
+			}
+			g.asked = append(g.asked, q)
 		}
 		buf = buf[length:]
 	}
-	return true
 }
 
-func (g *Gate) answer(group, fd, pid int, mask uint64) {
-	if mask&unix.FAN_OPEN_PERM == 0 {
-		return
-	}
+func (g *Gate) answer(group int, q *question) {
 	verdict := uint32(unix.FAN_DENY)
-	if g.isAllowed(pid) {
+	if g.isAllowed(q.pid) {
 		verdict = unix.FAN_ALLOW
 	}
-	var denial Denial
-	if verdict == unix.FAN_DENY { // while the process still waits, so that its name can be read
-		denial = Denial{PID: pid, Program: program(pid)}
-		denial.File, _ = idOf(fd)
-	}
+	q.denied = verdict == unix.FAN_DENY
 	// struct fanotify_response { __s32 fd; __u32 response; }
 	var response [8]byte
-	binary.NativeEndian.PutUint32(response[0:], uint32(fd))
+	binary.NativeEndian.PutUint32(response[0:], uint32(q.fd))
 	binary.NativeEndian.PutUint32(response[4:], verdict)
 	unix.Write(group, response[:])
-	if verdict == unix.FAN_ALLOW {
-		return
-	}
-	select {
-	case g.denied <- denial:
-	default:
-		g.mu.Lock()
-		g.missed++
-		g.mu.Unlock()
-	}
-}
-
-// program returns the name of a process.
-func program(pid int) string {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-	if err != nil {
-		return "?"
-	}
-	return string(bytes.TrimSuffix(b, []byte("\n")))
 }

@@ -4,10 +4,12 @@ package watch
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,8 +55,17 @@ func TestQemuGate(t *testing.T) {
 		t.Errorf("cat of a marked file: %q", out)
 	}
 	d := <-g.Denials()
-	if id, _ := IDOf(f); d.File != id || d.Program != "cat" || d.PID == 0 {
+	if id, _ := IDOf(f); d.File != id || d.PID == 0 || d.Times != 1 || g.Denied(id) != 1 || g.AllDenied() != 1 ||
+		(d.Program != "cat" || d.UID != 0) && (d.Program != "?" || d.UID != Nobody) { // it may be gone by then
 		t.Errorf("the denial is %+v", d)
+	}
+	null, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if err := g.Mark(null); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("a mark on a device: %v", err)
 	}
 	own, err := os.Open(f.Name())
 	if err != nil {
@@ -110,6 +121,65 @@ func TestQemuGateWhileALeaseIsHeld(t *testing.T) {
 	// lease-break-time; until then it is held.
 	if kind, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0); err != nil || kind == unix.F_UNLCK {
 		t.Errorf("the lease is %d, %v", kind, err)
+	}
+}
+
+// However many open one file, who opens another one waits for a few of them only.
+func TestQemuGateTakesTurns(t *testing.T) {
+	stormy := hostFile(t)
+	quiet := image(t, filepath.Join(filepath.Dir(stormy.Name()), "quiet"))
+	g, err := NewGate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for _, f := range []*os.File{quiet, stormy} {
+		if err := g.Mark(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id, err := IDOf(quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.denials.mu.Lock() // the gate stands still with the first denial that it notes
+	var all sync.WaitGroup
+	open := func(f *os.File, times int) {
+		script := fmt.Sprintf("for i in $(seq %d); do cat %s & done; wait", times, f.Name())
+		all.Go(func() { exec.Command("sh", "-c", script).Run() })
+	}
+	waiting := func(f *os.File) int {
+		id, err := IDOf(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.marking.Lock()
+		defer g.marking.Unlock()
+		bytes, err := unix.IoctlGetInt(g.marked[id].fd, unix.TIOCINQ) // FIONREAD
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes / eventSize
+	}
+	open(stormy, 2*perTurn+tellBurst)
+	for waiting(stormy) < perTurn+tellBurst { // the gate took some
+		time.Sleep(10 * time.Millisecond)
+	}
+	open(quiet, 1)
+	for waiting(quiet) == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	g.denials.mu.Unlock()
+	all.Wait()
+	before := 0 // of which no more than tellBurst are told one by one
+	for d := range g.Denials() {
+		if d.File == id {
+			break
+		}
+		before++
+	}
+	if before > perTurn { // the gate had taken so many when it stood still
+		t.Errorf("%d opens of another file were answered before", before)
 	}
 }
 

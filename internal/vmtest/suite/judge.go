@@ -82,7 +82,7 @@ func (j *judge) line(line []byte) {
 
 // start turns the output of the package's test binary into events for the counter.
 func (r *packageRun) start(pkg string) error {
-	test2json := exec.Command("go", "tool", "test2json", "-p", pkg)
+	test2json := exec.Command("go", "tool", "test2json", "-t", "-p", pkg) // without -t it leaves out how long tests took
 	in, err := test2json.StdinPipe()
 	if err != nil {
 		return err

@@ -73,7 +73,7 @@ func transcript(parts ...string) []byte {
 
 // Outputs of test binaries with -test.v=test2json.
 const (
-	passA = "\x16=== RUN   TestA\n\x16=== RUN   TestA/sub\n\x16--- PASS: TestA/sub (0.00s)\n\x16=== NAME  TestA\n\x16--- PASS: TestA (0.00s)\n\x16=== NAME  \n\x16PASS\n"
+	passA = "\x16=== RUN   TestA\n\x16=== RUN   TestA/sub\n\x16--- PASS: TestA/sub (0.00s)\n\x16=== NAME  TestA\n\x16--- PASS: TestA (1.50s)\n\x16=== NAME  \n\x16PASS\n"
 	skipA = "\x16=== RUN   TestA\n    a_test.go:1: no disk\n\x16--- SKIP: TestA (0.00s)\n\x16=== NAME  \n\x16PASS\n"
 	failA = "\x16=== RUN   TestA\n    a_test.go:1: is wrong\n\x16--- FAIL: TestA (0.00s)\n\x16=== NAME  \n\x16FAIL\n"
 	subA  = "\x16=== RUN   TestA\n\x16=== RUN   TestA/sub\n    a_test.go:1: is wrong\n\x16--- FAIL: TestA/sub (0.00s)\n\x16=== NAME  TestA\n\x16--- FAIL: TestA (0.00s)\n\x16=== NAME  \n\x16FAIL\n"
@@ -119,6 +119,9 @@ func TestJudge(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
+		}
+		if c.parts[0] == passA && (len(got.Times) == 0 || got.Times[0] != Time{1.5, "uml: m/a TestA"}) {
+			t.Errorf("%s: times %v", c.name, got.Times)
 		}
 		for _, failure := range got.Failures {
 			if strings.Count(out.String(), fmt.Sprintf(FailureFormat, failure)) != 1 {
