@@ -111,6 +111,16 @@ func TestFactsProblems(t *testing.T) {
 		{"no recovery on f2fs", func(f *Facts) {
 			f.Filesystem, f.Magic, f.Mount.SuperOptions = "f2fs", unix.F2FS_SUPER_MAGIC, []string{"ro", "disable_roll_forward"}
 		}, []extents.Rule{extents.UnsupportedFS}},
+		{"f2fs without checkpoints", func(f *Facts) {
+			f.Filesystem, f.Magic, f.Mount.SuperOptions = "f2fs", unix.F2FS_SUPER_MAGIC, []string{"rw", "fsync_mode=posix", "checkpoint=disable:0"}
+		}, []extents.Rule{extents.UnsupportedFS}},
+		{"f2fs with checkpoints by a thread", func(f *Facts) {
+			f.Filesystem, f.Magic, f.Mount.SuperOptions = "f2fs", unix.F2FS_SUPER_MAGIC, []string{"rw", "checkpoint_merge", "nobarrier"}
+		}, nil},
+		{"ext4 that has stopped", func(f *Facts) { f.Mount.SuperOptions = []string{"rw", "emergency_ro"} }, []extents.Rule{extents.UnsupportedFS}},
+		{"ext4 with harmless options", func(f *Facts) {
+			f.Mount.SuperOptions = []string{"rw", "data=writeback", "nobarrier", "discard", "nodelalloc", "journal_async_commit"}
+		}, nil},
 		{"btrfs in need of rescue", func(f *Facts) {
 			f.Filesystem, f.Magic, f.Mount.SuperOptions = "btrfs", unix.BTRFS_SUPER_MAGIC, []string{"ro", "rescue=nologreplay:ignorebadroots"}
 		}, []extents.Rule{extents.UnsupportedFS}},

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -24,19 +25,33 @@ type Mount struct {
 // HasSuperOption reports whether the file system was mounted with exactly option.
 func (m Mount) HasSuperOption(option string) bool { return slices.Contains(m.SuperOptions, option) }
 
-// unrecovered returns the option by which the file system was mounted without a look at
-// its journal, as mountinfo shows it, or "".
-func (m Mount) unrecovered() string {
-	// ext4 shows noload as norecovery, and f2fs has the last one, too.
+// refused returns what keeps a file system that is mounted so from lending blocks, as
+// the end of a sentence about it, and what to do, or "". docs/rules.md lists all options.
+func (m Mount) refused() (reason, hint string) {
+	// ext4 shows noload as norecovery, and f2fs has disable_roll_forward, too.
 	for _, option := range []string{"norecovery", "noload", "disable_roll_forward"} {
 		if m.HasSuperOption(option) {
-			return option
+			return unrecovered(option)
 		}
 	}
 	if rescue := m.superValue("rescue"); rescue != "" { // btrfs, nologreplay among them
-		return "rescue=" + rescue
+		return unrecovered("rescue=" + rescue)
 	}
-	return ""
+	if value := m.superValue("checkpoint"); strings.HasPrefix(value, "disable") { // f2fs, with the space that it may hide
+		return "is mounted with checkpoint=disable: after a power cut it is again what it was before, without the files that were made since",
+			"run: mount -o remount,checkpoint=enable " + m.Point
+	}
+	for _, option := range []string{"emergency_ro", "shutdown"} { // ext4 since about 6.14
+		if m.HasSuperOption(option) {
+			return fmt.Sprintf("has stopped after an error (%s)", option), "unmount it, check it with fsck, and mount it again"
+		}
+	}
+	return "", ""
+}
+
+func unrecovered(option string) (reason, hint string) {
+	return fmt.Sprintf("is mounted without recovery (%s), and by its journal the blocks may be another file's", option),
+		"unmount it, and mount it without that option"
 }
 
 // superValue returns the value of the super option name=value, or "".

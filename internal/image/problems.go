@@ -105,14 +105,14 @@ var journalCauses = map[JournalCause]struct{ what, hint string }{
 // hint, or "". This is the one list of file systems that can.
 func (f Facts) unsupportedReason() (reason, hint string) {
 	const move = "move the image to ext4, xfs or f2fs"
+	mounted, remedy := f.Mount.refused()
 	switch kind := f.Kind(); {
 	case kind == "" && knownKinds[f.Filesystem] != 0:
 		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
 		return fmt.Sprintf("the file system is %s, and only ext4, xfs, f2fs and btrfs can be mapped from", f.Filesystem), move
-	case f.Mount.unrecovered() != "":
-		return fmt.Sprintf("the %s file system is mounted without recovery (%s), and by its journal the blocks may be another file's", f.Filesystem, f.Mount.unrecovered()),
-			"unmount it, and mount it without that option"
+	case mounted != "":
+		return fmt.Sprintf("the %s file system %s", f.Filesystem, mounted), remedy
 	case kind == "btrfs":
 		// Its device number is anonymous; it has rules of its own (package btrfs).
 		return "", ""
