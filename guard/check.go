@@ -29,6 +29,9 @@ func Check(want Expected, got Observed) []Finding {
 	if got.Pins.ok() {
 		c.pins(want.Pins, got.Pins.Value, got.Openers)
 	}
+	if claim := got.Claim.Value; got.Claim.ok() && claim.Size != claim.Page {
+		c.add(ClaimSize, Different, "the kernel uses %d bytes of the image as swap space instead of one page of %d", claim.Size, claim.Page)
+	}
 	if got.Unfit.ok() {
 		for _, p := range got.Unfit.Value {
 			c.add(Unfit, Different, "the image cannot be mapped any more: %s (%s)", p.Message, p.Rule)

@@ -17,6 +17,7 @@ const (
 	Moved       Kind = "moved"             // some bytes lie elsewhere, or their extents are no longer plain data
 	Shared      Kind = "shared"            // another file or snapshot has the same blocks
 	PinLost     Kind = "pin-lost"          // a pin that was in force is gone
+	ClaimSize   Kind = "claim-size"        // the kernel uses another part of the image as swap space than the one page that is meant
 	PinPressed  Kind = "pin-pressed"       // f2fs's garbage collector wants the image's blocks: it drops the pin after so many tries
 	Unfit       Kind = "unfit"             // the image got an attribute that makes it unmappable, such as verity
 	Opened      Kind = "opened"            // somebody else has the image open

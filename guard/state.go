@@ -41,6 +41,9 @@ type Pins struct {
 	Tries, Limit uint32
 }
 
+// Claim is how much of a sealed image the kernel uses as swap space: one page is meant.
+type Claim struct{ Size, Page extents.Bytes }
+
 // Openers says who else has the image open, as write leases show it.
 type Openers int
 
@@ -105,6 +108,7 @@ type Observed struct {
 	Identity Reading[Identity]
 	Pins     Reading[Pins]
 	Openers  Reading[Openers]
+	Claim    Reading[Claim] // of an image that the kernel holds
 	Base     Reading[Base]
 	Below    Reading[map[dmtable.Device]Below]
 	Own      Reading[OwnState]
@@ -121,6 +125,7 @@ const (
 	PartIdentity Part = "identity"
 	PartPins     Part = "pins"
 	PartOpeners  Part = "openers"
+	PartClaim    Part = "swap area"
 	PartBase     Part = "host device"
 	PartBelow    Part = "devices below"
 	PartOwn      Part = "own device"
@@ -146,6 +151,7 @@ func (o Observed) outcomes() []outcome {
 	add(PartIdentity, o.Identity.Done, o.Identity.Err)
 	add(PartPins, o.Pins.Done, o.Pins.Err)
 	add(PartOpeners, o.Openers.Done, o.Openers.Err)
+	add(PartClaim, o.Claim.Done, o.Claim.Err)
 	add(PartBase, o.Base.Done, o.Base.Err)
 	add(PartBelow, o.Below.Done, o.Below.Err)
 	add(PartOwn, o.Own.Done, o.Own.Err)

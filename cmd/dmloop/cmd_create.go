@@ -87,7 +87,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 		return err
 	}
 	show, done := progress(env, "provision")
-	report, err := backing.Provision(ctx, found, backing.Options{Progress: show, Allow: sys.NotLive})
+	report, err := backing.Provision(ctx, found, backing.Options{Progress: show, Allow: sys.NotLive, Wait: sys.Waiting(path)})
 	done()
 	if err != nil {
 		return backingError(path, err, lifecycle.NotMappable)

@@ -170,7 +170,7 @@ func (h *matrixHost) makePieces(t *testing.T) {
 	for range 8 {
 		var files [2]*os.File
 		for i, path := range paths {
-			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 			if err != nil {
 				t.Fatal(err)
 			}

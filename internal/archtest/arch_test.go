@@ -39,6 +39,7 @@ var level = map[string]int{
 	"internal/seal":       2,
 	"internal/size":       2,
 	"internal/backing":    3,
+	"internal/claim":      3, // the one place that calls swapon
 	"internal/blockdev":   3,
 	"internal/guardrpc":   3,
 	"internal/observe":    4,

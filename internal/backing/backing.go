@@ -22,6 +22,7 @@ type Options struct {
 	// Allow, if set, is asked once the file is open for writing, before it is changed. An
 	// error of it ends the work and is returned as it is. Create does not ask.
 	Allow func(img *image.Image) error
+	Wait  image.Wait // for those who have the file open when the work begins
 }
 
 // ErrImmutable says that the file has the immutable attribute, so nothing can

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"dmloop/extents"
 	"dmloop/internal/image"
@@ -39,7 +38,7 @@ func (r *Report) add(o Report) {
 // open-elsewhere as soon as anybody else wants to open the file. Further errors:
 // *NoSpaceError, checked beforehand; *ProblemsError for what cannot be repaired,
 // checked before anything is written where that can be known; ErrImmutable; those of
-// image.Found.Open and image.ProveSoleOpener.
+// image.Found.Open and image.AwaitSoleOpener.
 func Provision(ctx context.Context, found *image.Found, opts Options) (report Report, err error) {
 	path := found.Given()
 	img, err := openForWriting(found)
@@ -59,11 +58,11 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 			return Report{}, err
 		}
 	}
-	release, err := image.ProveSoleOpener(img.File())
+	lease, err := image.AwaitSoleOpener(ctx, img.File(), opts.Wait)
 	if err != nil {
 		return Report{}, err
 	}
-	defer func() { err = errors.Join(err, release()) }()
+	defer func() { err = errors.Join(err, lease.Release()) }()
 	if err := setFlags(img.File(), facts.InodeFlags&^flagCompress); err != nil && !errors.Is(err, unix.EINVAL) {
 		return Report{}, err // EINVAL: f2fs does not let go of a file that has blocks; verify reports it
 	}
@@ -71,7 +70,7 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 		return Report{}, verifyPinned(img, path)
 	}
 	r := repairer{
-		file: img.File(), path: path, guard: leaseGuard(img.File(), path), meter: &meter{show: opts.Progress},
+		file: img.File(), path: path, guard: leaseGuard(lease, path), meter: &meter{show: opts.Progress},
 		// f2fs gives a hole its block before a direct write has filled it: a kill in
 		// between leaves somebody's old data there (seen on 6.1).
 		mode: writeMode{buffered: facts.Kind() == "f2fs"},
@@ -104,16 +103,12 @@ func openForWriting(found *image.Found) (*image.Image, error) {
 	return image.Adopt(rw)
 }
 
-// leaseGuard returns a question that is an error once the write lease on f is no
+// leaseGuard returns a question that is an error once the write lease is no
 // longer whole: somebody waits to open the file, or the kernel has let him.
-func leaseGuard(f *os.File, path string) func() error {
+func leaseGuard(lease *image.Lease, path string) func() error {
 	return func() error {
-		kind, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0)
-		if err != nil {
-			return os.NewSyscallError("fcntl F_GETLEASE", err)
-		}
-		if kind == unix.F_WRLCK {
-			return nil
+		if whole, err := lease.Whole(); whole || err != nil {
+			return err
 		}
 		return &image.ProblemError{Path: path, Problem: extents.Problem{
 			Rule:    extents.OpenElsewhere,

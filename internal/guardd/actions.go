@@ -9,10 +9,12 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/guard"
+	"dmloop/internal/claim"
 	"dmloop/internal/dm"
+	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
 	"dmloop/internal/pin"
-	"dmloop/internal/swap"
 )
 
 // actions carries out what package guard decides about one mapping.
@@ -22,6 +24,7 @@ type actions struct {
 
 	refused error     // why the kernel's claim could not be had again at last
 	tried   time.Time // when that was
+	proof   *bool     // whether nobody could write to the image when pins were set again; nil before
 }
 
 // claimAgain is how long the guard waits until it asks for a refused claim again: each
@@ -48,8 +51,9 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 }
 
 // Restore sets lost pins again. Pins that were there before dmloop came are not
-// dmloop's to set.
-func (a *actions) Restore(_ context.Context, lost []string) error {
+// dmloop's to set. When it fails, those that are in force stay so, and the next check
+// asks anew who has the image open, as long as the kernel does not hold it.
+func (a *actions) Restore(ctx context.Context, lost []string) error {
 	record := a.m.record
 	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
 		return !slices.Contains(lost, string(k)) || k == pin.Swap && pin.ClaimMoves(record.Image.Filesystem)
@@ -59,13 +63,15 @@ func (a *actions) Restore(_ context.Context, lost []string) error {
 	}
 	claim := slices.Contains(kinds, pin.Swap)
 	if claim && a.refused != nil && time.Since(a.tried) < claimAgain {
-		return errors.Join(a.refused, a.pin(others(kinds)))
+		return errors.Join(a.refused, a.pin(ctx, others(kinds)))
 	}
-	err := a.pin(kinds)
-	if err != nil && claim {
-		// Everything has been undone then. What can be had without the claim is had.
-		err = errors.Join(err, a.pin(others(a.ours())))
+	err := a.pin(ctx, kinds)
+	if err != nil && claim { // what can be had without the claim is had
+		err = errors.Join(err, a.pin(ctx, others(a.ours())))
 	}
+	now := observe.OthersOpen(a.m.image) // writers, too, while the kernel holds it
+	proof := now == guard.Alone || now == guard.Readers
+	a.proof = &proof
 	if err != nil {
 		err = fmt.Errorf("setting the pins %v again: %w", lost, err)
 	}
@@ -94,26 +100,18 @@ func others(kinds []pin.Kind) []pin.Kind {
 	return slices.DeleteFunc(kinds, func(k pin.Kind) bool { return k == pin.Swap })
 }
 
+// briefly is how long the guard waits for those who have an image open: its checks of
+// the mapping wait meanwhile.
+const briefly = 500 * time.Millisecond
+
 // pin sets pins of the image, if any.
-func (a *actions) pin(kinds []pin.Kind) error {
+func (a *actions) pin(ctx context.Context, kinds []pin.Kind) error {
 	if len(kinds) == 0 {
 		return nil
 	}
-	f := a.m.image.File()
-	_, err := pin.Set(f, a.m.record.Image.Filesystem, a.m.record.Name, kinds, func(on bool) error {
-		if on {
-			return unless(swap.ErrActive, swap.Claim(f))
-		}
-		return unless(swap.ErrNotActive, swap.Release(f))
-	})
-	return err
-}
-
-// unless returns err, or nil when it says that there was nothing to do.
-func unless(done, err error) error {
-	if errors.Is(err, done) {
-		return nil
-	}
+	record := a.m.record
+	_, err := pin.Set(a.m.image.File(), record.Image.Filesystem, record.Name, kinds, &claim.Claim{
+		Context: ctx, Image: a.m.image, Log: a.d.Log, Unsafe: record.Unsafe, Wait: image.Wait{Patience: briefly}})
 	return err
 }
 
@@ -149,6 +147,6 @@ func (a *actions) Report(r guard.Report) {
 	}
 	state := manifest.State(r.Decision.State)
 	if state != a.m.record.State || r.Checks > 1 {
-		a.d.records.update(a.m.record, state, reason)
+		a.d.records.update(a.m.record, state, reason, a.proof)
 	}
 }

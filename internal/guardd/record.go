@@ -27,6 +27,7 @@ type change struct {
 	name, uuid string
 	state      manifest.State
 	reason     string
+	proof      *bool // what the record says of the proof from now on; nil leaves it
 }
 
 // goodbye is how long the end of the guard waits for records to be written.
@@ -42,10 +43,11 @@ func newRecorder(store *manifest.Store, log *slog.Logger) *recorder {
 	return r
 }
 
-// update has the state of m's record changed soon. It does not wait.
-func (r *recorder) update(m manifest.Manifest, state manifest.State, reason string) {
+// update has the state of m's record changed soon, and its proof unless that is nil. It
+// does not wait.
+func (r *recorder) update(m manifest.Manifest, state manifest.State, reason string, proof *bool) {
 	r.mu.Lock()
-	r.pending[m.UUID] = change{name: m.Name, uuid: m.UUID, state: state, reason: reason}
+	r.pending[m.UUID] = change{name: m.Name, uuid: m.UUID, state: state, reason: reason, proof: proof}
 	r.mu.Unlock()
 	r.signal()
 }
@@ -130,8 +132,11 @@ func (r *recorder) write(c change) error {
 	if m.UUID != c.uuid || m.State == manifest.Releasing || m.State == manifest.Mapping {
 		return nil
 	}
-	if m.State == c.state && m.Reason == c.reason {
+	if m.State == c.state && m.Reason == c.reason && (c.proof == nil || *c.proof == m.Proof) {
 		return nil
+	}
+	if c.proof != nil {
+		m.Proof = *c.proof
 	}
 	m.State, m.Reason = c.state, c.reason
 	return r.store.SaveHead(m)

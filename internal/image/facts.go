@@ -19,6 +19,8 @@ type Facts struct {
 	BlockSize  extents.Bytes  `json:"blockSize"`  // of the file system
 	Size       extents.Bytes  `json:"size"`       // of the file
 	Links      uint32         `json:"links"`      // number of hard links
+	Owner      uint32         `json:"owner"`      // user id
+	Mode       uint32         `json:"mode"`       // permission bits
 	Device     dmtable.Device `json:"device"`     // st_dev: the host device, or anonymous (major 0)
 	Mount      Mount          `json:"mount"`
 	ReadOnly   bool           `json:"readOnly"` // mount or file system is read-only
@@ -92,6 +94,8 @@ func (i *Image) Facts() (Facts, error) {
 		BlockSize:  extents.Bytes(fs.Bsize),
 		Size:       extents.Bytes(st.Size),
 		Links:      st.Nlink,
+		Owner:      st.Uid,
+		Mode:       uint32(st.Mode) & 0o7777,
 		Device:     dmtable.Device{Major: st.Dev_major, Minor: st.Dev_minor},
 		Attributes: st.Attributes & st.Attributes_mask,
 	}

@@ -17,7 +17,7 @@ import (
 func TestProveSoleOpener(t *testing.T) {
 	path := newFile(t, 4096)
 	img := openImage(t, path)
-	release, err := ProveSoleOpener(img.File())
+	lease, err := ProveSoleOpener(img.File())
 	if errors.Is(err, ErrCannotProve) {
 		return // no leases on the file system that the tests run on
 	}
@@ -27,7 +27,7 @@ func TestProveSoleOpener(t *testing.T) {
 	if _, err := Open(path); !isRule(err, extents.OpenElsewhere) {
 		t.Errorf("a second Open of a leased file: %v", err)
 	}
-	if err := release(); err != nil {
+	if err := lease.Release(); err != nil {
 		t.Fatal(err)
 	}
 	for _, flag := range []int{os.O_RDONLY, os.O_WRONLY, os.O_RDWR} {
@@ -46,11 +46,11 @@ func TestProveSoleOpener(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(handle)
-	release, err = ProveSoleOpener(img.File())
+	lease, err = ProveSoleOpener(img.File())
 	if err != nil {
 		t.Fatalf("with an O_PATH descriptor: %v", err)
 	}
-	if err := release(); err != nil {
+	if err := lease.Release(); err != nil {
 		t.Error(err)
 	}
 }
@@ -72,9 +72,9 @@ func TestMappingKeepsTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Munmap(page)
-	release, err := ProveSoleOpener(openImage(t, path).File())
+	lease, err := ProveSoleOpener(openImage(t, path).File())
 	if err == nil {
-		release()
+		lease.Release()
 	}
 	if !isRule(err, extents.OpenElsewhere) && !errors.Is(err, ErrCannotProve) {
 		t.Errorf("with a mapping: %v", err)
@@ -85,7 +85,7 @@ func TestMappingKeepsTheLease(t *testing.T) {
 func TestBreakingTheLeaseIsSurvived(t *testing.T) {
 	path := newFile(t, 4096)
 	img := openImage(t, path)
-	release, err := ProveSoleOpener(img.File())
+	lease, err := ProveSoleOpener(img.File())
 	if errors.Is(err, ErrCannotProve) {
 		return
 	}
@@ -102,7 +102,7 @@ func TestBreakingTheLeaseIsSurvived(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := release(); err != nil {
+	if err := lease.Release(); err != nil {
 		t.Fatal(err)
 	}
 	if err := cat.Wait(); err != nil {
@@ -134,7 +134,7 @@ func TestOpeners(t *testing.T) {
 	if err != nil || !slices.Equal(openers, []Opener{want}) {
 		t.Errorf("Openers = %v, %v, want %v", openers, err, want)
 	}
-	if p := openElsewhere(img.File()); !strings.Contains(p.Message, want.String()) {
+	if p := openElsewhere(img.File(), nil); !strings.Contains(p.Message, want.String()) {
 		t.Errorf("the problem does not name %v: %s", want, p.Message)
 	}
 }

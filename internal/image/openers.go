@@ -17,8 +17,12 @@ import (
 type Opener struct {
 	PID  int    `json:"pid"`  // 0 for the kernel
 	Comm string `json:"comm"` // program, or the loop device
-	How  string `json:"how"`  // "open", "mapped" or "loop"
+	How  string `json:"how"`  // "open", "mapped", "loop" or Scans
 }
+
+// Scans is the How of a process that has the file open and listens to what others open
+// (fanotify): an on-access scanner, most likely, that reads the file because of us.
+const Scans = "on-access scanner"
 
 func (o Opener) String() string {
 	if o.PID == 0 {
@@ -46,8 +50,12 @@ func Openers(f *os.File) ([]Opener, error) {
 			continue
 		}
 		dir := filepath.Join("/proc", entry.Name())
-		if hasOpen(dir, self) {
-			openers = append(openers, Opener{PID: pid, Comm: readLine(filepath.Join(dir, "comm")), How: "open"})
+		if open, scans := hasOpen(dir, pid, int(f.Fd()), self); open {
+			o := Opener{PID: pid, Comm: readLine(filepath.Join(dir, "comm")), How: "open"}
+			if scans {
+				o.How = Scans
+			}
+			openers = append(openers, o)
 		} else if hasMapped(dir, self) {
 			openers = append(openers, Opener{PID: pid, Comm: readLine(filepath.Join(dir, "comm")), How: "mapped"})
 		}
@@ -55,11 +63,33 @@ func Openers(f *os.File) ([]Opener, error) {
 	return append(openers, loopDevices(self)...), nil
 }
 
-// hasOpen reports whether a descriptor of the process in dir is the file. Processes
-// end and permissions lack all the time, so errors mean no.
-func hasOpen(dir string, self unix.Statx_t) bool {
+// hasOpen reports whether a descriptor of the process in dir is the file, and whether
+// the process has one of fanotify. A descriptor of the very open description own, which
+// the guard has of an image that it was handed, is nobody else's. Processes end and
+// permissions lack all the time, so errors mean no.
+func hasOpen(dir string, pid, own int, self unix.Statx_t) (open, scans bool) {
 	fds, _ := filepath.Glob(filepath.Join(dir, "fd", "[0-9]*"))
-	return slices.ContainsFunc(fds, func(fd string) bool { return isInode(fd, self) })
+	for _, fd := range fds {
+		if isInode(fd, self) {
+			n, err := strconv.Atoi(filepath.Base(fd))
+			open = open || err != nil || !sameDescription(pid, n, own)
+		}
+	}
+	if open {
+		scans = slices.ContainsFunc(fds, func(fd string) bool {
+			to, err := os.Readlink(fd)
+			return err == nil && to == "anon_inode:[fanotify]"
+		})
+	}
+	return open, scans
+}
+
+// sameDescription reports whether the descriptor fd of a process and our own are the
+// same open description. A kernel without kcmp(2) knows of none.
+func sameDescription(pid, fd, own int) bool {
+	const kcmpFile = 0 // KCMP_FILE in linux/kcmp.h
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(os.Getpid()), kcmpFile, uintptr(fd), uintptr(own), 0)
+	return errno == 0 && order == 0
 }
 
 // hasMapped reports whether the process in dir has mapped the file.

@@ -30,9 +30,9 @@ func TestUsersAreFoundOut(t *testing.T) {
 			img := openImage(t, path)
 			sole := func(when, who string) {
 				t.Helper()
-				release, err := ProveSoleOpener(img.File())
+				lease, err := ProveSoleOpener(img.File())
 				if err == nil {
-					if err := release(); err != nil {
+					if err := lease.Release(); err != nil {
 						t.Error(err)
 					}
 				}
@@ -101,9 +101,9 @@ func TestLeasesSwitchedOff(t *testing.T) {
 	img := openImage(t, filepath.Join(dir, "f"))
 	vmtest.Must(t, "sh", "-c", "echo 0 >/proc/sys/fs/leases-enable")
 	t.Cleanup(func() { vmtest.Must(t, "sh", "-c", "echo 1 >/proc/sys/fs/leases-enable") })
-	release, err := ProveSoleOpener(img.File())
+	lease, err := ProveSoleOpener(img.File())
 	if err == nil {
-		release()
+		lease.Release()
 		t.Fatal("the lease was granted")
 	}
 	if isRule(err, extents.OpenElsewhere) {

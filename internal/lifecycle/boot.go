@@ -177,15 +177,36 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		}
 	}
 	set := func(kinds []pin.Kind) error {
-		_, err := pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, func(on bool) error { return s.swapClaim(img, on) })
-		return err
+		hold := s.claim(ctx, img)
+		hold.Unsafe = m.Unsafe
+		_, err := pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, hold)
+		return pinningError(img.Path(), err)
 	}
 	if err = set(kinds); err != nil && slices.Contains(kinds, pin.Swap) {
-		// Everything has been undone then, those that were in force too, below a live
-		// mapping. What can be had without the claim is had.
+		// What can be had without the claim is had: the mapping is live.
 		err = errors.Join(err, set(slices.DeleteFunc(kinds, func(k pin.Kind) bool { return k == pin.Swap })))
 	}
-	return fail(m.Name, "", err)
+	return fail(m.Name, "", errors.Join(err, s.proveAgain(ctx, store, m, img)))
+}
+
+// proveAgain takes the proof anew that nobody else has the image of a live mapping open,
+// unless the kernel holds the image, and records whether it was had: the one from before
+// is void, since the immutable flag has been off.
+func (s *System) proveAgain(ctx context.Context, store *manifest.Store, m manifest.Manifest, img *image.Image) error {
+	inForce, err := pinsInForce(img, m, swap.Active)
+	if err != nil {
+		return err
+	}
+	had := m.Proof
+	m.Proof = false
+	if !slices.Contains(inForce, pin.Swap) {
+		err = s.proveOnce(ctx, img, m.Image.Path)
+		m.Proof = err == nil
+	}
+	if m.Proof != had {
+		err = errors.Join(err, store.SaveHead(m))
+	}
+	return pinningError(m.Image.Path, err)
 }
 
 // ReleaseClaim ends the kernel's claim on a sealed image and leaves its other pins, for
@@ -216,7 +237,9 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 			kept = append(kept, k)
 		}
 	}
-	if !inUse && pin.GradeOf(evidence(m, kept)) != pin.Kernel {
+	left := evidence(m, kept)
+	left.Proof = true // it is taken below
+	if !inUse && pin.GradeOf(left) != pin.Kernel {
 		conn, err := s.mapper()
 		if err != nil {
 			return fail(m.Name, "", err)
@@ -230,10 +253,11 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 			return fail(m.Name, "", err)
 		}
 	}
-	claim := func(on bool) error { return s.swapClaim(img, on) }
-	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, claim); err != nil {
-		return fail(m.Name, "", err)
+	if err := pin.EndClaim(img.File(), m.Image.Filesystem, m.Name, s.claim(ctx, img)); err != nil {
+		return fail(m.Name, "", pinningError(m.Image.Path, err))
 	}
-	_, err = pin.Set(img.File(), m.Image.Filesystem, m.Name, kept, claim)
-	return fail(m.Name, "", err)
+	if err := s.proveAgain(ctx, store, m, img); err != nil {
+		s.log.Warn("the kernel let go of the image, and somebody else has it open", "mapping", m.Name, "error", err)
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -99,8 +100,7 @@ func (s *System) Check(ctx context.Context, path string, o SurveyOptions) (*Surv
 	}
 	defer img.Close()
 	o.look = true
-	v, release, err := s.survey(img, path, o)
-	release()
+	v, err := s.survey(ctx, img, path, o)
 	if err != nil {
 		return v, fail(path, "", err)
 	}
@@ -125,15 +125,14 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err := s.nameFree(store, conn, name, uuid); err != nil {
 		return Status{}, err
 	}
-	v, release, err := s.survey(img, path, o.SurveyOptions)
-	defer release()
+	v, err := s.survey(ctx, img, path, o.SurveyOptions)
 	if err != nil {
 		return Status{}, fail(path, "", err)
 	}
 	if problems := o.judge(v); len(problems) > 0 {
 		return Status{}, refuse(path, problems)
 	}
-	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, releaseLease: release, probe: swap.NewProbe(img.File())}
+	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, probe: swap.NewProbe(img.File())}
 	defer job.probe.Close() //nolint:errcheck // of a file without a name
 	host, err := conn.Info(dm.ByDevice(v.Stack.Host))
 	if err != nil {
@@ -194,16 +193,16 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 // mapJob is one run of map: the steps in order, each of which undo can take back.
 type mapJob struct {
 	*System
-	store        *manifest.Store
-	conn         *dm.Conn
-	img          *image.Image
-	survey       *Survey
-	options      MapOptions
-	m            manifest.Manifest
-	releaseLease func()
-	probe        *swap.Probe      // asks whether the kernel holds the image
-	denies       bool             // the guard denies opens of the image by others
-	staged       *manifest.Staged // the record that is about to be seen; nil before and after
+	store   *manifest.Store
+	conn    *dm.Conn
+	img     *image.Image
+	survey  *Survey
+	options MapOptions
+	m       manifest.Manifest
+	lease   *image.Lease     // the proof that nobody else has the image open; nil while there is none
+	probe   *swap.Probe      // asks whether the kernel holds the image
+	denies  bool             // the guard denies opens of the image by others
+	staged  *manifest.Staged // the record that is about to be seen; nil before and after
 }
 
 func (j *mapJob) run(ctx context.Context) error {
@@ -217,15 +216,15 @@ func (j *mapJob) run(ctx context.Context) error {
 	if err := j.store.Save(intent); err != nil {
 		return err
 	}
-	steps := []func() error{
-		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.proveClaim, j.record, j.goLive,
-		func() error { return j.watch(ctx) }, j.addPartitions,
+	steps := []func(context.Context) error{
+		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.proveClaim, j.record, j.proveAlone, j.goLive,
+		j.watch, j.lookOnceMore, j.addPartitions,
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := step(); err != nil {
+		if err := step(ctx); err != nil {
 			return err
 		}
 	}
@@ -233,23 +232,28 @@ func (j *mapJob) run(ctx context.Context) error {
 	return j.store.SaveHead(j.m)
 }
 
-// setPins pins the file while the lease still proves that nobody else has it open,
-// and refuses what is weaker than the user accepts.
-func (j *mapJob) setPins() error {
-	filesystem := j.m.Image.Filesystem
-	kinds := wantedPins(j.survey, j.options.Pin)
-	if slices.Contains(kinds, pin.Swap) {
-		j.releaseLease() // swapon opens the file for writing and would wait for it
+// setPins pins the file, proves then that nobody else has it open, and refuses what is
+// weaker than the user accepts. The gate is in force since before, so whoever is on the
+// way to the file meets the gate, the flag or the lease (docs/pinning.md).
+func (j *mapJob) setPins(ctx context.Context) error {
+	hold := j.claim(ctx, j.img)
+	hold.Unsafe = j.options.Unsafe
+	if j.survey.Sealed {
+		hold.Want = &j.survey.Record
 	}
-	ours, err := pin.Set(j.img.File(), filesystem, j.m.Name, kinds, j.claim)
+	ours, err := pin.Set(j.img.File(), j.m.Image.Filesystem, j.m.Name, wantedPins(j.survey, j.options.Pin), hold)
 	if err != nil {
 		return j.pinError(err)
 	}
-	j.releaseLease()
-	j.m.Proof = j.survey.Proved
 	inForce, err := pinsInForce(j.img, j.m, func(*os.File) (bool, error) { return j.probe.Active() })
 	if err != nil {
 		return err
+	}
+	if !slices.Contains(inForce, pin.Swap) { // which nobody's descriptor gets past, and keeps the lease from being had
+		if j.lease, err = j.soleOpener(ctx, j.img, j.survey.Path, leasePatience); err != nil {
+			return j.openError(err)
+		}
+		j.m.Proof = true
 	}
 	for _, k := range inForce {
 		j.m.Pins = append(j.m.Pins, manifest.Pin{Kind: string(k), Ours: slices.Contains(ours, k)})
@@ -257,6 +261,55 @@ func (j *mapJob) setPins() error {
 	grade := pin.GradeOf(evidence(j.m, inForce))
 	j.m.Grade = string(grade)
 	return j.options.accept(j.survey.Path, grade, j.denies)
+}
+
+// openError says who has the image open.
+func (j *mapJob) openError(err error) error { return pinningError(j.survey.Path, err) }
+
+// proveAlone asks, as the last thing before the device goes live, whether the lease is
+// whole still. Somebody who waits for its end began to open the image before it was
+// pinned: he is let in and, when he has gone, everything is proved again.
+func (j *mapJob) proveAlone(ctx context.Context) error {
+	if j.lease == nil {
+		return nil
+	}
+	for end := time.Now().Add(leasePatience); ; {
+		whole, err := j.lease.Whole()
+		if err := errors.Join(err, j.dropLease()); err != nil || whole {
+			return err
+		}
+		if j.lease, err = j.soleOpener(ctx, j.img, j.survey.Path, time.Until(end)); err != nil {
+			return j.openError(err)
+		}
+		if err := j.proveStill(ctx); err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
+				Message: "somebody opens the file again and again", Hint: "see who it is: fuser -v " + shellWord(j.survey.Path)}})
+		}
+	}
+}
+
+func (j *mapJob) dropLease() error {
+	if j.lease == nil {
+		return nil
+	}
+	err := j.lease.Release()
+	j.lease = nil
+	return err
+}
+
+// lookOnceMore asks without a guard what the guard's first check asks: whether somebody
+// has the image open for writing all the same. He would have passed the check of the
+// flag before it was set, and slept since then where nothing makes him sleep.
+func (j *mapJob) lookOnceMore(context.Context) error {
+	watched := !j.options.NoGuard && !j.options.GuardLater
+	if watched || slices.Contains(j.m.PinKinds(), string(pin.Swap)) || observe.OthersOpen(j.img) != guard.Writers {
+		return nil
+	}
+	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
+		Message: "somebody opened the file for writing while it was being mapped", Hint: "see who it is: fuser -v " + shellWord(j.survey.Path)}})
 }
 
 // accept is the rule unpinnable, once the grade is known.
@@ -280,7 +333,7 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 
 // locateAgain reads the layout of an image that the kernel now holds: taking the
 // claim may have moved blocks (f2fs).
-func (j *mapJob) locateAgain() error {
+func (j *mapJob) locateAgain(context.Context) error {
 	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
 		return nil
 	}
@@ -305,14 +358,14 @@ func (j *mapJob) locateAgain() error {
 }
 
 // record saves all that is known before the device goes live.
-func (j *mapJob) record() error {
+func (j *mapJob) record(context.Context) error {
 	staged := j.staged
 	j.staged = nil
 	return staged.Commit()
 }
 
 // loadTable creates the device and gives it the table; no I/O can reach it yet.
-func (j *mapJob) loadTable() error {
+func (j *mapJob) loadTable(context.Context) error {
 	if n := len(j.m.Table); n >= manyRows && flushesEveryRow(kernelVersion()) {
 		j.log.Warn("before Linux 6.11 every flush of the device is sent once for each row of its table; an image in fewer pieces is faster",
 			"image", j.survey.Path, "rows", n)
@@ -332,7 +385,7 @@ func (j *mapJob) loadTable() error {
 
 // proveStill reads everything once more, now that the pins hold and the kernel has
 // accepted the table, and compares: the device goes live only on what is true now.
-func (j *mapJob) proveStill() error {
+func (j *mapJob) proveStill(context.Context) error {
 	cache, err := j.img.DropCache()
 	if err != nil {
 		return err
@@ -362,7 +415,7 @@ func (j *mapJob) proveStill() error {
 
 // proveClaim proves that the kernel still holds a sealed image: the layout was read
 // while it did, and stands while it does.
-func (j *mapJob) proveClaim() error {
+func (j *mapJob) proveClaim(context.Context) error {
 	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
 		return nil
 	}
@@ -398,11 +451,14 @@ func (j *mapJob) proveLayout() error {
 }
 
 // goLive resumes the device: from here on I/O reaches the blocks.
-func (j *mapJob) goLive() error { return j.resume(j.conn, j.m.Name, j.m.UUID, j.m.Device) }
+func (j *mapJob) goLive(context.Context) error {
+	return j.resume(j.conn, j.m.Name, j.m.UUID, j.m.Device)
+}
 
 // undo takes back what a failed run made. What it cannot take back stays recorded,
 // for the next command.
 func (j *mapJob) undo(ctx context.Context) error {
+	_ = j.dropLease() // closing the image ends it as well
 	if j.staged != nil {
 		if err := j.staged.Discard(); err != nil {
 			return err
@@ -413,5 +469,3 @@ func (j *mapJob) undo(ctx context.Context) error {
 	}
 	return j.finish(ctx, j.store, &j.m, j.img)
 }
-
-func (j *mapJob) claim(on bool) error { return j.swapClaim(j.img, on) }

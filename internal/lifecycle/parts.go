@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +18,7 @@ func partUUID(number int, mapping string) string { return fmt.Sprintf("part%d-%s
 
 // addPartitions makes a device of each partition that the mapped image's own table
 // names. Device-mapper devices get none from the kernel.
-func (j *mapJob) addPartitions() error {
+func (j *mapJob) addPartitions(context.Context) error {
 	if !j.options.PartScan {
 		return nil
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"dmloop/extents"
+	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
 	"dmloop/internal/swap"
@@ -46,8 +46,7 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 		return nil, err
 	}
 	defer done()
-	v, release, err := s.survey(img, path, SurveyOptions{AsSealed: asSealed})
-	defer release()
+	v, err := s.survey(ctx, img, path, SurveyOptions{AsSealed: asSealed})
 	if err != nil {
 		return nil, fail(path, "", err)
 	}
@@ -57,13 +56,18 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 	if err := s.notLive(img, v.Facts.Filesystem); err != nil { // setting pins anew may lift them for a moment
 		return nil, err
 	}
-	claim := func(on bool) error { return s.swapClaim(img, on) }
+	hold := s.claim(ctx, img)
 	kinds := pin.Wanted(v.Facts.Filesystem, v.Sealed)
-	if slices.Contains(kinds, pin.Swap) {
-		release() // swapon opens the file for writing and would wait for the lease
+	if v.Sealed {
+		hold.Want = &v.Record
 	}
-	if _, err := pin.Set(img.File(), v.Facts.Filesystem, "", kinds, claim); err != nil {
-		return nil, fail(path, "", err)
+	if _, err := pin.Set(img.File(), v.Facts.Filesystem, "", kinds, hold); err != nil {
+		return nil, fail(path, "", pinningError(path, err))
+	}
+	if !v.Sealed || v.Foreign {
+		if err := s.proveOnce(ctx, img, path); err != nil {
+			return nil, fail(path, "", errors.Join(pinningError(path, err), pin.UndoFor(img.File(), v.Facts.Filesystem, "", hold)))
+		}
 	}
 	inForce, err := pinsInForce(img, manifest.Manifest{Image: manifest.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed}, swap.Active)
 	if err != nil {
@@ -105,17 +109,23 @@ func (s *System) Unpin(ctx context.Context, path string) error {
 	if err := s.notLive(img, facts.Filesystem); err != nil {
 		return err
 	}
-	claim := func(on bool) error { return s.swapClaim(img, on) }
-	if err := pin.Undo(img.File(), facts.Filesystem, claim); err != nil {
-		return fail(path, "", err)
+	return fail(path, "", pinningError(path, pin.Undo(img.File(), facts.Filesystem, s.claim(ctx, img))))
+}
+
+// proveOnce proves that nobody else has an image open that is pinned now: whoever was on
+// the way when the flag was set has gone.
+func (s *System) proveOnce(ctx context.Context, img *image.Image, path string) error {
+	lease, err := s.soleOpener(ctx, img, path, leasePatience)
+	if err != nil {
+		return err
 	}
-	return nil
+	return lease.Release()
 }
 
 // pinError says what a refused pin means.
 func (j *mapJob) pinError(err error) error {
 	var classed *Error
-	if errors.As(err, &classed) {
+	if err = pinningError(j.survey.Path, err); errors.As(err, &classed) {
 		return err
 	}
 	return fmt.Errorf("the image cannot be pinned: %w", err)

@@ -58,12 +58,18 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 
 // judge returns the rules that the image breaks, those among them that only the
 // options make. Who wants no pin and accepts what follows needs no image that can be
-// pinned.
+// pinned, and an image that the kernel is not given may be open to others.
 func (o *MapOptions) judge(v *Survey) []extents.Problem {
-	if o.Pin == PinNone && o.Unsafe {
-		return slices.DeleteFunc(slices.Clone(v.Problems), func(p extents.Problem) bool { return p.Rule == extents.Unpinnable })
+	problems := v.Problems
+	if v.exposed != nil && (o.Unsafe || !slices.Contains(wantedPins(v, o.Pin), pin.Swap)) {
+		problems = slices.DeleteFunc(slices.Clone(problems), func(p extents.Problem) bool {
+			return p.Rule == extents.Unpinnable && p.Message == v.exposed.Message
+		})
 	}
-	return v.Problems
+	if o.Pin == PinNone && o.Unsafe {
+		return slices.DeleteFunc(slices.Clone(problems), func(p extents.Problem) bool { return p.Rule == extents.Unpinnable })
+	}
+	return problems
 }
 
 // wantedPins lists the pins that a choice of --pin asks for.

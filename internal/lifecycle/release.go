@@ -81,9 +81,8 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 		s.log.Warn("pages of the image stay in memory and may be older than what the device wrote: somebody has it mapped",
 			"image", m.Image.Path, "pages", cache.Cached)
 	}
-	claim := func(on bool) error { return s.swapClaim(img, on) }
-	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, claim); err != nil {
-		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
+	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, s.claim(ctx, img)); err != nil {
+		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, pinningError(m.Image.Path, err))
 	}
 	return nil
 }

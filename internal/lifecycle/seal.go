@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/claim"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
@@ -96,46 +97,27 @@ func contentLayout(file extents.Layout, sealed bool, r seal.Record) (extents.Lay
 	return content, nil, seal.Disjoint(content, slots)
 }
 
-// swapClaim takes or ends the kernel's claim on an image; package pin calls it at
-// its place among the pins.
-// The kernel itself says whether there is something to do.
-func (s *System) swapClaim(img *image.Image, on bool) error {
-	if !on {
-		return s.releaseClaim(img)
-	}
-	err := swap.Claim(img.File())
-	switch h, herr := swap.HibernationConfigured(); {
-	case errors.Is(err, swap.ErrActive):
-		return nil
-	case err == nil && herr == nil && h.Configured:
-		s.log.Warn("this system is set up to suspend to disk and may pick the page of swap in the image, on which that fails: name the right swap area and its offset on the kernel command line (resume=, resume_offset=)",
-			"image", img.Path(), "found", h.Where)
-	}
-	if errors.Is(err, swap.ErrLeased) {
-		return refuse(img.Path(), withHints(img.Path(), []extents.Problem{image.Leased(img.File())}))
-	}
-	return claimError(img.Path(), err)
+// claim is the kernel's hold on an image, as package pin takes and ends it.
+func (s *System) claim(ctx context.Context, img *image.Image) *claim.Claim {
+	return &claim.Claim{Context: ctx, Image: img, Log: s.log, Wait: s.waiting(img.Path(), leasePatience)}
 }
 
-// releaseClaim ends the kernel's claim and wipes what it may have paged to the image.
-// Who may not call swapoff, or has a kernel without it, has nothing to release where
-// the kernel holds nothing.
-func (s *System) releaseClaim(img *image.Image) error {
-	err := swap.Release(img.File())
-	if errors.Is(err, swap.ErrNotActive) {
-		return nil
+// pinningError says what it means that pins cannot be set or cleared.
+func pinningError(path string, err error) error {
+	var broken *image.ProblemError
+	var failed *swap.Error
+	switch {
+	case errors.As(err, &broken):
+		return refuse(path, withHints(path, []extents.Problem{broken.Problem}))
+	case errors.Is(err, swap.ErrLeased):
+		return refuse(path, withHints(path, []extents.Problem{{Rule: extents.OpenElsewhere,
+			Message: "somebody holds a lease on the file and has been asked to give it up", Hint: "try again, or see who it is: lslocks, fuser -v IMAGE"}}))
+	case errors.As(err, &failed) && failed.Op == "swapoff":
+		return releaseError(path, err)
+	case errors.As(err, &failed):
+		return claimError(path, err)
 	}
-	if err != nil {
-		if active, perr := swap.Active(img.File()); perr == nil && !active {
-			return nil
-		}
-		return releaseError(img.Path(), err)
-	}
-	if err := scrub(img); err != nil {
-		s.log.Warn("the image still holds what the kernel paged to it, 4 KiB of some process's memory; dmloop unseal wipes it",
-			"image", img.Path(), "error", err)
-	}
-	return nil
+	return err
 }
 
 // releaseError says what a claim that cannot be ended means for the user.
@@ -149,22 +131,6 @@ func releaseError(path string, err error) error {
 			Hint: "mount the file system read-write: mount -o remount,rw MOUNTPOINT"}
 	}
 	return err
-}
-
-// scrub wipes the kernel's part of a sealed image that nothing holds.
-func scrub(img *image.Image) error {
-	st, err := seal.Inspect(img.File(), true) // we have held it as a sealed image
-	if err != nil {
-		return err
-	}
-	if !st.Moved() {
-		return fmt.Errorf("the image is %v now", st.Kind)
-	}
-	rw, err := reopen(img)
-	if err != nil {
-		return err
-	}
-	return errors.Join(seal.Scrub(rw, st.Record), rw.Close())
 }
 
 // claimError says what a refused claim means for the user.
@@ -206,6 +172,9 @@ func (s *System) Seal(ctx context.Context, path string, said bool) error {
 		s.noteLooks(path, st)
 		v := &Survey{Path: path, Facts: facts, Sealed: true} // as it is going to be
 		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(v, img, rw) })
+		if p := claim.Exposed(facts); err == nil && p != nil {
+			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", withHints(path, []extents.Problem{*p})[0].Hint)
+		}
 		return err
 	})
 }
@@ -266,14 +235,11 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	}
 	defer writable.Close()
 	img.Close() // for the lease: its descriptor would be somebody else's
-	release, problem, err := soleOpener(writable)
+	lease, err := s.soleOpener(ctx, writable, path, leasePatience)
 	if err != nil {
-		return fail(path, "", err)
+		return fail(path, "", pinningError(path, err))
 	}
-	if problem != nil {
-		return refuse(path, withHints(path, []extents.Problem{*problem}))
-	}
-	defer release() // until then whoever wants to open the file waits
+	defer lease.Release() //nolint:errcheck // until then whoever wants to open the file waits; closing it ends the lease as well
 	err = change(writable, facts, rw)
 	var refused *seal.RefusedError
 	if errors.As(err, &refused) {

@@ -1,16 +1,19 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/blockdev"
+	"dmloop/internal/claim"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
@@ -65,41 +68,41 @@ type Survey struct {
 	Stack    blockdev.Stack
 	Table    dmtable.Table // empty when there are problems
 	InForce  []pin.Kind
-	Proved   bool // the write lease showed that nobody else has the file open
-	Foreign  bool // somebody else made the file immutable
+	Foreign  bool             // somebody else made the file immutable
+	exposed  *extents.Problem // others than root may open the sealed image; one of Problems
 	Problems []extents.Problem
 }
 
-// survey runs all rules over img. It changes nothing but the page cache, and its
-// descriptor holds the write lease when it returns: release gives it back, and is
-// never nil. The error is for what could not be read; broken rules are Problems.
-func (s *System) survey(img *image.Image, path string, o SurveyOptions) (v *Survey, release func(), err error) {
-	v, release = &Survey{Path: path}, func() {}
+// survey runs all rules over img. It changes nothing but the page cache. The write lease
+// under which it reads is an early look only: what counts is the one that is taken once
+// the image is pinned. The error is for what could not be read; broken rules are Problems.
+func (s *System) survey(ctx context.Context, img *image.Image, path string, o SurveyOptions) (v *Survey, err error) {
+	v = &Survey{Path: path}
 	if o.MaxExtents < 0 || o.MaxExtents > dmtable.MaxRows {
-		return v, release, &Error{Class: Usage, Message: fmt.Sprintf("the limit of extents must lie between 1 and %d", dmtable.MaxRows)}
+		return v, &Error{Class: Usage, Message: fmt.Sprintf("the limit of extents must lie between 1 and %d", dmtable.MaxRows)}
 	}
 	if v.Identity, err = img.Identity(); err != nil {
-		return v, release, err
+		return v, err
 	}
 	if v.Facts, err = img.Facts(); err != nil {
-		return v, release, err
+		return v, err
 	}
 	if v.Identity.Size > 0 {
 		if err := s.surveySeal(v, img, o); err != nil {
-			return v, release, err
+			return v, err
 		}
 	}
 	if v.Length, err = o.Window.of(path, v.Content); err != nil {
-		return v, release, err
+		return v, err
 	}
 	v.Problems = append(v.Problems, v.Facts.Problems(o.Window.Offset, v.Length)...)
 	if v.supported() && v.Identity.Size > 0 {
-		if release, err = s.surveyBlocks(v, img, o); err != nil {
-			return v, release, err
+		if err := s.surveyBlocks(ctx, v, img, o); err != nil {
+			return v, err
 		}
 	}
 	withHints(path, v.Problems)
-	return v, release, nil
+	return v, nil
 }
 
 // supported reports whether the file system is one whose layouts mean something.
@@ -111,13 +114,15 @@ func (v *Survey) breaks(rule extents.Rule) bool {
 }
 
 // surveyBlocks judges who uses the file, where it lies and what lies below it.
-func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (release func(), err error) {
-	if release, err = s.surveyUsers(v, img, o); err != nil {
-		return release, err
+func (s *System) surveyBlocks(ctx context.Context, v *Survey, img *image.Image, o SurveyOptions) error {
+	release, err := s.surveyUsers(ctx, v, img, o)
+	if err != nil {
+		return err
 	}
+	defer release()
 	cache, err := img.DropCache()
 	if err != nil {
-		return release, err
+		return err
 	}
 	if o.look && !cache.Exact && os.Geteuid() != 0 {
 		s.log.Warn("not checked without root: whether changed pages of the file are in memory", "image", v.Path)
@@ -126,25 +131,29 @@ func (s *System) surveyBlocks(v *Survey, img *image.Image, o SurveyOptions) (rel
 	}
 	first, err := extents.Read(img.File())
 	if err != nil {
-		return release, err
+		return err
 	}
 	again, err := v.readAgain(img, first)
 	if err != nil {
-		return release, err
+		return err
 	}
 	if v.InForce, err = pin.InForce(img.File(), v.Facts.Filesystem); err != nil {
-		return release, err
+		return err
 	}
 	if v.Foreign, err = pin.Foreign(img.File(), v.InForce); err != nil {
-		return release, err
+		return err
 	}
 	v.add(v.unpinnable())
+	if v.Sealed && !v.Foreign {
+		v.exposed = claim.Exposed(v.Facts)
+		v.add(v.exposed)
+	}
 	problems, err := s.locate(v, img, again, o)
 	if v.breaks(extents.MultiDevice) { // which btrfs says once more
 		problems = slices.DeleteFunc(problems, func(p extents.Problem) bool { return p.Rule == extents.MultiDevice })
 	}
 	v.Problems = append(v.Problems, problems...)
-	return release, err
+	return err
 }
 
 // readAgain is the rule unstable. It returns the second reading.
@@ -163,7 +172,7 @@ func (v *Survey) readAgain(img *image.Image, first extents.Layout) (extents.Layo
 // surveyUsers takes the write lease as proof that nobody else has the file open.
 // The kernel's own claim of an image that dmloop pinned is no stranger, and keeps
 // every other one from doing harm.
-func (s *System) surveyUsers(v *Survey, img *image.Image, o SurveyOptions) (release func(), err error) {
+func (s *System) surveyUsers(ctx context.Context, v *Survey, img *image.Image, o SurveyOptions) (release func(), err error) {
 	claimed, err := v.claimedByUs(img)
 	if err != nil {
 		return func() {}, err
@@ -172,14 +181,24 @@ func (s *System) surveyUsers(v *Survey, img *image.Image, o SurveyOptions) (rele
 		v.Problems = slices.DeleteFunc(v.Problems, func(p extents.Problem) bool { return p.Rule == extents.ActiveSwap })
 		return func() {}, nil
 	}
-	release, problem, err := soleOpener(img)
-	if o.look && errors.Is(err, fs.ErrPermission) {
-		s.log.Warn("not checked without root: whether somebody else has the file open", "image", v.Path)
-		return release, nil
+	patience := leasePatience
+	if o.look {
+		patience = lookPatience
 	}
-	v.add(problem)
-	v.Proved = err == nil && problem == nil
-	return release, err
+	lease, err := s.soleOpener(ctx, img, v.Path, patience)
+	var p *image.ProblemError
+	switch {
+	case errors.As(err, &p):
+		v.add(&p.Problem)
+		return func() {}, nil
+	case o.look && errors.Is(err, fs.ErrPermission):
+		s.log.Warn("not checked without root: whether somebody else has the file open", "image", v.Path)
+		return func() {}, nil
+	case err != nil:
+		return func() {}, err
+	}
+	// Closing the descriptor gives the lease back as well, so a failure is harmless.
+	return func() { _ = lease.Release() }, nil
 }
 
 // locate judges a layout of the file and turns it into the table: the part of the
@@ -276,18 +295,27 @@ func (s *System) overlaps(conn *dm.Conn, v *Survey, segments []dmtable.Segment) 
 	return problems, err
 }
 
+// How long a command waits for those who have the image open at the moment: one that
+// looks only may look at many images.
+const (
+	leasePatience = 5 * time.Second
+	lookPatience  = time.Second
+)
+
+// Waiting says how a command that writes to the image at path waits for those who have
+// it open.
+func (s *System) Waiting(path string) image.Wait { return s.waiting(path, leasePatience) }
+
+// waiting says how a use case waits for those who have the image at path open.
+func (s *System) waiting(path string, patience time.Duration) image.Wait {
+	return image.Wait{Patience: patience, Say: func(whom string) {
+		s.log.Warn("waiting for somebody who has the image open", "image", path, "who", whom)
+	}}
+}
+
 // soleOpener takes the write lease, the proof that nobody else has the file open.
-func soleOpener(img *image.Image) (release func(), problem *extents.Problem, err error) {
-	giveBack, err := image.ProveSoleOpener(img.File())
-	var p *image.ProblemError
-	if errors.As(err, &p) {
-		return func() {}, &p.Problem, nil
-	}
-	if err != nil {
-		return func() {}, nil, err
-	}
-	// Closing the descriptor gives the lease back as well, so a failure is harmless.
-	return func() { _ = giveBack() }, nil, nil
+func (s *System) soleOpener(ctx context.Context, img *image.Image, path string, patience time.Duration) (*image.Lease, error) {
+	return image.AwaitSoleOpener(ctx, img.File(), s.waiting(path, patience))
 }
 
 func (v *Survey) add(p *extents.Problem) {

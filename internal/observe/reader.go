@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -75,13 +76,14 @@ func (r *Reader) Quick(_ context.Context, fresh bool) guard.Observed {
 		return o
 	}
 	o.Stamp, o.Identity = r.identity()
-	var openers guard.Openers
 	kinds, err := r.inForce()
 	if r.Leases && err == nil && !slices.Contains(kinds, pin.Swap) {
-		openers = othersOpen(r.Image)
-		o.Openers = guard.Read(openers, nil)
+		o.Openers = guard.Read(OthersOpen(r.Image), nil)
 	}
-	pins := r.pins(kinds, openers)
+	if err == nil && slices.Contains(kinds, pin.Swap) {
+		o.Claim = guard.Read(r.area())
+	}
+	pins := r.pins(kinds, o.Openers)
 	if err == nil && slices.Contains(kinds, pin.F2FS) {
 		pins.Tries, pins.Limit, err = r.Image.PinTries(r.Record.Image.Device())
 		o.Stamp.Tries = pins.Tries
@@ -195,12 +197,17 @@ func (r *Reader) inForce() ([]pin.Kind, error) {
 	return kinds, err
 }
 
-// pins computes the grade. The proof that nobody had the image open when it was
-// pinned is void once somebody has it open for writing: the pin was lifted meanwhile.
-func (r *Reader) pins(kinds []pin.Kind, openers guard.Openers) guard.Pins {
+// area reads how much of the image the kernel uses as swap space.
+func (r *Reader) area() (guard.Claim, error) {
+	area, err := swap.Area(r.Image.File())
+	return guard.Claim{Size: extents.Bytes(area.Size), Page: extents.Bytes(os.Getpagesize())}, err
+}
+
+// pins computes the grade.
+func (r *Reader) pins(kinds []pin.Kind, openers guard.Reading[guard.Openers]) guard.Pins {
 	grade := pin.GradeOf(pin.Evidence{
 		Filesystem: r.Record.Image.Filesystem, Reflink: r.Record.Image.Reflink,
-		InForce: kinds, Proof: r.Record.Proof && openers != guard.Writers,
+		InForce: kinds, Proof: proof(r.Record.Proof, openers),
 	})
 	p := guard.Pins{Grade: string(grade)}
 	for _, k := range kinds {
@@ -209,10 +216,22 @@ func (r *Reader) pins(kinds []pin.Kind, openers guard.Openers) guard.Pins {
 	return p
 }
 
-// othersOpen asks by leases who else has the image open (F_SETLEASE; the kernel
+// proof reports whether nobody can write to an image that is immutable now. A lease
+// that is had now proves it anew, in the order in which map does: the flag was read
+// before. Somebody who has the image open for writing voids what was proved when it
+// was pinned: the flag has been off meanwhile. What was recorded counts where leases
+// tell nothing.
+func proof(recorded bool, openers guard.Reading[guard.Openers]) bool {
+	if !openers.Done || openers.Err != nil || openers.Value == guard.Untold {
+		return recorded
+	}
+	return openers.Value != guard.Writers
+}
+
+// OthersOpen asks by leases who else has the image open (F_SETLEASE; the kernel
 // counts open descriptions, so ours must be one). It holds the lease for
 // microseconds; an open that falls into them waits for its end.
-func othersOpen(img *image.Image) guard.Openers {
+func OthersOpen(img *image.Image) guard.Openers {
 	for _, try := range []struct {
 		lease  int
 		proves guard.Openers

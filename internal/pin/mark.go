@@ -99,9 +99,20 @@ func Resulting(filesystem string, wanted []Kind) []Kind {
 // be taken on the image of a live mapping.
 func ClaimMoves(filesystem string) bool { return filesystem == "f2fs" }
 
-// Claim takes or gives back the kernel's swap claim on the file; package swap
-// provides it. It must do nothing when there is nothing to do.
-type Claim func(on bool) error
+// Claim takes and ends the kernel's swap claim on the file; package claim provides it.
+type Claim interface {
+	// Active reports whether the kernel holds the file.
+	Active() (bool, error)
+	// Take has the kernel hold the file, which is immutable when Take is called. It
+	// calls lift, at its place among its steps, to end that. When it fails the kernel
+	// does not hold the file.
+	Take(lift func() error) error
+	// Verify looks whether what the kernel holds is what is meant.
+	Verify() error
+	// End ends the claim on a file that is not immutable. It does nothing when there is
+	// nothing to do.
+	End() error
+}
 
 // Foreign reports whether somebody else made f immutable. Then neither flags nor
 // attributes can be set on it, and what is in force has to do.
@@ -117,65 +128,204 @@ func Foreign(f *os.File, inForce []Kind) (bool, error) {
 // the order in which they can be set, and returns all kinds that the mark names as ours
 // afterwards. A mark with an empty name (`dmloop pin`) keeps it, so that UndoFor leaves
 // those pins. Nothing is set on a file that somebody else made immutable. On failure
-// Set undoes what the mark names.
+// all is as it was: what was in force before stays so, or is so again.
 func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours []Kind, err error) {
 	for _, k := range kinds {
 		if !slices.Contains(order, k) {
 			return nil, fmt.Errorf("there is no pin %q", k)
 		}
 	}
-	inForce, err := InForce(f, filesystem)
-	if err != nil {
+	s := setting{file: f, filesystem: filesystem, claim: claim}
+	if s.inForce, err = InForce(f, filesystem); err != nil {
 		return nil, err
 	}
-	old, marked, err := ReadMark(f)
-	if err != nil {
+	if s.old, s.marked, err = ReadMark(f); err != nil {
 		return nil, err
 	}
-	if foreign, err := Foreign(f, inForce); err != nil || foreign {
+	if foreign, err := Foreign(f, s.inForce); err != nil || foreign {
 		return nil, err
 	}
-	if marked && old.Name == "" {
+	if slices.Contains(kinds, Swap) {
+		active, err := claim.Active()
+		if err == nil && active {
+			s.inForce = append(s.inForce, Swap)
+			err = claim.Verify()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if s.marked && s.old.Name == "" {
 		name = "" // pinned by hand before: stays pinned when the mapping goes
 	}
-	ours = old.Kinds
-	var todo []Kind
+	todo := s.todo(kinds)
+	ours = slices.Clone(s.old.Kinds)
 	for _, k := range order {
-		switch {
-		case !slices.Contains(kinds, k), slices.Contains(inForce, k):
-			continue
-		case k == F2FS && slices.Contains(kinds, Swap): // swapon sets it, also where nobody else can
-			continue
-		}
-		todo = append(todo, k)
-		if !slices.Contains(ours, k) {
+		if !slices.Contains(ours, k) && slices.Contains(todo, k) {
 			ours = append(ours, k)
 		}
 	}
-	if len(todo) == 0 && (!marked || old.Name == name) {
-		return ours, nil
-	}
-	lifted := slices.Contains(inForce, Immutable) && marked && slices.Contains(old.Kinds, Immutable)
-	if lifted { // our own leftover: a mark cannot be changed on an immutable file
-		if err := put(f, filesystem, Immutable, false); err != nil {
-			return nil, fmt.Errorf("lifting the immutable flag of an earlier mapping: %w", err)
-		}
-		todo = append(todo, Immutable)
-	}
-	if err := writeMark(f, filesystem, Mark{Name: name, Kinds: ours}); err != nil {
-		return nil, err
-	}
-	for _, k := range todo {
-		if k == Swap {
-			err = claim(true)
-		} else {
-			err = put(f, filesystem, k, true)
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("setting the pin %s: %w", k, err), Undo(f, filesystem, claim))
-		}
+	if err := s.set(Mark{Version: markVersion, Name: name, Kinds: ours}, todo); err != nil {
+		return nil, errors.Join(err, s.takeBack())
 	}
 	return ours, nil
+}
+
+// setting is one run of Set: what was there before, and what the run has done so far.
+type setting struct {
+	file       *os.File
+	filesystem string
+	claim      Claim
+	inForce    []Kind // before, the claim included
+	old        Mark
+	marked     bool
+
+	immutable bool   // now
+	remarked  bool   // the mark is not what it was
+	done      []Kind // set by this run, but for the immutable flag
+}
+
+// todo lists what of kinds is not in force, in order.
+func (s *setting) todo(kinds []Kind) (todo []Kind) {
+	for _, k := range order {
+		switch {
+		case !slices.Contains(kinds, k), slices.Contains(s.inForce, k):
+		case k == F2FS && slices.Contains(kinds, Swap): // swapon sets it, also where nobody else can
+		default:
+			todo = append(todo, k)
+		}
+	}
+	return todo
+}
+
+// set does what Set is for. The immutable flag comes off only where something cannot be
+// done while it is on: the mark cannot be changed then, nor other flags.
+func (s *setting) set(mark Mark, todo []Kind) error {
+	was := slices.Contains(s.inForce, Immutable)
+	s.immutable = was
+	same := s.marked && s.old.Name == mark.Name && slices.Equal(s.old.Kinds, mark.Kinds)
+	flags := slices.DeleteFunc(slices.Clone(todo), func(k Kind) bool { return k == Swap || k == Immutable })
+	if len(todo) == 0 && (same || !s.marked) {
+		return nil
+	}
+	if !same || len(flags) > 0 {
+		if err := s.flag(false); err != nil {
+			return fmt.Errorf("lifting the immutable flag: %w", err)
+		}
+	}
+	if !same {
+		s.remarked = true
+		if err := writeMark(s.file, s.filesystem, mark); err != nil {
+			return err
+		}
+	}
+	for _, k := range flags {
+		if err := put(s.file, s.filesystem, k, true); err != nil {
+			return fmt.Errorf("setting the pin %s: %w", k, err)
+		}
+		s.done = append(s.done, k)
+	}
+	if slices.Contains(todo, Swap) {
+		if err := s.take(); err != nil {
+			return fmt.Errorf("setting the pin %s: %w", Swap, err)
+		}
+	}
+	if !was && !slices.Contains(todo, Immutable) {
+		return s.flag(false) // the claim wanted it for a moment
+	}
+	if err := s.flag(true); err != nil {
+		return fmt.Errorf("setting the pin %s: %w", Immutable, err)
+	}
+	return nil
+}
+
+// take has the claim taken, for which the file has to be immutable first.
+func (s *setting) take() error {
+	if err := s.flag(true); err != nil {
+		return err
+	}
+	if err := s.claim.Take(func() error { return s.flag(false) }); err != nil {
+		return err
+	}
+	s.done = append(s.done, Swap)
+	return nil
+}
+
+// flag sets or clears the immutable flag where it is not so.
+func (s *setting) flag(on bool) error {
+	if s.immutable == on {
+		return nil
+	}
+	err := put(s.file, s.filesystem, Immutable, on)
+	if err == nil {
+		s.immutable = on
+	}
+	return err
+}
+
+// takeBack undoes what set did before it failed, and nothing else. A flag that can stay
+// on is not taken off for it.
+func (s *setting) takeBack() error {
+	was := slices.Contains(s.inForce, Immutable)
+	if len(s.done) == 0 && !s.remarked {
+		return s.flag(was)
+	}
+	if err := s.flag(false); err != nil {
+		return fmt.Errorf("clearing the pin %s: %w", Immutable, err)
+	}
+	var failed []error
+	for _, k := range slices.Backward(s.done) {
+		var err error
+		if k == Swap {
+			err = s.claim.End()
+		} else {
+			err = put(s.file, s.filesystem, k, false)
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("clearing the pin %s: %w", k, err))
+		}
+	}
+	switch {
+	case !s.remarked || len(failed) > 0: // the mark names what could not be cleared
+	case s.marked:
+		failed = append(failed, writeMark(s.file, s.filesystem, s.old))
+	default:
+		failed = append(failed, dropMark(s.file))
+	}
+	return errors.Join(append(failed, s.flag(was))...)
+}
+
+func dropMark(f *os.File) error {
+	if err := unix.Fremovexattr(int(f.Fd()), Attribute); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("removing the attribute %s: %w", Attribute, err)
+	}
+	return nil
+}
+
+// EndClaim ends the kernel's claim on f where it was taken for the mapping called name,
+// and leaves the other pins: the immutable flag is off for it as long as that takes.
+func EndClaim(f *os.File, filesystem, name string, claim Claim) error {
+	m, ok, err := ReadMark(f)
+	if err != nil || !ok || m.Name != name || !slices.Contains(m.Kinds, Swap) {
+		return err
+	}
+	s := setting{file: f, filesystem: filesystem, claim: claim}
+	if s.inForce, err = InForce(f, filesystem); err != nil {
+		return err
+	}
+	s.immutable = slices.Contains(s.inForce, Immutable)
+	if err := s.flag(false); err != nil {
+		return fmt.Errorf("lifting the immutable flag: %w", err)
+	}
+	if err := claim.End(); err != nil {
+		return errors.Join(fmt.Errorf("clearing the pin %s: %w", Swap, err), s.flag(slices.Contains(s.inForce, Immutable)))
+	}
+	m.Kinds = slices.DeleteFunc(m.Kinds, func(k Kind) bool { return k == Swap })
+	err = writeMark(f, filesystem, m)
+	if filesystem == "f2fs" && slices.Contains(m.Kinds, F2FS) { // swapoff took it off as well
+		err = errors.Join(err, put(f, filesystem, F2FS, true))
+	}
+	return errors.Join(err, s.flag(slices.Contains(m.Kinds, Immutable)))
 }
 
 // Undo clears the pins that the mark on f names, in reverse order, and the mark
@@ -191,7 +341,7 @@ func Undo(f *os.File, filesystem string, claim Claim) error {
 			continue
 		}
 		if k == Swap {
-			err = claim(false)
+			err = claim.End()
 		} else {
 			err = put(f, filesystem, k, false)
 		}
@@ -199,10 +349,7 @@ func Undo(f *os.File, filesystem string, claim Claim) error {
 			return fmt.Errorf("clearing the pin %s: %w", k, err)
 		}
 	}
-	if err := unix.Fremovexattr(int(f.Fd()), Attribute); err != nil && !errors.Is(err, unix.ENODATA) {
-		return fmt.Errorf("removing the attribute %s: %w", Attribute, err)
-	}
-	return nil
+	return dropMark(f)
 }
 
 // UndoFor is Undo where the pins were set for the mapping called name; pins that

@@ -65,8 +65,57 @@ func inForce(t *testing.T, f *os.File, fstype string) (immutable, nodefrag, mark
 	return flags&0x10 != 0, nodefrag, err == nil
 }
 
-func noClaim(t *testing.T) Claim {
-	return func(bool) error { t.Error("the swap claim was touched"); return nil }
+// fakeClaim is a claim without a kernel behind it. Calls are noted as words.
+type fakeClaim struct {
+	t          *testing.T
+	f          *os.File
+	held       bool
+	fail, odd  error // of Take after it has lifted the flag, and of Verify
+	calls      []string
+	unexpected bool
+}
+
+func noClaim(t *testing.T) Claim { return &fakeClaim{t: t, unexpected: true} }
+
+func (c *fakeClaim) call(word string, immutable bool) {
+	c.t.Helper()
+	c.calls = append(c.calls, word)
+	if c.unexpected {
+		c.t.Errorf("the swap claim was touched: %s", word)
+	} else if i, _, _ := inForce(c.t, c.f, "ext4"); i != immutable {
+		c.t.Errorf("%s with the immutable flag %v", word, i)
+	}
+}
+
+func (c *fakeClaim) Active() (bool, error) { return c.held, nil }
+
+func (c *fakeClaim) Take(lift func() error) error {
+	c.call("take", true)
+	if err := lift(); err != nil {
+		return err
+	}
+	c.call("lifted", false)
+	c.held = c.fail == nil
+	return c.fail
+}
+
+func (c *fakeClaim) Verify() error {
+	c.calls = append(c.calls, "verify")
+	return c.odd
+}
+
+func (c *fakeClaim) End() error {
+	c.call("end", false)
+	c.held = false
+	return nil
+}
+
+func (c *fakeClaim) was(words ...string) {
+	c.t.Helper()
+	if !slices.Equal(c.calls, words) {
+		c.t.Errorf("the claim was asked to %v, want %v", c.calls, words)
+	}
+	c.calls = nil
 }
 
 func TestSetAndUndo(t *testing.T) {
@@ -183,27 +232,92 @@ func TestPinsOfOthersStay(t *testing.T) {
 	}
 }
 
-// A pin that cannot be had leaves nothing of the others.
+// A pin that cannot be had leaves what was there before, and nothing else.
 func TestSetUndoesWhatItDid(t *testing.T) {
 	f := hostFile(t, "ext4")
 	broken := errors.New("no slot")
-	var calls []bool
-	claim := func(on bool) error {
-		calls = append(calls, on)
-		if on {
-			return broken
-		}
-		return nil
-	}
-	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, claim); !errors.Is(err, broken) {
+	c := &fakeClaim{t: t, f: f, fail: broken}
+	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, c); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
-	if !slices.Equal(calls, []bool{true, false}) {
-		t.Errorf("the claim was called with %v", calls)
-	}
+	c.was("take", "lifted")
 	if i, _, m := inForce(t, f, "ext4"); i || m {
 		t.Errorf("left: immutable %v, marked %v", i, m)
 	}
+
+	// The claim of a live mapping was lost, and cannot be had again: its other pin stays.
+	c.fail = nil
+	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, c); err != nil {
+		t.Fatal(err)
+	}
+	c.was("take", "lifted")
+	c.held, c.fail = false, broken
+	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, c); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+	c.was("take", "lifted")
+	if m, ok, err := ReadMark(f); err != nil || !ok || m.Name != "x" || len(m.Kinds) != 2 {
+		t.Errorf("the mark is %+v, %v", m, err)
+	}
+	if i, _, _ := inForce(t, f, "ext4"); !i {
+		t.Error("the immutable flag that was in force is gone")
+	}
+
+	// The same for a pin that somebody set by hand: its mark is as it was, too.
+	if err := Undo(f, "ext4", c); err != nil {
+		t.Fatal(err)
+	}
+	c.calls = nil
+	if _, err := Set(f, "ext4", "", []Kind{Immutable}, c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, c); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+	c.was("take", "lifted")
+	if m, ok, err := ReadMark(f); err != nil || !ok || m.Name != "" || !slices.Equal(m.Kinds, []Kind{Immutable}) {
+		t.Errorf("the mark is %+v, %v", m, err)
+	}
+	if i, _, _ := inForce(t, f, "ext4"); !i {
+		t.Error("the immutable flag of `dmloop pin` is gone")
+	}
+
+	// What the kernel holds already is looked at, and the flag stays on meanwhile.
+	c.held, c.odd = true, broken
+	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, c); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+	c.was("verify")
+	if i, _, _ := inForce(t, f, "ext4"); !i {
+		t.Error("the immutable flag is gone")
+	}
+}
+
+// EndClaim takes the claim away and nothing else.
+func TestEndClaim(t *testing.T) {
+	f := hostFile(t, "ext4")
+	c := &fakeClaim{t: t, f: f}
+	if _, err := Set(f, "ext4", "x", []Kind{Swap, Immutable}, c); err != nil {
+		t.Fatal(err)
+	}
+	c.was("take", "lifted")
+	if err := EndClaim(f, "ext4", "another", c); err != nil || !c.held {
+		t.Errorf("for another mapping: %v, held %v", err, c.held)
+	}
+	if err := EndClaim(f, "ext4", "x", c); err != nil || c.held {
+		t.Errorf("%v, held %v", err, c.held)
+	}
+	c.was("end")
+	if m, ok, err := ReadMark(f); err != nil || !ok || !slices.Equal(m.Kinds, []Kind{Immutable}) {
+		t.Errorf("the mark is %+v, %v", m, err)
+	}
+	if i, _, _ := inForce(t, f, "ext4"); !i {
+		t.Error("the immutable flag is gone")
+	}
+	if err := Undo(f, "ext4", c); err != nil {
+		t.Fatal(err)
+	}
+	c.was()
 }
 
 // A mark that is not understood must stop everything: to undo what it says would
@@ -241,20 +355,15 @@ func TestBadMarks(t *testing.T) {
 // are asked for: the kernel takes no immutable file for swap.
 func TestSetInOrder(t *testing.T) {
 	f := hostFile(t, "ext4")
-	calls := 0
-	claim := func(bool) error {
-		calls++
-		if i, _, _ := inForce(t, f, "ext4"); i {
-			t.Error("the claim was taken or ended on an immutable file")
-		}
-		return nil
+	claim := &fakeClaim{t: t, f: f}
+	if ours, err := Set(f, "ext4", "x", []Kind{Immutable, Swap}, claim); err != nil || len(ours) != 2 {
+		t.Errorf("set %v, %v", ours, err)
 	}
-	if ours, err := Set(f, "ext4", "x", []Kind{Immutable, Swap}, claim); err != nil || len(ours) != 2 || calls != 1 {
-		t.Errorf("set %v, %v, %d calls", ours, err, calls)
+	claim.was("take", "lifted")
+	if err := Undo(f, "ext4", claim); err != nil {
+		t.Error(err)
 	}
-	if err := Undo(f, "ext4", claim); err != nil || calls != 2 {
-		t.Errorf("%v, %d calls", err, calls)
-	}
+	claim.was("end")
 	if _, err := Set(f, "ext4", "x", []Kind{"glue"}, claim); err == nil {
 		t.Error("a pin that there is not was set")
 	}

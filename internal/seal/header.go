@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"dmloop/extents"
 )
@@ -74,4 +75,29 @@ func DecodePage(p []byte) (Record, error) {
 			le.Uint32(p[offVersion:]), le.Uint32(p[offLastPage:]), le.Uint32(p[offBadPages:]), swapVersion, swapLastPage)
 	}
 	return r, nil
+}
+
+// ReadHeader reads page 0 of a sealed image from the disk, and the record in it. It
+// fails when the page is not exactly what sealing wrote, for the page size of this
+// kernel and this size of the file: then swapon(2) would take something else than the
+// one page that is meant. f is used as by Inspect.
+func ReadHeader(f *os.File) ([]byte, Record, error) {
+	s := newFileStore(f)
+	page := extents.Bytes(os.Getpagesize())
+	p, err := s.read(0, page)
+	if err != nil {
+		return nil, Record{}, err
+	}
+	size, err := s.size()
+	if err != nil {
+		return nil, Record{}, err
+	}
+	r, err := DecodePage(p)
+	switch {
+	case err != nil:
+		return nil, Record{}, fmt.Errorf("%s: page 0: %w", f.Name(), err)
+	case r.PageSize != page || r.Size() != size:
+		return nil, Record{}, fmt.Errorf("%s: page 0 is that of a file of %d bytes for pages of %d", f.Name(), r.Size(), r.PageSize)
+	}
+	return p, r, nil
 }

@@ -20,7 +20,7 @@ func FragmentedFile(t testing.TB, dir, name string, n int, blockSize int64) stri
 	path := filepath.Join(dir, name)
 	var files [2]*os.File
 	for i, p := range []string{path, path + ".neighbour"} {
-		f, err := os.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+		f, err := os.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}

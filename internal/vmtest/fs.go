@@ -87,7 +87,7 @@ func ChecksumFile(t testing.TB, path string) string {
 // RandomFile writes size reproducible bytes to a new file and syncs it.
 func RandomFile(t testing.TB, path string, size int64, seed uint64) {
 	t.Helper()
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
