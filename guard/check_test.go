@@ -104,6 +104,16 @@ func TestCheck(t *testing.T) {
 			kinds: "pin-pressed/different", state: Failed, act: OnChangeError},
 		"a limit of nothing": {
 			got: func(o *Observed) { o.Pins.Value.Tries = 1 }, kinds: "pin-pressed/different", state: Failed, act: OnChangeError},
+		"one page is swap space": {
+			got: func(o *Observed) { o.Claim = Read(Claim{Size: 4096, Page: 4096}, nil) }, state: Healthy},
+		"more of the image is swap space": {
+			got:   func(o *Observed) { o.Claim = Read(Claim{Size: 64 << 20, Page: 4096}, nil) },
+			kinds: "claim-size/different", state: Failed, act: OnChangeError, message: "uses 67108864 bytes of the image as swap space instead of one page of 4096"},
+		"nothing of it is": {
+			got:   func(o *Observed) { o.Claim = Read(Claim{Page: 16384}, nil) },
+			kinds: "claim-size/different", state: Failed, act: OnChangeError},
+		"how much of it is cannot be read": {
+			got: func(o *Observed) { o.Claim = Read(Claim{}, errRead) }, kinds: "unreadable/note", state: Healthy, message: "swap area"},
 		"an attribute of the image": {
 			got: func(o *Observed) {
 				o.Unfit = Read([]extents.Problem{{Rule: extents.Verity, Message: "the file is sealed by fs-verity"}}, nil)

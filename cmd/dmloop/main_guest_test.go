@@ -29,6 +29,8 @@ func init() {
 	case "storm":
 		fmt.Print(short(stormOf(os.Args[1])))
 		os.Exit(1)
+	case "scanner":
+		scannerMain(os.Args[1], os.Args[2])
 	case "race":
 		racerMain(os.Args[1], os.Args[2])
 	}

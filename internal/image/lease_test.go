@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -152,5 +153,60 @@ func TestParseMaps(t *testing.T) {
 	}
 	if got := parseMaps(text, 123); got != nil {
 		t.Errorf("inode 123 is not there, but %v", got)
+	}
+}
+
+// Somebody who waits for the lease to end shows, and is waited for in his turn.
+func TestWaitingForALease(t *testing.T) {
+	path := newFile(t, 4096)
+	img := openImage(t, path)
+	lease, err := ProveSoleOpener(img.File())
+	if errors.Is(err, ErrCannotProve) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if whole, err := lease.Whole(); !whole || err != nil {
+		t.Errorf("whole %v, %v", whole, err)
+	}
+	tail := exec.Command("tail", "-f", path)
+	out, err := tail.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tail.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { tail.Process.Kill(); tail.Wait() }()
+	for whole := true; whole; time.Sleep(time.Millisecond) {
+		if whole, err = lease.Whole(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := lease.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil { // he is in
+		t.Fatal(err)
+	}
+	if whole, err := lease.Whole(); whole || err != nil {
+		t.Errorf("given back, and whole %v, %v", whole, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	said := ""
+	_, err = AwaitSoleOpener(ctx, img.File(), Wait{Patience: time.Hour, Say: func(whom string) { said = whom; cancel() }})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(said, "tail (pid ") {
+		t.Errorf("waited for %q: %v", said, err)
+	}
+	go func() { time.Sleep(20 * time.Millisecond); tail.Process.Kill() }()
+	lease, err = AwaitSoleOpener(context.Background(), img.File(), Wait{Patience: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // what is gone is no error
+		if err := lease.Release(); err != nil {
+			t.Error(err)
+		}
 	}
 }

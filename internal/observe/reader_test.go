@@ -202,3 +202,27 @@ func BenchmarkFull(b *testing.B) {
 		}
 	}
 }
+
+// A proof counts as long as leases do not say otherwise, and one that is had now counts
+// whatever was recorded.
+func TestProof(t *testing.T) {
+	for _, c := range []struct {
+		recorded bool
+		openers  guard.Reading[guard.Openers]
+		want     bool
+	}{
+		{true, guard.Reading[guard.Openers]{}, true},
+		{false, guard.Reading[guard.Openers]{}, false},
+		{true, guard.Read(guard.Untold, nil), true},
+		{false, guard.Read(guard.Untold, nil), false},
+		{false, guard.Read(guard.Alone, nil), true},
+		{false, guard.Read(guard.Readers, nil), true},
+		{true, guard.Read(guard.Writers, nil), false},
+		{false, guard.Read(guard.Writers, nil), false},
+		{true, guard.Read(guard.Alone, os.ErrInvalid), true},
+	} {
+		if got := proof(c.recorded, c.openers); got != c.want {
+			t.Errorf("recorded %v, openers %+v: %v", c.recorded, c.openers, got)
+		}
+	}
+}
