@@ -86,10 +86,13 @@ func AwaitSoleOpener(ctx context.Context, f *os.File, w Wait) (*Lease, error) {
 		if left := w.Patience - waited; left <= 0 || standing(seen) {
 			return nil, &ProblemError{Path: f.Name(), Problem: openElsewhere(f, seen)}
 		}
-		if now, err := Openers(f); pause >= lastPause/2 && err == nil && len(now) > 0 {
-			seen = now
+		say := !said && waited >= sayAfter
+		if say || pause >= lastPause/2 { // not before: to look at every process takes time
+			if now, err := Openers(f); err == nil && len(now) > 0 {
+				seen = now
+			}
 		}
-		if !said && waited >= sayAfter {
+		if say {
 			said = true
 			w.Say(names(seen))
 		}
