@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,6 +12,7 @@ import (
 	"dmloop/internal/activate"
 	"dmloop/internal/blockid"
 	"dmloop/internal/boot"
+	"dmloop/internal/helper"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/tab"
 )
@@ -95,7 +95,11 @@ system is unmounted; dmloop-guard.service runs it with --going-down when it stop
 // systemStops reports whether systemd is shutting the machine down: systemctl prints
 // the state, and exits with an error for every state but "running".
 func systemStops(ctx context.Context) bool {
-	state, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
+	cmd, err := helper.Command(ctx, "systemctl", "is-system-running")
+	if err != nil {
+		return false
+	}
+	state, _ := cmd.Output()
 	return strings.TrimSpace(string(state)) == "stopping"
 }
 

@@ -24,6 +24,7 @@ type guardOptions struct {
 	stateDir  string
 	logFormat string
 	metrics   string
+	public    bool
 	interval  time.Duration
 	bound     time.Duration
 	idleExit  time.Duration
@@ -41,13 +42,18 @@ The guard denies opens of mapped images by others where the kernel lets it, chec
 identity, layout, pins and device tables at every hint and on a timer, and stops a
 mapping that is not what was verified, as its --on-change policy says. When it
 ends it leaves all mappings as they are, and says so; when it starts it compares
-before it watches.`,
+before it watches.
+
+Metrics name images. On a loopback address only root gets them, unless
+--metrics-public is given; a socket of unix:PATH has mode 0600 and can be given
+away with chown.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error { return runGuard(cmd.Context(), env, o) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics on unix:PATH or on a loopback ADDRESS:PORT")
+	flags.BoolVar(&o.public, "metrics-public", false, "let every user of this machine read the metrics of a loopback address")
 	flags.DurationVar(&o.interval, "interval", guard.DefaultPace.Tick, "time between checks of a mapping when nothing hints at a change")
 	flags.DurationVar(&o.bound, "full-interval", guard.DefaultPace.Bound, "longest time between readings of a whole layout")
 	flags.DurationVar(&o.idleExit, "idle-exit", 0, "end after so long without a mapping; 0 is never")
@@ -85,7 +91,7 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	pace := guard.DefaultPace
 	pace.Tick, pace.Bound = o.interval, o.bound
 	err = guardd.Run(ctx, guardd.Config{
-		Dir: o.stateDir, Mapper: conn, Sysfs: "/sys", Log: log, Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics,
+		Dir: o.stateDir, Mapper: conn, Sysfs: "/sys", Log: log, Pace: pace, IdleExit: o.idleExit, Metrics: o.metrics, MetricsPublic: o.public,
 		Finish: finish,
 	})
 	switch {

@@ -1,10 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/internal/blockid"
+	"dmloop/internal/helper"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/persist"
 )
@@ -153,7 +154,10 @@ func describe(p persist.Plan, revert bool) string {
 func makeInitramfs(env *cliEnv) func(persist.Maker) error {
 	return func(m persist.Maker) error {
 		argv := m.Command()
-		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd, err := helper.Command(context.Background(), argv[0], argv[1:]...)
+		if err != nil {
+			return err
+		}
 		cmd.Stdout, cmd.Stderr = env.stderr, env.stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
@@ -167,6 +171,8 @@ func makeInitramfs(env *cliEnv) func(persist.Maker) error {
 // so in any case.
 func reloadUnits() {
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
-		_ = exec.Command("systemctl", "daemon-reload").Run()
+		if cmd, err := helper.Command(context.Background(), "systemctl", "daemon-reload"); err == nil {
+			_ = cmd.Run()
+		}
 	}
 }

@@ -174,6 +174,31 @@ func TestGuardTalksToRootOnly(t *testing.T) {
 	}
 }
 
+// The metrics name images: on a loopback address they are root's, unless asked otherwise.
+func TestGuardMetricsAreRoots(t *testing.T) {
+	vmtest.RequireGuest(t)
+	vmtest.Must(t, "ip", "link", "set", "lo", "up")
+	const port = "7777"
+	get := func(user string) string {
+		script := `exec 3<>/dev/tcp/127.0.0.1/` + port + ` && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && cat <&3`
+		return vmtest.Run(t, "setpriv", "--reuid="+user, "--regid="+user, "--clear-groups", "bash", "-c", script).Stdout
+	}
+	const is, isNot = "HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden"
+	for _, c := range []struct {
+		options        []string
+		root, stranger string
+	}{{nil, is, isNot}, {[]string{"--metrics-public"}, is, is}} {
+		startGuard(t, append([]string{"--metrics", "127.0.0.1:" + port}, c.options...)...)
+		for user, want := range map[string]string{"0": c.root, "65534": c.stranger} {
+			got := get(user)
+			if !strings.HasPrefix(got, want) || strings.Contains(got, "dmloop_guard_mappings") != (want == is) {
+				t.Errorf("%v: user %s gets %q", c.options, user, got)
+			}
+		}
+		endGuard(t, "TERM")
+	}
+}
+
 // askGuard asks for the guard's status as another user, which only a thread of its own
 // becomes, and returns all that comes back.
 func askGuard(uid int) (answer string, err error) {

@@ -52,6 +52,9 @@ type Config struct {
 	Pace     guard.Pace
 	IdleExit time.Duration // end after so long without a mapping; 0 is never
 	Metrics  string        // where to serve metrics: "unix:PATH" or a loopback "ADDRESS:PORT"; empty is nowhere
+	// MetricsPublic lets every user of the machine read the metrics of a loopback address,
+	// and not only root.
+	MetricsPublic bool
 	// Finish ends what killed commands left and what could not be released then. Nil
 	// leaves it to the next command.
 	Finish func(context.Context) error

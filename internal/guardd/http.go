@@ -18,8 +18,15 @@ const (
 	readersAtATime = 4
 )
 
-// servePage answers GET of path with what page returns, until ctx ends. It owns l.
-func servePage(ctx context.Context, l net.Listener, path string, page func(context.Context) (string, error)) error {
+// A page is what is served at one path.
+type page struct {
+	path string
+	text func(context.Context) (string, error)
+	may  func(net.Conn) error // says why the other end may not have it; nil for everybody
+}
+
+// servePage answers GET of the page's path, until ctx ends. It owns l.
+func servePage(ctx context.Context, l net.Listener, p page) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	turn := make(chan struct{}, readersAtATime)
 	for {
@@ -37,13 +44,13 @@ func servePage(ctx context.Context, l net.Listener, path string, page func(conte
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
 			// Who does not speak HTTP, or goes away, gets nothing.
-			_ = answer(ctx, conn, path, page)
+			_ = answer(ctx, conn, p)
 		}()
 	}
 }
 
 // answer reads one request and answers it.
-func answer(ctx context.Context, conn net.Conn, path string, page func(context.Context) (string, error)) error {
+func answer(ctx context.Context, conn net.Conn, p page) error {
 	if err := conn.SetDeadline(time.Now().Add(readerPatience)); err != nil {
 		return err
 	}
@@ -52,12 +59,17 @@ func answer(ctx context.Context, conn net.Conn, path string, page func(context.C
 		return reply(conn, "400 Bad Request", err.Error(), false)
 	}
 	switch target, _, _ = strings.Cut(target, "?"); {
-	case target != path:
-		return reply(conn, "404 Not Found", "only "+path+" is here", false)
+	case target != p.path:
+		return reply(conn, "404 Not Found", "only "+p.path+" is here", false)
 	case method != "GET" && method != "HEAD":
 		return reply(conn, "405 Method Not Allowed", "only GET is understood", false)
 	}
-	text, err := page(ctx)
+	if p.may != nil {
+		if err := p.may(conn); err != nil {
+			return reply(conn, "403 Forbidden", err.Error()+"\n", method == "HEAD")
+		}
+	}
+	text, err := p.text(ctx)
 	if err != nil {
 		return reply(conn, "500 Internal Server Error", err.Error(), method == "HEAD")
 	}

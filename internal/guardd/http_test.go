@@ -12,7 +12,7 @@ import (
 )
 
 // serve starts a page on a loopback port and returns its address.
-func serve(t *testing.T, page func(context.Context) (string, error)) string {
+func serve(t *testing.T, may func(net.Conn) error, text func(context.Context) (string, error)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -20,7 +20,7 @@ func serve(t *testing.T, page func(context.Context) (string, error)) string {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- servePage(ctx, l, "/metrics", page) }()
+	go func() { done <- servePage(ctx, l, page{path: "/metrics", text: text, may: may}) }()
 	t.Cleanup(func() {
 		stop()
 		select {
@@ -37,7 +37,7 @@ func serve(t *testing.T, page func(context.Context) (string, error)) string {
 
 func TestPageOverHTTP(t *testing.T) {
 	fails := false
-	address := serve(t, func(context.Context) (string, error) {
+	address := serve(t, nil, func(context.Context) (string, error) {
 		if fails {
 			return "", errors.New("out of order")
 		}
@@ -80,8 +80,21 @@ func TestPageOverHTTP(t *testing.T) {
 	}
 }
 
+func TestPageThatNotEverybodyMayHave(t *testing.T) {
+	address := serve(t, func(net.Conn) error { return errNotRoot }, func(context.Context) (string, error) { return "secret", nil })
+	res, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != 403 || !strings.Contains(string(text), "--metrics-public") || strings.Contains(string(text), "secret") {
+		t.Errorf("%d %q, %v", res.StatusCode, text, err)
+	}
+}
+
 func TestPageOddRequests(t *testing.T) {
-	address := serve(t, func(context.Context) (string, error) { return "x", nil })
+	address := serve(t, nil, func(context.Context) (string, error) { return "x", nil })
 	for name, request := range map[string]string{
 		"no HTTP":        "hello\r\n\r\n",
 		"HTTP/2":         "PRI * HTTP/2.0\r\n\r\n",

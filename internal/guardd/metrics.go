@@ -146,11 +146,9 @@ func listenMetrics(where string) (net.Listener, error) {
 				return nil, err
 			}
 		}
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			return nil, err
-		}
-		return l, os.Chmod(path, 0o600)
+		mask := unix.Umask(0o177) // never open to others, not for a moment
+		defer unix.Umask(mask)
+		return net.Listen("unix", path)
 	}
 	addr, err := net.ResolveTCPAddr("tcp", where)
 	if err != nil {
@@ -166,7 +164,11 @@ func listenMetrics(where string) (net.Listener, error) {
 func (d *Daemon) serveMetrics(l net.Listener) (stop func()) {
 	ctx, stop := context.WithCancel(context.Background())
 	d.running.Go(func() {
-		if err := servePage(ctx, l, "/metrics", d.Metrics); err != nil {
+		p := page{path: "/metrics", text: d.Metrics}
+		if l.Addr().Network() != "unix" && !d.MetricsPublic { // who may open a socket with a path, its mode says
+			p.may = rootOnly
+		}
+		if err := servePage(ctx, l, p); err != nil {
 			d.Log.Error("metrics are no longer served", "error", err)
 		}
 	})

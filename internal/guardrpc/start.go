@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/internal/helper"
 	"dmloop/internal/manifest"
 )
 
@@ -26,8 +27,7 @@ const DetachedIdle = 5 * time.Minute
 const startTimeout = 15 * time.Second
 
 // EnsureRunning connects to the guard of the state folder dir and starts one when
-// none runs: the systemd unit where systemd runs and has it, else a detached
-// process of this program.
+// none runs: as a unit where systemd runs, else as a detached process of this program.
 func EnsureRunning(ctx context.Context, dir string) (*Client, error) {
 	c, err := Dial(ctx, dir)
 	if !errors.Is(err, ErrNoGuard) {
@@ -45,13 +45,33 @@ func EnsureRunning(ctx context.Context, dir string) (*Client, error) {
 	return await(ctx, dir, exited)
 }
 
-// startUnit reports whether systemd started the unit. Without systemd, or with a
-// systemd that does not know the unit, a detached guard takes its place.
+// startUnit reports whether systemd started a guard: its unit, or, where no package has
+// brought that, one made for the purpose. Either lives on when the session ends in which
+// the command was given. Without systemd a detached guard takes its place.
 func startUnit(ctx context.Context) bool {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return false
 	}
-	return exec.CommandContext(ctx, "systemctl", "start", Unit).Run() == nil
+	if start, err := helper.Command(ctx, "systemctl", "start", Unit); err == nil && start.Run() == nil {
+		return true
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return false
+	}
+	run, err := helper.Command(ctx, "systemd-run", transient(self)...)
+	return err == nil && run.Run() == nil
+}
+
+// transient are the arguments with which systemd-run starts this program as the guard.
+// It is stopped before local file systems are unmounted, as every service is.
+func transient(self string) []string {
+	return []string{
+		"--quiet", "--collect", "--unit=" + Unit, "--service-type=notify", "--slice=system.slice",
+		"--description=Guard of dmloop's mappings, started by a command",
+		"--property=Restart=on-failure", "--property=RestartSec=100ms", "--property=OOMScoreAdjust=-900", "--property=Nice=-10",
+		"--", self, "guard", "--idle-exit", DetachedIdle.String(),
+	}
 }
 
 // startDetached runs this program as a guard in a session of its own. It holds

@@ -41,6 +41,18 @@ func guardUnit(t *testing.T, p platform) {
 	contains(t, m.Must("dmsetup table image"), "error")
 	m.Must("dmloop unmap image && umount /mnt && dmsetup remove host")
 
+	// Without the package's unit, as after make install, it is a unit all the same, and
+	// outlives the session of whoever mapped something.
+	const unit = "/usr/lib/systemd/system/dmloop-guard.service"
+	m.Must("systemctl stop dmloop-guard && mv " + unit + " /root/ && systemctl daemon-reload")
+	m.Must(p.script("dmsetup create host --table \"0 819200 linear /dev/vdb 0\" && mount /dev/mapper/host /mnt"))
+	m.Must("systemd-run --quiet --scope --unit=session-of-somebody dmloop map /mnt/image.img && ! systemctl stop session-of-somebody.scope")
+	if got := m.Must("systemctl show -P ControlGroup dmloop-guard; dmloop list --noheadings -o STATE,GUARD image"); got != "/system.slice/dmloop-guard.service\nhealthy  1" {
+		t.Errorf("without the unit's file: %q", got)
+	}
+	m.Must("systemctl kill -s KILL dmloop-guard; " + tries + "dmloop list --noheadings -o GUARD image | grep -q 1 && exit 0; sleep 0.1; done; exit 1")
+	m.Must("dmloop unmap image && umount /mnt && dmsetup remove host && systemctl stop dmloop-guard && mv /root/dmloop-guard.service " + unit + " && systemctl daemon-reload")
+
 	// The way down: the unit lets go before file systems are unmounted.
 	healthy(t, m)
 	m.PowerOff()
