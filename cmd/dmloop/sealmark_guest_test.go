@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"dmloop/extents"
 	"dmloop/internal/vmtest"
 )
 
@@ -135,6 +136,9 @@ func TestSealAdopt(t *testing.T) {
 			c, notes := checkedAs(t, lost)
 			if c.Sealed || !strings.Contains(notes, "seal --adopt "+lost) {
 				t.Errorf("check of the copy: %+v\n%s", c, notes)
+			}
+			if p := c.Problems; kind.fstype == "btrfs" && (len(p) != 1 || p[0].Rule != extents.Unsealed || !strings.HasPrefix(p[0].Hint, "if dmloop sealed it: dmloop seal --adopt "+lost)) {
+				t.Errorf("check of the copy: %+v", p)
 			}
 			before := vmtest.Must(t, "sh", "-c", `stat -c '%s %a %Y' "$0"; sha256sum <"$0"`, lost)
 			expect(t, 0, "seal", "--adopt", lost)

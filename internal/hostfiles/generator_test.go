@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -157,4 +158,23 @@ func TestParseFstab(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
+}
+
+// FuzzParseFstab writes a line as libmount does, which escapes what the kernel escapes
+// in mountinfo, and reads it again, between lines that are nobody's.
+func FuzzParseFstab(f *testing.F) {
+	for _, name := range []string{"srv/my images", "a\u00a0b", "\u3000", "a\tb\nc", `\040`, "#", "\xa0\xff\r"} {
+		f.Add(name, name)
+	}
+	escape := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
+	f.Fuzz(func(t *testing.T, source, point string) {
+		if source == "" || source[0] == '#' || point == "" {
+			return
+		}
+		want := []Mount{{source, path.Clean("/" + point)}}
+		text := "# " + escape.Replace(source) + " /x ext4\n\n \t" + escape.Replace(source) + "\t/" + escape.Replace(point) + " ext4 defaults 0 2\n"
+		if got := ParseFstab(text); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is read as %q, want %q", text, got, want)
+		}
+	})
 }

@@ -210,3 +210,19 @@ func TestWaitingForALease(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParseMaps writes a line as the kernel does, which escapes nothing but the newline
+// in the name (show_map_vma in fs/proc/task_mmu.c), and reads it again.
+func FuzzParseMaps(f *testing.F) {
+	for _, name := range []string{"x", "a b", "a\u00a012 b", "\u3000", "a\n7f0-7f1 rw-s 00000000 fe:00 12 /x", "x (deleted)", "\r", strings.Repeat("long", 20_000)} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		name = strings.ReplaceAll(name, "\n", `\012`)
+		text := "7f1b2c002000-7f1b2c003000 r--p 00000000 fe:00 7                       /" + name + "\n" +
+			"7f1b2c000000-7f1b2c001000 rw-s 00000000 fe:00 12                      /" + name + "\n"
+		if got := parseMaps(text, 12); !slices.Equal(got, []string{"7f1b2c000000-7f1b2c001000"}) {
+			t.Errorf("%q: %q", text, got)
+		}
+	})
+}

@@ -38,6 +38,7 @@ func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error 
 	}
 	switch st.Kind {
 	case seal.Plain:
+		v.looks = st.Looks != ""
 		s.noteLooks(v.Path, st)
 		if o.AsSealed {
 			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Hint: "dmloop seal IMAGE"})

@@ -68,6 +68,7 @@ type Survey struct {
 	Stack    blockdev.Stack
 	Table    dmtable.Table // empty when there are problems
 	InForce  []pin.Kind
+	looks    bool             // only its content says that it is sealed
 	Foreign  bool             // somebody else made the file immutable
 	exposed  *extents.Problem // others than root may open the sealed image; one of Problems
 	Problems []extents.Problem
@@ -99,6 +100,13 @@ func (s *System) survey(ctx context.Context, img *image.Image, path string, o Su
 	if v.supported() && v.Identity.Size > 0 {
 		if err := s.surveyBlocks(ctx, v, img, o); err != nil {
 			return v, err
+		}
+	}
+	if v.looks { // to seal it once more would be the wrong advice for a copy
+		for i, p := range v.Problems {
+			if p.Rule == extents.Unsealed {
+				v.Problems[i].Hint = "if dmloop sealed it: dmloop seal --adopt IMAGE; else: dmloop seal IMAGE"
+			}
 		}
 	}
 	withHints(path, v.Problems)
