@@ -312,7 +312,7 @@ func (s *System) notReleased(m manifest.Manifest, err error) error {
 		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: e.Hint}
 	}
 	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
-		Hint: "it stays listed; the guard or the next dmloop command tries again"}
+		Hint: "it stays listed; the guard or the next dmloop command tries again; if that cannot help any more: dmloop unmap --forget " + shellWord(m.Name)}
 }
 
 // unmapOrphan removes a live device of dmloop that no record names, and reports
@@ -364,7 +364,7 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 // unusableRecord is what is said of a record that cannot be read: dmloop does not guess.
 func unusableRecord(store *manifest.Store, subject, message string, err error) error {
 	return &Error{Class: Failure, Subject: subject, Message: message, Err: err,
-		Hint: "by hand: see what the device is (dmsetup table), remove it (dmsetup remove), and then the record from " + store.Dir()}
+		Hint: "by hand: see what the device is (dmsetup table), remove it (dmsetup remove), and then the record (dmloop unmap --forget NAME) from " + store.Dir()}
 }
 
 func noSuchMapping(target string) error {
@@ -391,7 +391,7 @@ func namesOf(target string) []string {
 
 // isOf reports whether the mapping is one of this inode.
 func isOf(m manifest.Manifest, id image.Identity) bool {
-	return m.Image.Major == id.Major && m.Image.Minor == id.Minor && m.Image.Inode == id.Inode
+	return observe.Same(m.Image, id, uuidAt(id)) == observe.TheSame
 }
 
 // findByImage returns the record of the mapping of an inode.
@@ -410,11 +410,20 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 			missing = err // it may be the image's
 			continue
 		}
-		if isOf(m, id) {
+		switch observe.Same(m.Image, id, uuidAt(id)) {
+		case observe.TheSame:
 			return store.Load(name)
+		case observe.Untold:
+			missing = fmt.Errorf("it may be the image of the mapping %s: the UUID of its file system cannot be read", m.Name)
 		}
 	}
 	return manifest.Manifest{}, missing
+}
+
+// uuidAt asks for the UUID of the file system that a file is on. On btrfs only an open
+// file tells.
+func uuidAt(id image.Identity) func() (string, error) {
+	return func() (string, error) { return observe.DeviceUUID(dmtable.Device{Major: id.Major, Minor: id.Minor}) }
 }
 
 // removalPending reports whether the kernel removes the device at its last close.

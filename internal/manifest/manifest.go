@@ -55,6 +55,7 @@ type Image struct {
 	Filesystem string        `json:"filesystem"`
 	Reflink    bool          `json:"reflink"` // the file system can share extents
 	Handle     Handle        `json:"handle"`
+	FSUUID     string        `json:"fs_uuid,omitempty"` // of its file system, as blkid prints it; empty when unknown
 }
 
 // Handle is the file system's own name of an inode (name_to_handle_at(2)); empty

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +30,8 @@ func FileHandle(img *image.Image) manifest.Handle {
 
 // Open opens the image of a record: with open, when its path still leads to it, and
 // else by its handle. No other file that is at the path by now is opened. It returns
-// ErrImageGone when the file system says that the inode is no more, and otherwise what
-// was wrong with the path.
+// ErrImageGone only when the image's own file system says that the inode is no more, and
+// otherwise what was wrong with the path.
 func Open(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	img, err := openPath(want, open)
 	if err == nil {
@@ -43,40 +44,56 @@ func Open(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*
 	case errors.Is(herr, ErrImageGone):
 		return nil, herr
 	}
+	if _, missing := os.Stat(want.Path); missing != nil || errors.Is(err, errOther) {
+		return nil, fmt.Errorf("%w, and %w", err, herr)
+	}
 	return nil, err
 }
 
 func openPath(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
-	other := fmt.Errorf("%s is another file now than the one that was mapped", want.Path)
 	found, err := image.Find(want.Path)
 	if err != nil {
 		return nil, err
 	}
 	defer found.Close()
-	if id := found.Identity(); id.Major != want.Major || id.Minor != want.Minor || id.Inode != want.Inode {
-		return nil, other
+	id := found.Identity()
+	uuid := func() (string, error) { return DeviceUUID(dmtable.Device{Major: id.Major, Minor: id.Minor}) }
+	if Same(want, id, uuid) == Other {
+		return nil, fmt.Errorf("%s %w", want.Path, errOther)
 	}
 	img, err := open(found)
 	if err != nil {
 		return nil, err
 	}
-	if !Is(img, want) {
+	if err := isImage(want, img); err != nil {
 		img.Close()
-		return nil, other
+		return nil, err
 	}
 	return img, nil
 }
 
 // Is reports whether img is the image of the record.
-func Is(img *image.Image, want manifest.Image) bool {
-	id, err := img.Identity()
-	return err == nil && sameInode(want, id)
-}
+func Is(img *image.Image, want manifest.Image) bool { return isImage(want, img) == nil }
 
-// sameInode compares what a rename or remount does not change.
-func sameInode(m manifest.Image, id image.Identity) bool {
-	return m.Major == id.Major && m.Minor == id.Minor && m.Inode == id.Inode &&
-		m.Generation == id.Generation && m.Birth == id.Birth
+var errOther = errors.New("is another file now than the one that was mapped")
+
+// isImage returns nil for the image of the record.
+func isImage(want manifest.Image, img *image.Image) error {
+	id, err := img.Identity()
+	if err != nil {
+		return err
+	}
+	same := Same(want, id, func() (string, error) { return uuidOf(img.File(), want.Filesystem) })
+	if handle := FileHandle(img); same != Other && want.Handle.Hex != "" && handle.Hex != "" && handle != want.Handle {
+		same = Other // inode numbers are those of a subvolume on btrfs
+	}
+	switch same {
+	case TheSame:
+		return nil
+	case Untold:
+		return fmt.Errorf("whether %s is the file that was mapped cannot be told: the UUID of its file system cannot be read", want.Path)
+	}
+	return fmt.Errorf("%s %w", want.Path, errOther)
 }
 
 // openHandle opens the inode through any mount of its file system.
@@ -85,39 +102,78 @@ func openHandle(want manifest.Image) (*image.Image, error) {
 	if err != nil || len(raw) == 0 {
 		return nil, errors.New("the record has no handle")
 	}
-	mounts, err := image.MountsOf(dmtable.Device{Major: want.Major, Minor: want.Minor})
+	mounts, err := image.Mounts()
 	if err != nil {
 		return nil, err
 	}
-	err = errors.New("its file system is not mounted")
+	var gone, failed error
 	for _, m := range mounts {
-		var img *image.Image
-		if img, err = openOn(m.Point, want, raw); err == nil || errors.Is(err, ErrImageGone) {
-			return img, err
+		if m.Type != want.Filesystem {
+			continue
+		}
+		img, err := openOn(m, want, raw)
+		switch {
+		case err == nil:
+			return img, nil
+		case errors.Is(err, ErrImageGone):
+			gone = err
+		case !errors.Is(err, errElsewhere):
+			failed = err
 		}
 	}
-	return nil, err
+	switch {
+	case gone != nil:
+		return nil, gone
+	case failed != nil:
+		return nil, failed
+	case want.FSUUID != "":
+		return nil, fmt.Errorf("its file system (UUID %s) is not mounted", want.FSUUID)
+	}
+	return nil, fmt.Errorf("its file system (device %s) is not mounted", want.Device())
 }
 
-func openOn(mountpoint string, want manifest.Image, handle []byte) (*image.Image, error) {
-	dir, err := unix.Open(mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
+// errElsewhere says that a mount is not of the image's file system.
+var errElsewhere = errors.New("another file system")
+
+// openOn opens the inode through one mount.
+func openOn(m image.Mount, want manifest.Image, handle []byte) (*image.Image, error) {
+	if want.FSUUID == "" && m.Device != want.Device() {
+		return nil, errElsewhere
 	}
-	defer unix.Close(dir)
-	fd, err := unix.OpenByHandleAt(dir, unix.NewFileHandle(want.Handle.Type, handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
+	fd, err := unix.Open(m.Point, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: m.Point, Err: err}
+	}
+	root := os.NewFile(uintptr(fd), m.Point)
+	defer root.Close()
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return nil, os.NewSyscallError("statx", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != m.ID {
+		return nil, fmt.Errorf("%w is mounted over %s", errElsewhere, m.Point)
+	}
+	if want.FSUUID != "" {
+		uuid, err := uuidOf(root, want.Filesystem)
+		if err != nil {
+			return nil, fmt.Errorf("the UUID of the file system on %s cannot be read: %w", m.Point, err)
+		}
+		if uuid != want.FSUUID {
+			return nil, errElsewhere
+		}
+	}
+	fd, err = unix.OpenByHandleAt(fd, unix.NewFileHandle(want.Handle.Type, handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ESTALE) {
 		return nil, ErrImageGone
 	}
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("open_by_handle_at", err)
 	}
 	img, err := image.Adopt(os.NewFile(uintptr(fd), want.Path))
 	if err != nil {
 		return nil, err
 	}
-	id, err := img.Identity()
-	if err == nil && !sameInode(want, id) {
+	if err = isImage(want, img); errors.Is(err, errOther) {
 		err = ErrImageGone // the inode number was given to another file
 	}
 	if err != nil {

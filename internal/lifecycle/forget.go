@@ -1,0 +1,112 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+
+	"dmloop/internal/dm"
+	"dmloop/internal/manifest"
+	"dmloop/internal/observe"
+	"dmloop/internal/pin"
+)
+
+// Forgotten is what stays of a mapping whose record was given up.
+type Forgotten struct {
+	Name     string
+	Image    string   // its path as it was when mapped; empty when the record could not be read
+	Pins     []string // set by dmloop and left on the image, as its mark says, or else as the record says
+	Released bool     // nothing stays: the release could be finished after all
+	Gone     bool     // the image was deleted, its pins with it
+}
+
+// Forget gives up the record of a mapping whose device is gone and whose image cannot be
+// released, because its disk is away for good, say. It refuses while the device is there.
+func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
+	store, unlock, err := s.lockStore(ctx)
+	if err != nil {
+		return Forgotten{}, err
+	}
+	defer unlock()
+	m, err := s.find(store, target)
+	switch {
+	case ClassOf(err) == NotFound && s.justReleased(target):
+		return Forgotten{Name: target, Released: true}, nil
+	case ClassOf(err) == NotFound:
+		return Forgotten{}, err
+	case err != nil:
+		return s.forgetUnreadable(ctx, store, target, err)
+	}
+	if err := s.nothingLive(m.Name, layers(m)...); err != nil {
+		return Forgotten{}, err
+	}
+	left := Forgotten{Name: m.Name, Image: m.Image.Path}
+	for _, p := range m.Pins {
+		if p.Ours {
+			left.Pins = append(left.Pins, p.Kind)
+		}
+	}
+	img, err := s.openRecorded(ctx, m.Image)
+	switch {
+	case errors.Is(err, observe.ErrImageGone):
+		left.Gone, left.Pins = true, nil
+	case err == nil:
+		defer img.Close()
+		if mark, _, err := pin.ReadMark(img.File()); err == nil {
+			left.Pins = nil
+			for _, k := range mark.Kinds {
+				left.Pins = append(left.Pins, string(k))
+			}
+		}
+	}
+	return left, s.forgetRecord(ctx, store, m.Name)
+}
+
+// forgetUnreadable gives up a record that cannot be read: only its name is known.
+func (s *System) forgetUnreadable(ctx context.Context, store *manifest.Store, target string, unreadable error) (Forgotten, error) {
+	names, err := store.Names()
+	if err != nil {
+		return Forgotten{}, err
+	}
+	for _, name := range namesOf(target) {
+		for _, have := range names {
+			if have != name {
+				continue
+			}
+			if err := s.nothingLive(name, dm.ByName(name)); err != nil {
+				return Forgotten{}, err
+			}
+			return Forgotten{Name: name}, s.forgetRecord(ctx, store, name)
+		}
+	}
+	return Forgotten{}, unreadable
+}
+
+func (s *System) forgetRecord(ctx context.Context, store *manifest.Store, name string) error {
+	if err := s.dropWatch(ctx, name); err != nil {
+		s.log.Warn("the guard was not told that the mapping is given up", "mapping", name, "error", err)
+	}
+	return store.Delete(name)
+}
+
+// nothingLive refuses while one of the devices is there.
+func (s *System) nothingLive(name string, refs ...dm.Ref) error {
+	conn, err := s.mapper()
+	if ClassOf(err) == KernelLacks && !s.hasMapped() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		info, err := conn.Info(ref)
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return fail(name, "", err)
+		}
+		return &Error{Class: Busy, Subject: name, Message: "its device " + info.Name + " is still there: a record is only given up once that is gone",
+			Hint: "dmloop unmap " + shellWord(name)}
+	}
+	return nil
+}

@@ -1,0 +1,49 @@
+package observe
+
+import (
+	"errors"
+	"testing"
+
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+)
+
+func TestSame(t *testing.T) {
+	want := manifest.Image{Major: 254, Minor: 3, Inode: 12, Generation: 7, Birth: 1000, FSUUID: "a"}
+	with := func(change func(*manifest.Image)) manifest.Image { m := want; change(&m); return m }
+	old := with(func(m *manifest.Image) { m.FSUUID = "" })
+	unborn := with(func(m *manifest.Image) { m.Birth = 0 })
+	there := image.Identity{Major: 254, Minor: 3, Inode: 12, Generation: 7, Birth: 1000}
+	moved := image.Identity{Major: 254, Minor: 9, Inode: 12, Generation: 7, Birth: 1000}
+	for _, c := range []struct {
+		name   string
+		record manifest.Image
+		id     image.Identity
+		uuid   string // empty: cannot be read
+		want   Sameness
+	}{
+		{"where it was", want, there, "", TheSame},
+		{"another number, the same file system", want, moved, "a", TheSame},
+		{"another number, another file system", want, moved, "b", Other},
+		{"another number, nothing told", want, moved, "", Untold},
+		{"another file under the old number", want, image.Identity{Major: 254, Minor: 3, Inode: 12, Generation: 7, Birth: 2000}, "a", Other},
+		{"the inode number given again", want, image.Identity{Major: 254, Minor: 3, Inode: 12, Generation: 8, Birth: 1000}, "a", Other},
+		{"another inode", want, image.Identity{Major: 254, Minor: 3, Inode: 13, Generation: 7, Birth: 1000}, "a", Other},
+		{"seen by its path only", want, image.Identity{Major: 254, Minor: 9, Inode: 12, Birth: 1000}, "a", TheSame},
+		{"no births, the old number, another disk", unborn, there, "b", Other},
+		{"no births, the old number", unborn, there, "a", TheSame},
+		{"no births, nothing told", unborn, there, "", Untold},
+		{"an old record", old, there, "a", TheSame},
+		{"an old record, another number", old, moved, "a", Other},
+	} {
+		got := Same(c.record, c.id, func() (string, error) {
+			if c.uuid == "" {
+				return "", errors.New("cannot be read")
+			}
+			return c.uuid, nil
+		})
+		if got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
