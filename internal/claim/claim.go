@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"dmloop/extents"
 	"dmloop/internal/image"
@@ -61,8 +62,7 @@ func (c *Claim) Take(lift func() error) error {
 		return err
 	}
 	if err := c.verify(header); err != nil {
-		// Nothing is wiped: what the kernel took was not what the record says.
-		return errors.Join(err, unless(swap.ErrNotActive, swap.Release(c.Image.File())))
+		return errors.Join(err, c.End())
 	}
 	if h, err := swap.HibernationConfigured(); err == nil && h.Configured {
 		c.Log.Warn("this system is set up to suspend to disk and may pick the page of swap in the image, on which that fails: name the right swap area and its offset on the kernel command line (resume=, resume_offset=)",
@@ -71,13 +71,11 @@ func (c *Claim) Take(lift func() error) error {
 	return nil
 }
 
-// proveTries bounds how often readers of the image may come in between.
-const proveTries = 20
-
 // prove takes the lease and reads the header below it, until nobody waits for its end.
 func (c *Claim) prove() (*image.Lease, []byte, error) {
-	for range proveTries {
-		lease, err := image.AwaitSoleOpener(c.Context, c.Image.File(), c.Wait)
+	wait := c.Wait
+	for end := time.Now().Add(wait.Patience); ; wait.Patience = time.Until(end) {
+		lease, err := image.AwaitSoleOpener(c.Context, c.Image.File(), wait)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -92,9 +90,11 @@ func (c *Claim) prove() (*image.Lease, []byte, error) {
 		if err := errors.Join(err, lease.Release()); err != nil {
 			return nil, nil, err
 		}
+		if time.Now().After(end) {
+			return nil, nil, &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.OpenElsewhere,
+				Message: "somebody opens the file again and again", Hint: "see who it is: fuser -v IMAGE"}}
+		}
 	}
-	return nil, nil, &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.OpenElsewhere,
-		Message: "somebody opens the file again and again", Hint: "see who it is: fuser -v IMAGE"}}
 }
 
 // header reads page 0, which has to be what was surveyed.
@@ -178,12 +178,4 @@ func scrub(img *image.Image) error {
 
 func (c *Claim) refuse(message, hint string) error {
 	return &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}}
-}
-
-// unless returns err, or nil when it says that there was nothing to do.
-func unless(done, err error) error {
-	if errors.Is(err, done) {
-		return nil
-	}
-	return err
 }

@@ -250,12 +250,25 @@ func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest)
 			grade := pin.GradeOf(evidence(m, kinds))
 			st.Grade = string(grade)
 			s.judgeLoss(st, m, kinds, grade)
+			judgeArea(st, img, kinds)
 			return
 		}
 	}
 	st.Grade = string(pin.Unsafe) // nothing is known to be in force
 	if st.Reason == "" {
 		st.Reason = "the pins cannot be read: " + err.Error()
+	}
+}
+
+// judgeArea says when the kernel uses more of a sealed image than the page that is meant.
+func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
+	if !hasKind(now, pin.Swap) || st.State.Broken() {
+		return
+	}
+	area, err := swap.Area(img.File())
+	if page := int64(os.Getpagesize()); err == nil && area.Size != page {
+		st.State = manifest.Stale
+		st.Reason = fmt.Sprintf("the kernel uses %d bytes of the image as swap space instead of one page of %d", area.Size, page)
 	}
 }
 

@@ -199,7 +199,7 @@ func (s *setting) todo(kinds []Kind) (todo []Kind) {
 }
 
 // set does what Set is for. The immutable flag comes off only where something cannot be
-// done while it is on: the mark cannot be changed then, nor other flags.
+// done while it is on: the mark cannot be changed then.
 func (s *setting) set(mark Mark, todo []Kind) error {
 	was := slices.Contains(s.inForce, Immutable)
 	s.immutable = was
@@ -208,19 +208,17 @@ func (s *setting) set(mark Mark, todo []Kind) error {
 	if len(todo) == 0 && (same || !s.marked) {
 		return nil
 	}
-	if !same || len(flags) > 0 {
+	if !same {
 		if err := s.flag(false); err != nil {
 			return fmt.Errorf("lifting the immutable flag: %w", err)
 		}
-	}
-	if !same {
 		s.remarked = true
 		if err := writeMark(s.file, s.filesystem, mark); err != nil {
 			return err
 		}
 	}
 	for _, k := range flags {
-		if err := put(s.file, s.filesystem, k, true); err != nil {
+		if err := s.put(k); err != nil {
 			return fmt.Errorf("setting the pin %s: %w", k, err)
 		}
 		s.done = append(s.done, k)
@@ -237,6 +235,19 @@ func (s *setting) set(mark Mark, todo []Kind) error {
 		return fmt.Errorf("setting the pin %s: %w", Immutable, err)
 	}
 	return nil
+}
+
+// put sets another flag, with the immutable one on where the file system lets it: the
+// file's owner can clear these, and must not have the immutable flag lifted by that.
+func (s *setting) put(k Kind) error {
+	err := put(s.file, s.filesystem, k, true)
+	if !errors.Is(err, unix.EPERM) || !s.immutable {
+		return err
+	}
+	if err := s.flag(false); err != nil {
+		return err
+	}
+	return put(s.file, s.filesystem, k, true)
 }
 
 // take has the claim taken, for which the file has to be immutable first.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/internal/ioctl"
 	"dmloop/internal/vmtest"
 )
 
@@ -291,6 +292,44 @@ func TestSetUndoesWhatItDid(t *testing.T) {
 	if i, _, _ := inForce(t, f, "ext4"); !i {
 		t.Error("the immutable flag is gone")
 	}
+}
+
+// The owner of a file can clear xfs's flag, and by that must not get the immutable flag
+// lifted, in which moment he could open the file for writing.
+func TestSetAgainWithTheImmutableFlagOn(t *testing.T) {
+	f := hostFile(t, "xfs")
+	wanted := Wanted("xfs", false)
+	if _, err := Set(f, "xfs", "x", wanted, noClaim(t)); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Must(t, "xfs_io", "-r", "-c", "chattr -f", f.Name())
+	if _, nodefrag, _ := inForce(t, f, "xfs"); nodefrag {
+		t.Fatal("the flag is still there")
+	}
+	ioctl.Count()
+	before := sets()
+	if _, err := Set(f, "xfs", "x", wanted, noClaim(t)); err != nil {
+		t.Fatal(err)
+	}
+	if i, nodefrag, m := inForce(t, f, "xfs"); !i || !nodefrag || !m {
+		t.Errorf("immutable %v, nodefrag %v, marked %v", i, nodefrag, m)
+	}
+	if n := sets() - before; n != 0 {
+		t.Errorf("the immutable flag was set or lifted %d times", n)
+	}
+	if err := Undo(f, "xfs", noClaim(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// sets counts the calls that set the flags among which the immutable one is.
+func sets() (calls int) {
+	for _, t := range ioctl.Totals() {
+		if t.Request == setFlags.Name {
+			calls += t.Calls
+		}
+	}
+	return calls
 }
 
 // EndClaim takes the claim away and nothing else.
