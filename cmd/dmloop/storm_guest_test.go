@@ -170,4 +170,7 @@ func TestStormOfRenames(t *testing.T) {
 	if got := state(t, "STATE"); got != "healthy" {
 		t.Errorf("the mapping is %s: %s", got, state(t, "REASON"))
 	}
+	if log := guardLog(); strings.Count(log, "\n") > 20 {
+		t.Errorf("the log:\n%s", log)
+	}
 }

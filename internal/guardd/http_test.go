@@ -28,7 +28,7 @@ func serve(t *testing.T, may func(net.Conn) error, text func(context.Context) (s
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the server does not end")
 		}
 	})

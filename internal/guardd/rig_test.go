@@ -196,12 +196,12 @@ func (r *rig) config() Config {
 
 func (r *rig) await(what string, ok func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	r.t.Fatalf("%s did not come within 5 s", what)
+	r.t.Fatalf("%s did not come within a minute", what)
 }
 
 func (r *rig) add(c *guardrpc.Client) {

@@ -270,7 +270,7 @@ func TestCallTimesOut(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	if _, err := c.Check(ctx, "vol"); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) > time.Second {
+	if _, err := c.Check(ctx, "vol"); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) > time.Minute {
 		t.Errorf("a wedged guard: %v after %s", err, time.Since(start))
 	}
 	if err := c.Drop(t.Context(), "vol"); err == nil {
@@ -285,7 +285,7 @@ func TestSessionEndsWithItsConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		h.mu.Lock()
 		closed := len(h.closed) == 1 && h.closed[0] == os.Getpid()
 		h.mu.Unlock()
@@ -305,7 +305,7 @@ func TestServerCutsOffNonsense(t *testing.T) {
 		"too long": strings.Repeat("x", requestLimit+8192),
 	} {
 		c := dial(t, dir)
-		c.c.SetDeadline(time.Now().Add(5 * time.Second))
+		c.c.SetDeadline(time.Now().Add(time.Minute))
 		c.c.Write([]byte(text))
 		if n, err := c.c.Read(make([]byte, 10)); err == nil {
 			t.Errorf("%s: an answer of %d bytes", name, n)
@@ -333,7 +333,7 @@ func TestServerCutsOffNonsense(t *testing.T) {
 		rights := unix.UnixRights(int(f.Fd()), int(f.Fd()), int(f.Fd()), int(f.Fd()), int(f.Fd()))
 		c.c.WriteMsgUnix([]byte("{"), rights, nil)
 	}
-	c.c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := c.c.Read(make([]byte, 10)); err == nil {
 		t.Error("five descriptors at once are accepted")
 	}

@@ -10,8 +10,11 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/ration"
 )
 
 // poller calls ready whenever its descriptor has something to read.
@@ -35,16 +38,33 @@ func newPoller(fd int, events int16, ready func() bool) (*poller, error) {
 	return p, nil
 }
 
+// Whatever the kernel has to tell is taken at once, eagerly times in a row, and then
+// after a rest: what others can cause is worth a call for many messages, not for each.
+const (
+	eagerly = 50
+	rest    = 5 * time.Millisecond
+)
+
 func (p *poller) run(events int16, ready func() bool) {
 	defer close(p.done)
-	fds := []unix.PollFd{{Fd: int32(p.fd), Events: events}, {Fd: int32(p.wake), Events: unix.POLLIN}}
+	source, wake := unix.PollFd{Fd: int32(p.fd), Events: events}, unix.PollFd{Fd: int32(p.wake), Events: unix.POLLIN}
+	calls := ration.Ration{Burst: eagerly, Every: rest}
 	for {
-		fds[0].Revents, fds[1].Revents = 0, 0
-		if _, err := unix.Poll(fds, -1); err != nil {
+		fds, patience := []unix.PollFd{wake, source}, -1
+		if wait := calls.Wait(time.Now()); wait > 0 {
+			fds, patience = fds[:1], int(wait.Milliseconds())+1
+		}
+		if _, err := unix.Poll(fds, patience); err != nil {
 			continue // EINTR; with valid arguments there is nothing else but ENOMEM
 		}
-		if fds[1].Revents != 0 || fds[0].Revents != 0 && !ready() {
+		if fds[0].Revents != 0 {
 			return
+		}
+		if len(fds) > 1 && fds[1].Revents != 0 {
+			calls.Take(time.Now())
+			if !ready() {
+				return
+			}
 		}
 	}
 }

@@ -54,21 +54,27 @@ func NewUevents(hints DeviceHints) (*Uevents, error) {
 // Close ends the goroutine and closes the socket.
 func (u *Uevents) Close() error { return u.poller.close() }
 
-// receive takes one message.
+// atOnce bounds how many messages are taken before the poller asks again whether it is
+// to end.
+const atOnce = 1000
+
+// receive takes the messages that are there.
 func (u *Uevents) receive(fd int) bool {
-	n, from, err := unix.Recvfrom(fd, u.buf, 0)
-	switch {
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-		return true
-	case err != nil: // ENOBUFS: the kernel dropped messages
-		u.hints.LostDevices("uevents: " + err.Error())
-		return errors.Is(err, unix.ENOBUFS)
-	}
-	if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
-		return true // not from the kernel
-	}
-	if dev, action, ok := parseUevent(u.buf[:n]); ok {
-		u.hints.Device(dev, action)
+	for range atOnce {
+		n, from, err := unix.Recvfrom(fd, u.buf, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			return true
+		case err != nil: // ENOBUFS: the kernel dropped messages
+			u.hints.LostDevices("uevents: " + err.Error())
+			return errors.Is(err, unix.ENOBUFS)
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
+			continue // not from the kernel
+		}
+		if dev, action, ok := parseUevent(u.buf[:n]); ok {
+			u.hints.Device(dev, action)
+		}
 	}
 	return true
 }
