@@ -77,7 +77,7 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	case errors.Is(err, dm.ErrNoDeviceMapper):
 		return &lifecycle.Error{Class: lifecycle.KernelLacks, Message: "this kernel has no device-mapper", Hint: "load it: modprobe dm_mod", Err: err}
 	case errors.Is(err, dm.ErrPermission):
-		return &lifecycle.Error{Class: lifecycle.NotPermitted, Message: "the guard needs root", Hint: "run the command with sudo", Err: err}
+		return &lifecycle.Error{Class: lifecycle.NotPermitted, Message: "the guard needs root", Hint: lifecycle.PermissionHint(lifecycle.CapAdmin), Err: err}
 	case err != nil:
 		return err
 	}

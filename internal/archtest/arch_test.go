@@ -26,6 +26,7 @@ var level = map[string]int{
 	"extents":             1, // layouts as plain values
 	"internal/parttable":  1,
 	"internal/dm/wire":    1,
+	"internal/loopdev":    1,
 	"internal/pin":        1,
 	"internal/swap":       1,
 	"internal/udev":       1,
@@ -33,7 +34,6 @@ var level = map[string]int{
 	"internal/blockid":    2,
 	"guard":               2, // judges values; the world comes in through interfaces
 	"internal/btrfs":      2,
-	"internal/loopdev":    2,
 	"internal/dm":         2,
 	"internal/image":      2,
 	"internal/manifest":   2,

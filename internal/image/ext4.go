@@ -2,6 +2,7 @@ package image
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,30 @@ import (
 
 	"dmloop/dmtable"
 )
+
+// Places in struct ext4_super_block (fs/ext4/ext4.h), which lies 1024 bytes into the
+// device, and a bit there.
+const (
+	ext4SuperOffset    = 1024
+	ext4MagicOffset    = 0x38
+	ext4IncompatOffset = 0x60
+	ext4Extents        = 0x40 // EXT4_FEATURE_INCOMPAT_EXTENTS
+)
+
+// ext4LacksExtents reports whether the file system was made without the feature that
+// chattr +e needs, as ext2 and ext3 were. Who may not read the device does not learn it.
+func ext4LacksExtents(m Mount, dev dmtable.Device) bool {
+	f, err := openDevice(m.Source, dev)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	super := make([]byte, 1024)
+	if _, err := f.ReadAt(super, ext4SuperOffset); err != nil || binary.LittleEndian.Uint16(super[ext4MagicOffset:]) != 0xef53 {
+		return false
+	}
+	return binary.LittleEndian.Uint32(super[ext4IncompatOffset:])&ext4Extents == 0
+}
 
 // journalOption is how ext4 names data journalling in both lists of options.
 const journalOption = "data=journal"

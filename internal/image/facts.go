@@ -34,6 +34,7 @@ type Facts struct {
 	Devices     DeviceUse    `json:"devices"`
 	Pin         F2FSPin      `json:"pin"`
 	Swap        SwapStatus   `json:"swap"`
+	NoExtents   bool         `json:"noExtents"` // ext4 without the feature extents, as far as the device may be read
 }
 
 // DeviceUse tells how many devices the file system keeps file data on. xfs's
@@ -152,6 +153,7 @@ func (i *Image) readSpecific(facts *Facts) error {
 	case "ext4":
 		facts.Devices.Count = 1
 		facts.DataJournal, err = ext4DataJournal(*facts)
+		facts.NoExtents = facts.InodeFlags&flagExtents == 0 && ext4LacksExtents(facts.Mount, facts.Device)
 	case "xfs":
 		facts.Devices.Count = xfsDataDevices(facts.Mount)
 		facts.Reflink, err = i.xfsReflink()

@@ -66,6 +66,21 @@ func (i *Image) File() *os.File { return i.file }
 // symbolic links resolved.
 func (i *Image) Path() string { return i.file.Name() }
 
+// PathNow returns the absolute path that the image has now, or "" when the kernel does
+// not know one that leads to it from here: in another mount namespace, or when the file
+// was opened by its handle and no folder of it was looked up since.
+func (i *Image) PathNow() string {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", i.fd()))
+	if err != nil {
+		return ""
+	}
+	var mine, there unix.Stat_t
+	if unix.Fstat(i.fd(), &mine) != nil || unix.Lstat(path, &there) != nil || mine.Dev != there.Dev || mine.Ino != there.Ino {
+		return ""
+	}
+	return path
+}
+
 // Close closes the descriptor.
 func (i *Image) Close() error { return i.file.Close() }
 

@@ -10,7 +10,8 @@ import (
 
 // Problems returns every reason outside the layout itself why length bytes of the
 // image from offset cannot be mapped, in the order of the rules. The whole file is
-// Problems(0, f.Size). In hints IMAGE stands for the image's path.
+// Problems(0, f.Size). In hints IMAGE stands for the image's path and DEVICE for what its
+// file system is mounted from.
 func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	var problems []extents.Problem
 	add := func(rule extents.Rule, hint, format string, args ...any) {
@@ -29,14 +30,18 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 			"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)
 	}
 	if f.Devices.Unknown != "" {
-		add(extents.MultiDevice, "run as root, or move the file to a file system on one device",
+		add(extents.MultiDevice, "run it where the device can be read (as root, with its node in /dev), or move the file to a file system on one device",
 			"cannot tell whether the %s file system keeps data on several devices: %s", f.Filesystem, f.Devices.Unknown)
 	}
 	if f.Swap.Active {
 		add(extents.ActiveSwap, "run: swapoff IMAGE", "the kernel uses the file as swap space (%s in /proc/swaps)", f.Swap.Path)
 	}
 	if f.Kind() == "ext4" && f.InodeFlags&flagExtents == 0 {
-		add(extents.Indirect, "run: chattr +e IMAGE", "ext4 keeps the file in indirect blocks instead of extents")
+		hint := "run: chattr +e IMAGE"
+		if f.NoExtents {
+			hint = "the file system has none, so chattr cannot help: unmount it, run: tune2fs -O extent DEVICE, mount it, and then run: chattr +e IMAGE"
+		}
+		add(extents.Indirect, hint, "ext4 keeps the file in indirect blocks instead of extents")
 	}
 	return problems
 }
@@ -104,7 +109,10 @@ var journalCauses = map[JournalCause]struct{ what, hint string }{
 // unsupportedReason returns why nothing on this file system can be mapped, with a
 // hint, or "". This is the one list of file systems that can.
 func (f Facts) unsupportedReason() (reason, hint string) {
-	const move = "move the image to ext4, xfs or f2fs"
+	move := "move the image to ext4, xfs or f2fs"
+	if f.ReadOnly { // a disc, or a live system
+		move = "copy the image to ext4, xfs or f2fs, or use it where it is through loop: losetup -r -f --show IMAGE"
+	}
 	mounted, remedy := f.Mount.refused()
 	switch kind := f.Kind(); {
 	case kind == "" && knownKinds[f.Filesystem] != 0:

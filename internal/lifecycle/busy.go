@@ -2,19 +2,11 @@ package lifecycle
 
 import (
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
-	"dmloop/internal/image"
 	"dmloop/internal/manifest"
-	"dmloop/internal/swap"
 )
 
 // openNow lists the mapping's devices that somebody has open, its own partitions
@@ -64,11 +56,7 @@ func (s *System) cutOff(conn *dm.Conn, m manifest.Manifest, before manifest.Stat
 
 // busy says who uses the device.
 func (s *System) busy(info dm.Info, cause error) error {
-	message := "in use"
-	if users := s.users(info.Device); len(users) > 0 {
-		message += " by " + strings.Join(users, ", ")
-	}
-	return &Error{Class: Busy, Subject: info.Name, Message: message, Err: cause,
+	return &Error{Class: Busy, Subject: info.Name, Message: "in use by " + s.named(info.Device), Err: cause,
 		Hint: "stop the users, or use --deferred (remove at last close) or --force (let their I/O fail)"}
 }
 
@@ -80,62 +68,4 @@ func (s *System) heldFirmly(dev dmtable.Device) bool {
 		}
 	}
 	return false
-}
-
-// users lists what is seen to use a block device: mounts, swap, devices on top of it,
-// and processes that have its node open.
-func (s *System) users(dev dmtable.Device) []string {
-	var users []string
-	mounts, err := image.MountsOf(dev)
-	if err != nil {
-		s.log.Debug("mounts cannot be read", "error", err)
-	}
-	for _, m := range mounts {
-		users = append(users, "mount "+m.Point)
-	}
-	areas, err := swap.Table()
-	if err != nil {
-		s.log.Debug("swap areas cannot be read", "error", err)
-	}
-	for _, a := range areas {
-		if st, found := a.Stat(); found && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == unix.Mkdev(dev.Major, dev.Minor) {
-			users = append(users, "swap (swapoff "+a.Path+")")
-		}
-	}
-	holders, err := os.ReadDir(filepath.Join(s.sysfs, "dev/block", dev.String(), "holders"))
-	if err != nil {
-		s.log.Debug("holders cannot be read", "error", err)
-	}
-	for _, h := range holders {
-		users = append(users, "device "+h.Name())
-	}
-	return append(users, processes(dev)...)
-}
-
-// processes lists who has the device's node open, as far as /proc shows it.
-func processes(dev dmtable.Device) []string {
-	var found []string
-	pids, _ := filepath.Glob("/proc/[0-9]*")
-	rdev := unix.Mkdev(dev.Major, dev.Minor)
-	own := fmt.Sprintf("/proc/%d", os.Getpid()) // what a shell has open, it passes on
-	for _, dir := range pids {
-		if dir == own {
-			continue
-		}
-		fds, err := os.ReadDir(dir + "/fd")
-		if err != nil {
-			continue // gone, or not ours to see
-		}
-		for _, fd := range fds {
-			var st unix.Stat_t
-			if unix.Stat(dir+"/fd/"+fd.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != rdev {
-				continue
-			}
-			pid, _ := strconv.Atoi(filepath.Base(dir))
-			comm, _ := os.ReadFile(dir + "/comm")
-			found = append(found, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm))))
-			break
-		}
-	}
-	return found
 }

@@ -98,7 +98,7 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 	_, err = s.removeDevice(conn, name, info.UUID)
 	var busy *busyError
 	if errors.As(err, &busy) {
-		return &Error{Class: Busy, Subject: name, Message: "the shim is in use, most likely mounted, or an image on it is mapped", Err: err}
+		return &Error{Class: Busy, Subject: name, Message: "the shim is in use by " + s.named(info.Device), Err: err}
 	}
 	return fail(name, "", err)
 }

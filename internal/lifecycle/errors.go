@@ -13,7 +13,10 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/dm"
+	"dmloop/internal/image"
+	"dmloop/internal/ioctl"
 	"dmloop/internal/manifest"
+	"dmloop/internal/swap"
 )
 
 // Class sorts errors as users' scripts need them; cmd gives each its exit code.
@@ -91,7 +94,25 @@ func fail(subject, message string, err error) error {
 	if errors.As(err, &e) && message == "" {
 		return err
 	}
-	return &Error{Class: ClassOf(err), Subject: subject, Message: message, Err: err}
+	return &Error{Class: ClassOf(err), Subject: subject, Message: message, Err: err, Hint: hintFor(err)}
+}
+
+// hintFor says what to do about a call that the kernel did not permit, where error or
+// call tell what it takes.
+func hintFor(err error) string {
+	var call *ioctl.Error
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return "mount the file system read-write (mount -o remount,rw), or copy the image to one that is"
+	case ClassOf(err) != NotPermitted:
+	case errors.Is(err, image.ErrCannotProve):
+		return PermissionHint(CapLease)
+	case errors.Is(err, dm.ErrPermission), errors.As(err, new(*swap.Error)):
+		return PermissionHint(CapAdmin)
+	case errors.As(err, &call) && strings.Contains(call.Request, "SET"): // flags of the inode
+		return PermissionHint(CapImmutable)
+	}
+	return ""
 }
 
 // refuse makes the error of an image that breaks rules: Busy when it is only in

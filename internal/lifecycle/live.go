@@ -76,7 +76,7 @@ func (s *System) hasMapped() bool {
 // liveError says which device it is, who uses it and what to do.
 func (s *System) liveError(subject string, m stranger) error {
 	message := fmt.Sprintf("the live device-mapper device %s (%s) lies on its blocks", m.Name, m.Device)
-	if users := s.users(m.Device); len(users) > 0 {
+	if users := s.users(m.Device); len(users) > 0 { // who need not be: it lies there all the same
 		message += ", in use by " + strings.Join(users, ", ")
 	}
 	hint := "see: dmsetup table " + shellWord(m.Name) + "; remove it first: dmsetup remove " + shellWord(m.Name)

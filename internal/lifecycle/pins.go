@@ -27,8 +27,15 @@ func (v *Survey) unpinnable() *extents.Problem {
 		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", "run: chattr -i IMAGE")
 	case grade == pin.Unsafe:
 		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, "move the image to ext4, xfs or f2fs")
+	case v.Facts.ReadOnly && !v.Facts.Immutable() && v.onReadOnlyDevice:
+		return problem("the file system is on a read-only device, so the image cannot be pinned",
+			"nothing can move its blocks while the device stays read-only: dmloop map --read-only --pin=none --no-guard --unsafe IMAGE; or copy the image")
 	case v.Facts.ReadOnly && !v.Facts.Immutable():
-		return problem("the file system is mounted read-only, so the image cannot be pinned", "mount it read-write: mount -o remount,rw "+v.Facts.Mount.Point)
+		return problem("the file system is mounted read-only, so the image cannot be pinned", "mount it read-write: mount -o remount,rw "+shellWord(v.Facts.Mount.Point))
+	case v.Facts.Filesystem == "f2fs" && v.Facts.Mount.HasSuperOption("mode=lfs"):
+		// f2fs_ioc_set_pin_file and f2fs_swap_activate refuse it with EINVAL.
+		return problem("f2fs is mounted with mode=lfs, which rewrites nothing in place and therefore neither pins a file nor takes one for swap",
+			"unmount it and mount it without mode=lfs; a zoned disk has no other mode: move the image to another disk")
 	case v.Facts.Filesystem == "f2fs" && !v.Sealed && !v.Facts.Pin.Pinned && !pinsWrittenFiles(kernelVersion()):
 		return problem("this kernel's f2fs pins only files without blocks (EFBIG)",
 			"make the image with dmloop create, which pins it first, or seal it: dmloop seal IMAGE")

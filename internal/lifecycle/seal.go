@@ -244,6 +244,9 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	err = change(writable, facts, rw)
 	var refused *seal.RefusedError
 	if errors.As(err, &refused) {
+		if hint := formatHint(rw, facts.Size, facts.BlockSize); hint != "" && refused.Problem.Rule == extents.SizeUnaligned {
+			refused.Problem.Hint = hint
+		}
 		err = refuse(path, withHints(path, []extents.Problem{refused.Problem}))
 	}
 	return fail(path, "", err)

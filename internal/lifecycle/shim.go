@@ -65,7 +65,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 		s.log.Warn("the device is read-only, and so is the shim", "device", path, "shim", name)
 	}
 	if err := s.makeDevice(conn, name, uuid, table, readOnly); err != nil {
-		return "", shimError(path, name, err)
+		return "", s.shimError(path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
 }
@@ -75,7 +75,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 // file system be mounted through both at a time, which destroys it.
 func (s *System) reachedElsewhere(conn *dm.Conn, path, name string, dev dmtable.Device) error {
 	if info, err := conn.Info(dm.ByName(name)); err == nil {
-		return shimError(path, name, fmt.Errorf("%s: %w", info.Name, dm.ErrExists))
+		return s.shimError(path, name, fmt.Errorf("%s: %w", info.Name, dm.ErrExists))
 	}
 	above, err := blockdev.Above(s.sysfs, conn, dev)
 	if err != nil {
@@ -124,12 +124,12 @@ func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Tabl
 	return nil
 }
 
-func shimError(path, name string, err error) error {
+func (s *System) shimError(path, name string, err error) error {
 	switch {
 	case errors.Is(err, dm.ErrExists):
 		return &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists", Err: err}
 	case errors.Is(err, dm.ErrBusy):
-		return &Error{Class: Busy, Subject: path, Message: "the device is in use, most likely mounted", Err: err,
+		return &Error{Class: Busy, Subject: path, Message: "the device is in use by " + s.namedPath(path), Err: err,
 			Hint: fmt.Sprintf("unmount it first, then make the shim and mount /dev/mapper/%s instead", name)}
 	}
 	return fail(path, "", err)

@@ -72,6 +72,8 @@ type Survey struct {
 	Foreign  bool             // somebody else made the file immutable
 	exposed  *extents.Problem // others than root may open the sealed image; one of Problems
 	Problems []extents.Problem
+
+	onReadOnlyDevice bool // what the host file system is mounted from
 }
 
 // survey runs all rules over img. It changes nothing but the page cache. The write lease
@@ -88,6 +90,7 @@ func (s *System) survey(ctx context.Context, img *image.Image, path string, o Su
 	if v.Facts, err = img.Facts(); err != nil {
 		return v, err
 	}
+	v.onReadOnlyDevice = s.onReadOnlyDevice(v.Facts)
 	if v.Identity.Size > 0 {
 		if err := s.surveySeal(v, img, o); err != nil {
 			return v, err
@@ -109,6 +112,7 @@ func (s *System) survey(ctx context.Context, img *image.Image, path string, o Su
 			}
 		}
 	}
+	v.betterHints(img, o)
 	withHints(path, v.Problems)
 	return v, nil
 }

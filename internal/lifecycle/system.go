@@ -65,7 +65,7 @@ func (s *System) mapper() (*dm.Conn, error) {
 		return nil, &Error{Class: KernelLacks, Message: "this kernel has no device-mapper",
 			Hint: "load it (modprobe dm_mod), or use a kernel with CONFIG_BLK_DEV_DM", Err: err}
 	case errors.Is(err, dm.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Message: "device-mapper needs root", Hint: "run the command with sudo", Err: err}
+		return nil, &Error{Class: NotPermitted, Message: "device-mapper needs root", Hint: PermissionHint(CapAdmin), Err: err}
 	case err != nil:
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func (s *System) openStore(create bool) (*manifest.Store, error) {
 	case errors.Is(err, fs.ErrNotExist) && !create:
 		return nil, nil
 	case errors.Is(err, fs.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Message: "only root may see or change mappings", Hint: "run the command with sudo", Err: err}
+		return nil, &Error{Class: NotPermitted, Message: "only root may see or change mappings", Hint: PermissionHint(CapFiles), Err: err}
 	}
 	return store, err
 }
@@ -225,7 +225,7 @@ func openError(path string, err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission):
-		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: "run the command with sudo"}
+		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: PermissionHint(CapFiles)}
 	}
 	var plain *fs.PathError
 	if errors.As(err, &plain) {

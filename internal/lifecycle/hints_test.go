@@ -1,0 +1,62 @@
+package lifecycle
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"dmloop/extents"
+	"dmloop/internal/vmtest/partcorpus"
+)
+
+// A size that fits no blocks may be the format's: then making the file longer is no help.
+func TestFormatHint(t *testing.T) {
+	file := func(size int, at int, magic string) []byte {
+		b := make([]byte, size)
+		copy(b[at:], magic)
+		return b
+	}
+	for name, c := range map[string]struct {
+		content []byte
+		want    string
+	}{
+		"plain":               {file(1<<20+512, 0, ""), ""},
+		"nothing":             {nil, ""},
+		"a footer alone":      {file(512, 0, "conectix"), "qemu-img convert -f vpc"},
+		"fixed VHD":           {file(1<<20+512, 1<<20, "conectix"), "--sizelimit 1048576"},
+		"fixed VHD, odd disk": {file(1<<20+1024, 1<<20+512, "conectix"), "qemu-img convert -f vpc"},
+		"growing VHD":         {file(4096+512, 0, "conectix"), "qemu-img convert -f vpc"},
+		"VHDX":                {file(4096+512, 0, "vhdxfile"), "qemu-img convert -f vhdx"},
+		"qcow2":               {file(4096+512, 0, "QFI\xfb"), "qemu-img convert -f qcow2"},
+		"VMDK":                {file(4096+512, 0, "KDMV"), "qemu-img convert -f vmdk"},
+		"VDI":                 {file(4096+512, 64, "\x7f\x10\xda\xbe"), "qemu-img convert -f vdi"},
+	} {
+		got := formatHint(bytes.NewReader(c.content), extents.Bytes(len(c.content)), 4096)
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) || strings.Contains(got, "truncate") {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// An offset at which a partition begins is meant as that partition.
+func TestPartitionAt(t *testing.T) {
+	for _, c := range partcorpus.Cases() {
+		for _, want := range []struct {
+			image          string
+			offset, number int
+		}{
+			{"mbr", 2048, 1}, {"mbr", 6144, 2}, {"mbr", 6145, 0}, {"mbr", 0, 0}, {"logical", 4160, 5}, {"gpt", 6144, 2},
+			{"gpt in blocks of 4096", 8192, 2}, {"nothing", 2048, 0}, {"gpt, header damaged", 2048, 0},
+		} {
+			if c.Name != want.image {
+				continue
+			}
+			if got := partitionAt(bytes.NewReader(c.Image()), partcorpus.Size, extents.Bytes(want.offset)*512); got != want.number {
+				t.Errorf("%s at sector %d: partition %d, want %d", c.Name, want.offset, got, want.number)
+			}
+		}
+	}
+	if got := partitionAt(bytes.NewReader(nil), 0, 513); got != 0 {
+		t.Errorf("partition %d", got)
+	}
+}

@@ -1,0 +1,140 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/internal/kernlist"
+	"dmloop/internal/loopdev"
+	"dmloop/internal/swap"
+)
+
+// outOfSight stands for users of a device that neither /proc nor /sys shows here.
+const outOfSight = "somebody out of sight from here: a process in another PID namespace, a file system unmounted lazily (umount -l), or the kernel itself"
+
+// named lists who uses a block device that is in use, for people.
+func (s *System) named(dev dmtable.Device) string {
+	if users := s.users(dev); len(users) > 0 {
+		return strings.Join(users, ", ")
+	}
+	return outOfSight
+}
+
+// namedPath is named for the device whose node is at path.
+func (s *System) namedPath(path string) string {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return outOfSight
+	}
+	return s.named(dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)})
+}
+
+// users lists what is seen to use a block device: mounts in all mount namespaces, swap,
+// devices on top of it, and processes that have its node open.
+func (s *System) users(dev dmtable.Device) []string {
+	users := s.mountsOf(dev)
+	areas, err := swap.Table()
+	if err != nil {
+		s.log.Debug("swap areas cannot be read", "error", err)
+	}
+	for _, a := range areas {
+		if st, found := a.Stat(); found && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == unix.Mkdev(dev.Major, dev.Minor) {
+			users = append(users, "swap (swapoff "+a.Path+")")
+		}
+	}
+	dir := filepath.Join(s.sysfs, "dev/block", dev.String(), "holders")
+	holders, err := os.ReadDir(dir)
+	if err != nil {
+		s.log.Debug("holders cannot be read", "error", err)
+	}
+	for _, h := range holders {
+		name := h.Name()
+		if text, err := os.ReadFile(filepath.Join(dir, name, "dm/name")); err == nil { // dm-3 says nothing to people
+			name = strings.TrimSpace(string(text))
+		}
+		users = append(users, "device "+name)
+	}
+	loops, err := loopdev.List()
+	if err != nil {
+		s.log.Debug("loop devices cannot be read", "error", err)
+	}
+	for _, l := range loops {
+		if l.Block == dev {
+			users = append(users, "loop device "+l.Path)
+		}
+	}
+	return append(users, processes(dev)...)
+}
+
+// mountsOf lists where the device is mounted: here, and in the other mount namespaces,
+// each of which is seen through one of its processes.
+func (s *System) mountsOf(dev dmtable.Device) (users []string) {
+	seen := map[string]bool{}
+	others, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range append([]string{"/proc/self"}, others...) {
+		namespace, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
+		if err != nil || seen[namespace] {
+			continue // gone, not ours to see, or looked at
+		}
+		seen[namespace] = true
+		text, err := os.ReadFile(filepath.Join(dir, "mountinfo"))
+		if err != nil {
+			s.log.Debug("mounts cannot be read", "error", err)
+			continue
+		}
+		mounts, err := kernlist.ParseMounts(string(text))
+		if err != nil {
+			s.log.Debug("mounts cannot be read", "error", err)
+		}
+		for _, m := range mounts {
+			if m.Major != dev.Major || m.Minor != dev.Minor {
+				continue
+			}
+			user := "mount " + m.Point
+			if dir != "/proc/self" {
+				user += " in the mount namespace of " + processName(dir)
+			}
+			users = append(users, user)
+		}
+	}
+	return users
+}
+
+// processes lists who has the device's node open, as far as /proc shows it.
+func processes(dev dmtable.Device) []string {
+	var found []string
+	pids, _ := filepath.Glob("/proc/[0-9]*")
+	rdev := unix.Mkdev(dev.Major, dev.Minor)
+	own := fmt.Sprintf("/proc/%d", os.Getpid()) // what a shell has open, it passes on
+	for _, dir := range pids {
+		if dir == own {
+			continue
+		}
+		fds, err := os.ReadDir(dir + "/fd")
+		if err != nil {
+			continue // gone, or not ours to see
+		}
+		for _, fd := range fds {
+			var st unix.Stat_t
+			if unix.Stat(dir+"/fd/"+fd.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != rdev {
+				continue
+			}
+			found = append(found, processName(dir))
+			break
+		}
+	}
+	return found
+}
+
+// processName is what people know a process by, of its folder in /proc.
+func processName(dir string) string {
+	pid, _ := strconv.Atoi(filepath.Base(dir))
+	comm, _ := os.ReadFile(dir + "/comm")
+	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm)))
+}
