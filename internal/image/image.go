@@ -71,14 +71,16 @@ func (i *Image) Path() string { return i.file.Name() }
 // was opened by its handle and no folder of it was looked up since.
 func (i *Image) PathNow() string {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", i.fd()))
-	if err != nil {
-		return ""
-	}
-	var mine, there unix.Stat_t
-	if unix.Fstat(i.fd(), &mine) != nil || unix.Lstat(path, &there) != nil || mine.Dev != there.Dev || mine.Ino != there.Ino {
+	if err != nil || !i.IsAt(path) {
 		return ""
 	}
 	return path
+}
+
+// IsAt reports whether path names the image itself.
+func (i *Image) IsAt(path string) bool {
+	var mine, there unix.Stat_t
+	return unix.Fstat(i.fd(), &mine) == nil && unix.Lstat(path, &there) == nil && mine.Dev == there.Dev && mine.Ino == there.Ino
 }
 
 // Close closes the descriptor.

@@ -242,9 +242,7 @@ func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest)
 	img, err := s.openRecorded(ctx, m.Image)
 	if err == nil {
 		defer img.Close()
-		if now := img.PathNow(); now != "" { // a folder may have been renamed since
-			st.Image = now
-		}
+		st.Image = observe.PathNow(img, m.Image) // a folder may have been renamed since
 		var kinds []pin.Kind
 		if kinds, err = pinsInForce(img, m, listedClaim); err == nil {
 			for _, k := range kinds {

@@ -182,6 +182,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
 			Handle: observe.FileHandle(img), FSUUID: observe.FilesystemUUID(img.File(), v.Facts.Filesystem),
+			Folder: observe.FolderHandle(img),
 		},
 		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Sealed: v.Sealed,
 		Extents: len(v.Layout.Extents), OnChange: o.OnChange, Guard: !o.NoGuard, Unsafe: o.Unsafe,

@@ -56,6 +56,7 @@ type Image struct {
 	Reflink    bool          `json:"reflink"` // the file system can share extents
 	Handle     Handle        `json:"handle"`
 	FSUUID     string        `json:"fs_uuid,omitempty"` // of its file system, as blkid prints it; empty when unknown
+	Folder     Handle        `json:"folder,omitzero"`   // of the folder that it is in, which an immutable file does not leave
 }
 
 // Handle is the file system's own name of an inode (name_to_handle_at(2)); empty

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,59 @@ func FileHandle(img *image.Image) manifest.Handle {
 		return manifest.Handle{}
 	}
 	return manifest.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
+}
+
+// FolderHandle is FileHandle of the folder that the image is in.
+func FolderHandle(img *image.Image) manifest.Handle {
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, filepath.Dir(img.Path()), 0)
+	if err != nil {
+		return manifest.Handle{}
+	}
+	return manifest.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
+}
+
+// PathNow returns the path that the opened image of a record has now, or that of the
+// record where it is not known. The kernel does not know it of a file that was opened by
+// its handle, and always knows the path of a folder.
+func PathNow(img *image.Image, want manifest.Image) string {
+	if path := img.PathNow(); path != "" {
+		return path
+	}
+	id, err := img.Identity()
+	if err != nil || want.Folder.Hex == "" {
+		return want.Path
+	}
+	mounts, err := image.MountsOf(dmtable.Device{Major: id.Major, Minor: id.Minor})
+	if err != nil {
+		return want.Path
+	}
+	for _, m := range mounts {
+		fd, err := openFolder(m.Point, want.Folder)
+		if err != nil {
+			continue
+		}
+		folder, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		unix.Close(fd)
+		if path := filepath.Join(folder, filepath.Base(want.Path)); err == nil && img.IsAt(path) {
+			return path
+		}
+	}
+	return want.Path
+}
+
+// openFolder opens the folder that a handle names on the file system that is mounted
+// there, as a place only.
+func openFolder(mountpoint string, h manifest.Handle) (fd int, err error) {
+	raw, err := hex.DecodeString(h.Hex)
+	if err != nil {
+		return -1, err
+	}
+	dir, err := unix.Open(mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	return unix.OpenByHandleAt(dir, unix.NewFileHandle(h.Type, raw), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
 }
 
 // Open opens the image of a record: with open, when its path still leads to it, and
