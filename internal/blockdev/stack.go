@@ -85,6 +85,7 @@ func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *exte
 	if err != nil {
 		return Stack{}, nil, err
 	}
+	path = "/dev/mapper/" + info.Name // dm-3 says nothing to people
 	if problem := judgeHost(path, info, table); problem != nil {
 		return Stack{}, problem, nil
 	}
@@ -133,7 +134,7 @@ func judgeHost(path string, info dm.Info, table dmtable.Table) *extents.Problem 
 	for i := range table {
 		if target := table[i].Target; target != dmtable.Linear && target != dmtable.Striped {
 			return unresolvable(fmt.Sprintf("%s has a %s target (sectors %d-%d); only linear and striped ones can be looked through",
-				path, target, table[i].Start, table[i].End()-1), shimHint("/dev/mapper/"+name))
+				path, target, table[i].Start, table[i].End()-1), shimHint(path))
 		}
 	}
 	switch {
@@ -147,7 +148,7 @@ func judgeHost(path string, info dm.Info, table dmtable.Table) *extents.Problem 
 			"try again when the change is done, or drop it: dmsetup clear "+name)
 	}
 	if err := table.Validate(dmtable.Limits{}); err != nil {
-		return unresolvable(fmt.Sprintf("the table of %s is not understood: %v", path, err), shimHint("/dev/mapper/"+name))
+		return unresolvable(fmt.Sprintf("the table of %s is not understood: %v", path, err), shimHint(path))
 	}
 	return nil
 }

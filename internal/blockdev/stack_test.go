@@ -77,12 +77,12 @@ func TestReadStackRefuses(t *testing.T) {
 	}{
 		{"partition", vda1, nil, extents.MountedDirectly, []string{"/dev/vda1", "dmloop shim /dev/vda1 ", "losetup"}},
 		{"disk", vdb, nil, extents.MountedDirectly, []string{"/dev/vdb"}},
-		{"zero target", zero, nil, extents.UnresolvableStack, []string{"/dev/dm-3 has a zero target (sectors 0-8191)", "dmloop shim /dev/mapper/zero "}},
+		{"zero target", zero, nil, extents.UnresolvableStack, []string{"/dev/mapper/zero has a zero target (sectors 0-8191)", "dmloop shim /dev/mapper/zero "}},
 		{"suspended", shim, func(t *testing.T, c *dm.Conn) {
 			if _, err := c.Suspend(dm.ByDevice(shim), dm.SuspendOptions{}); err != nil {
 				t.Fatal(err)
 			}
-		}, extents.UnresolvableStack, []string{"/dev/dm-0 is suspended", "dmsetup resume shim"}},
+		}, extents.UnresolvableStack, []string{"/dev/mapper/shim is suspended", "dmsetup resume shim"}},
 		{"second table", shim, func(t *testing.T, c *dm.Conn) {
 			if _, err := c.Load(dm.ByDevice(shim), dmtable.ErrorTable(409600), false); err != nil {
 				t.Fatal(err)
