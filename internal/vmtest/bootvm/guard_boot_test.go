@@ -35,11 +35,12 @@ func guardUnit(t *testing.T, p platform) {
 	m.Must("systemctl stop dmloop-guard && chattr -i /mnt/image.img && systemctl start dmloop-guard")
 	m.Must(tries + "dmloop list --noheadings -o PIN,STATE image | grep -q 'immutable.*healthy' && exit 0; sleep 0.1; done; exit 1")
 
-	// And tear down: the host device gets another table.
-	m.Must(p.script("echo 0 819208 linear /dev/vdb 0 | dmsetup load host && dmsetup resume --noflush --nolockfs host"))
+	// And tear down: the host device gets another table, by which the image lies on
+	// another device.
+	m.Must(p.script("dmsetup create alias --table \"0 819200 linear /dev/vdb 0\" && echo 0 819200 linear /dev/mapper/alias 0 | dmsetup load host && dmsetup resume --noflush --nolockfs host"))
 	m.Must(tries + "dmloop list --noheadings -o STATE image | grep -q failed && exit 0; sleep 0.1; done; exit 1")
 	contains(t, m.Must("dmsetup table image"), "error")
-	m.Must("dmloop unmap image && umount /mnt && dmsetup remove host")
+	m.Must("dmloop unmap image && umount /mnt && dmsetup remove host && dmsetup remove alias")
 
 	// Without the package's unit, as after make install, it is a unit all the same, and
 	// outlives the session of whoever mapped something.
