@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -44,6 +45,11 @@ so on powers of 1000.`,
 var errNoBytes = usageError("an image of 0 bytes cannot be mapped")
 
 func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes) error {
+	sys := env.system()
+	defer sys.Close()
+	if err := sys.Awake(ctx, filepath.Dir(path)); err != nil {
+		return err
+	}
 	show, done := progress(env, "create")
 	err := backing.Create(ctx, path, size, backing.Options{Progress: show})
 	done()
@@ -84,6 +90,9 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 	}
 	defer found.Close()
 	if err := sys.NotMapped(found); err != nil {
+		return err
+	}
+	if err := sys.Awake(ctx, path); err != nil {
 		return err
 	}
 	show, done := progress(env, "provision")

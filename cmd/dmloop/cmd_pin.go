@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -143,6 +144,9 @@ func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, said bool, 
 	sys := env.system()
 	defer sys.Close()
 	if create > 0 {
+		if err := sys.Awake(ctx, filepath.Dir(path)); err != nil {
+			return err
+		}
 		show, done := progress(env, "create")
 		err := backing.Create(ctx, path, create, backing.Options{Progress: show})
 		done()

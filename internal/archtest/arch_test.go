@@ -19,6 +19,7 @@ const module = "dmloop/"
 var level = map[string]int{
 	"dmtable":             0, // tables as plain values
 	"internal/atomicfile": 0,
+	"internal/frozen":     0,
 	"internal/helper":     0,
 	"internal/ioctl":      0, // the one place that makes the call
 	"internal/kernlist":   0, // the kernel's lists as text
@@ -66,7 +67,7 @@ type ban struct {
 }
 
 var bans = []ban{
-	{"unsafe", []string{"internal/ioctl", "internal/swap"}, "pointers are handed to the kernel in two places"},
+	{"unsafe", []string{"internal/ioctl", "internal/swap", "internal/frozen"}, "pointers are handed to the kernel in three places"},
 	{"github.com/spf13/cobra", []string{"cmd/dmloop"}, "only the command knows that it is a command"},
 	{"os/exec", []string{"internal/helper", "internal/guardrpc"}, "the kernel is asked by calls, not through other programs; a guard is started, and what internal/helper finds"},
 	{"testing", nil, "test code stays out of the program"},

@@ -11,6 +11,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/claim"
 	"dmloop/internal/dm"
+	"dmloop/internal/frozen"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
@@ -26,6 +27,9 @@ type actions struct {
 	tried   time.Time // when that was
 	proof   *bool     // whether nobody could write to the image when pins were set again; nil before
 }
+
+// thawPatience is how long a file system may take to say that it takes changes.
+const thawPatience = time.Second
 
 // claimAgain is how long the guard waits until it asks for a refused claim again: each
 // try lifts the immutable flag for a moment, which is news about the image itself.
@@ -108,6 +112,9 @@ const briefly = 500 * time.Millisecond
 func (a *actions) pin(ctx context.Context, kinds []pin.Kind) error {
 	if len(kinds) == 0 {
 		return nil
+	}
+	if err := frozen.Ask(ctx, int(a.m.image.File().Fd()), thawPatience); err != nil {
+		return err // the next check tries again
 	}
 	record := a.m.record
 	_, err := pin.Set(a.m.image.File(), record.Image.Filesystem, record.Name, kinds, &claim.Claim{

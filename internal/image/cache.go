@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -47,8 +48,8 @@ const dropAttempts = 6
 
 // DropCache writes the image's dirty pages back and takes all its pages out of the
 // page cache, then returns what is left: pages that somebody has mapped or
-// is writing to. It tries for less than a second.
-func (i *Image) DropCache() (CacheState, error) {
+// is writing to. It tries for less than a second, counting apart, which the end of ctx ends.
+func (i *Image) DropCache(ctx context.Context) (CacheState, error) {
 	for attempt := 1; ; attempt++ {
 		if err := i.file.Sync(); err != nil {
 			return CacheState{}, err
@@ -56,7 +57,7 @@ func (i *Image) DropCache() (CacheState, error) {
 		if err := unix.Fadvise(i.fd(), 0, 0, unix.FADV_DONTNEED); err != nil {
 			return CacheState{}, i.wrap(os.NewSyscallError("posix_fadvise", err))
 		}
-		state, err := i.CacheState()
+		state, err := i.CacheState(ctx)
 		if err != nil || state.Cached == 0 || attempt == dropAttempts {
 			return state, err
 		}
@@ -67,15 +68,16 @@ func (i *Image) DropCache() (CacheState, error) {
 // CacheState counts the pages with cachestat(2) (Linux 6.5). Where that is missing,
 // or refused because the caller neither owns the file nor could write to it (newer
 // kernels), it counts with mincore(2), which for such a caller says that every page is
-// in memory: unknown counts as dirty.
-func (i *Image) CacheState() (CacheState, error) {
+// in memory: unknown counts as dirty. That takes as long as the file's data is large: a
+// second for some gigabytes.
+func (i *Image) CacheState(ctx context.Context) (CacheState, error) {
 	var stat unix.Cachestat_t
 	err := unix.Cachestat(uint(i.fd()), &unix.CachestatRange{}, &stat, 0)
 	switch {
 	case err == nil:
 		return CacheState{Cached: stat.Cache, Dirty: stat.Dirty, Writeback: stat.Writeback, Exact: true}, nil
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM):
-		cached, err := i.mincore()
+		cached, err := i.mincore(ctx)
 		return CacheState{Cached: cached}, err
 	}
 	return CacheState{}, i.wrap(os.NewSyscallError("cachestat", err))
@@ -84,8 +86,10 @@ func (i *Image) CacheState() (CacheState, error) {
 // mincoreChunk is how much of the image is mapped at a time, in bytes.
 const mincoreChunk = 256 << 20
 
-// mincore counts the image's pages in memory.
-func (i *Image) mincore() (uint64, error) {
+// mincore counts the image's pages in memory where it has data. Over a hole there can
+// only be zeros that were read: what somebody writes there gets a block, or the promise
+// of one, at once, and is data.
+func (i *Image) mincore(ctx context.Context) (uint64, error) {
 	st, err := i.statx(unix.STATX_SIZE)
 	if err != nil {
 		return 0, err
@@ -97,16 +101,52 @@ func (i *Image) mincore() (uint64, error) {
 	}
 	defer unix.Munmap(marks)
 	var cached uint64
-	for offset := uint64(0); offset < st.Size; offset += mincoreChunk {
-		length := min(st.Size-offset, mincoreChunk)
+	for offset := uint64(0); ; {
+		begin, end, err := i.data(offset, st.Size)
+		if err != nil {
+			return 0, i.wrap(err)
+		}
+		if begin >= end {
+			return cached, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		offset = begin &^ (page - 1)
+		length := min(end-offset, mincoreChunk)
 		if err := i.mincoreChunk(offset, length, marks); err != nil {
 			return 0, i.wrap(err)
 		}
 		for _, mark := range marks[:(length+page-1)/page] {
 			cached += uint64(mark & 1)
 		}
+		offset += length
 	}
-	return cached, nil
+}
+
+// data returns the next part of the file with data, from offset on and before size; an
+// empty one when there is none. A file system that does not tell holes has data everywhere.
+func (i *Image) data(offset, size uint64) (begin, end uint64, err error) {
+	if offset >= size {
+		return size, size, nil
+	}
+	from, err := unix.Seek(i.fd(), int64(offset), unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return size, size, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return offset, size, nil
+	case err != nil:
+		return 0, 0, os.NewSyscallError("lseek SEEK_DATA", err)
+	}
+	to, err := unix.Seek(i.fd(), from, unix.SEEK_HOLE)
+	if errors.Is(err, unix.ENXIO) { // it was cut since
+		return size, size, nil
+	}
+	if err != nil {
+		return 0, 0, os.NewSyscallError("lseek SEEK_HOLE", err)
+	}
+	return uint64(from), min(uint64(to), size), nil
 }
 
 // mincoreChunk sets a byte of marks for each page of length bytes from offset. Both

@@ -61,6 +61,9 @@ func (f *Found) look() error {
 
 func (f *Found) link() string { return fmt.Sprintf("/proc/self/fd/%d", f.handle) }
 
+// Handle returns the O_PATH descriptor, which stays the Found's.
+func (f *Found) Handle() int { return f.handle }
+
 // Identity returns who the file is. Generation is 0: only an open file tells it.
 func (f *Found) Identity() Identity { return f.id }
 

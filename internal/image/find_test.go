@@ -197,7 +197,7 @@ func TestOpenDoesNotWaitForALease(t *testing.T) {
 	rw.Close()
 }
 
-func TestLeaseHolders(t *testing.T) {
+func TestLockHolders(t *testing.T) {
 	const text = `1: POSIX  ADVISORY  WRITE 11 fe:00:131 0 EOF
 2: LEASE  ACTIVE    READ  12 fe:00:131 0 EOF
 2: -> LEASE  ACTIVE    READ  13 fe:00:131 0 EOF
@@ -206,12 +206,13 @@ func TestLeaseHolders(t *testing.T) {
 5: LEASE  BREAKING  READ  0 fe:00:131 0 EOF
 6: LEASE  BREAKING  READ  16 fe:00:132 0 EOF
 7: DELEG  ACTIVE    READ  17 fe:00:131 0 EOF
+8: FLOCK  ADVISORY  WRITE 18 fe:00:131 0 EOF
 `
 	for _, tt := range []struct {
 		major, minor uint32
 		want         string
 	}{{0xfe, 0, "[12]"}, {0xfe, 0x10, "[14]"}, {0, 0x33, "[15]"}} {
-		got := leaseHolders(strings.NewReader(text), unix.Statx_t{Dev_major: tt.major, Dev_minor: tt.minor, Ino: 131})
+		got := holders(strings.NewReader(text), "LEASE", unix.Statx_t{Dev_major: tt.major, Dev_minor: tt.minor, Ino: 131})
 		if fmt.Sprint(got) != tt.want {
 			t.Errorf("%d:%d: %v, want %s", tt.major, tt.minor, got, tt.want)
 		}

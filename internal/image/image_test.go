@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -197,7 +198,7 @@ func TestCacheCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	img := openImage(t, path)
-	state, err := img.DropCache()
+	state, err := img.DropCache(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,13 +208,43 @@ func TestCacheCounts(t *testing.T) {
 	if _, err := img.File().ReadAt(make([]byte, page), 0); err != nil {
 		t.Fatal(err)
 	}
-	state, err = img.CacheState()
+	state, err = img.CacheState(t.Context())
 	if err != nil || state.Cached == 0 || !state.Clean() && state.Exact {
 		t.Errorf("after reading a page: %+v, %v", state, err)
 	}
-	counted, err := img.mincore()
+	counted, err := img.mincore(t.Context())
 	if err != nil || counted != state.Cached {
 		t.Errorf("mincore counts %d pages (%v), cachestat %d", counted, err, state.Cached)
+	}
+}
+
+// Pages are counted where the file has data, and the end of the context ends it.
+func TestMincoreOfASparseFile(t *testing.T) {
+	const size = 1 << 40
+	path := newFile(t, size)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, at := range []int64{0, size / 2, size - 5000} {
+		if _, err := f.WriteAt(make([]byte, 5000), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	img := openImage(t, path)
+	state, err := img.CacheState(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted, err := img.mincore(t.Context())
+	if err != nil || counted == 0 || state.Exact && counted != state.Cached {
+		t.Errorf("mincore counts %d pages (%v), cachestat %+v", counted, err, state)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := img.mincore(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end of its context: %v", err)
 	}
 }
 

@@ -14,9 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Leased is the problem of a file that cannot be opened for writing because of a lease.
-func Leased(f *os.File) extents.Problem { return leased(int(f.Fd())) }
-
 // leased is the problem of a file that cannot be opened before somebody gives up a
 // lease. Whoever it is has been asked for it by the open.
 func leased(fd int) extents.Problem {
@@ -31,7 +28,7 @@ func leased(fd int) extents.Problem {
 		return p
 	}
 	defer f.Close()
-	if pids := leaseHolders(f, st); len(pids) > 0 {
+	if pids := holders(f, "LEASE", st); len(pids) > 0 {
 		names := make([]string, len(pids))
 		for i, pid := range pids {
 			names[i] = Opener{PID: pid, Comm: readLine(filepath.Join("/proc", strconv.Itoa(pid), "comm")), How: "lease"}.String()
@@ -41,14 +38,26 @@ func leased(fd int) extents.Problem {
 	return p
 }
 
-// leaseHolders returns the processes that hold a lease on an inode, from the text of
-// /proc/locks.
-func leaseHolders(r io.Reader, st unix.Statx_t) (pids []int) {
+// LockHolders returns the processes that hold a lock (flock) on the file at path, as far
+// as they are visible from here.
+func LockHolders(path string) []int {
+	var st unix.Statx_t
+	f, err := os.Open("/proc/locks")
+	if err != nil || unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO, &st) != nil {
+		return nil
+	}
+	defer f.Close()
+	return holders(f, "FLOCK", st)
+}
+
+// holders returns the processes that hold a lock of this kind on an inode, from the text
+// of /proc/locks.
+func holders(r io.Reader, kind string, st unix.Statx_t) (pids []int) {
 	scanner := bufio.NewScanner(r)
 	for scanner.Scan() {
 		// 1: LEASE  BREAKING  READ     4242 fe:00:131 0 EOF
 		fields := strings.Fields(scanner.Text())
-		if len(fields) < 6 || fields[1] != "LEASE" {
+		if len(fields) < 6 || fields[1] != kind {
 			continue
 		}
 		var major, minor uint32

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/dmtable"
 	"dmloop/internal/kernlist"
 )
@@ -93,6 +95,17 @@ func parseMounts(text string) ([]Mount, error) {
 func MountsOf(dev dmtable.Device) ([]Mount, error) {
 	mounts, err := Mounts()
 	return slices.DeleteFunc(mounts, func(m Mount) bool { return m.Device != dev }), err
+}
+
+// MountOf returns the mount that a descriptor of any kind was opened through; one that is
+// not listed has no Point.
+func MountOf(fd int) (Mount, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return Mount{}, os.NewSyscallError("statx", err)
+	}
+	m, _, err := readMount(st.Mnt_id)
+	return m, err
 }
 
 // readMount finds the mount with the id that statx(2) tells. It reports false when

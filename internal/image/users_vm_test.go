@@ -121,20 +121,20 @@ func TestDirtyPagesAreSeen(t *testing.T) {
 			shell(t, dir, megabyte)
 			path := filepath.Join(dir, "f")
 			img := openImage(t, path)
-			if state, err := img.DropCache(); err != nil || !state.Clean() || state.Cached != 0 {
+			if state, err := img.DropCache(t.Context()); err != nil || !state.Clean() || state.Cached != 0 {
 				t.Fatalf("nobody uses it, but %+v, %v", state, err)
 			}
 			page := mapOnly(t, path)
 			defer unix.Munmap(page)
 			page[0]++
-			state, err := img.CacheState()
+			state, err := img.CacheState(t.Context())
 			if err != nil || state.Clean() || len(state.Problems()) != 1 {
 				t.Errorf("after a store: %+v, %v", state, err)
 			}
 			if state.Exact != (vmtest.Kernel(t) != "uml" && vmtest.Kernel(t) != "6.1") {
 				t.Errorf("cachestat is in Linux since 6.5, but %+v on %s", state, vmtest.Kernel(t))
 			}
-			if state, err = img.DropCache(); err != nil || state.Cached == 0 {
+			if state, err = img.DropCache(t.Context()); err != nil || state.Cached == 0 {
 				t.Errorf("a mapped page was dropped: %+v, %v", state, err)
 			}
 		})

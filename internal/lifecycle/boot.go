@@ -153,7 +153,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	img, err := s.openRecorded(ctx, m.Image)
+	img, err := s.openToChange(ctx, m.Image)
 	if err != nil {
 		return fail(m.Name, "", err)
 	}
@@ -223,7 +223,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	if err != nil || !m.Sealed {
 		return err
 	}
-	img, err := s.openRecorded(ctx, m.Image)
+	img, err := s.openToChange(ctx, m.Image)
 	if err != nil {
 		return fail(m.Name, "", err)
 	}

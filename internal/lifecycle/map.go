@@ -386,8 +386,8 @@ func (j *mapJob) loadTable(context.Context) error {
 
 // proveStill reads everything once more, now that the pins hold and the kernel has
 // accepted the table, and compares: the device goes live only on what is true now.
-func (j *mapJob) proveStill(context.Context) error {
-	cache, err := j.img.DropCache()
+func (j *mapJob) proveStill(ctx context.Context) error {
+	cache, err := j.img.DropCache(ctx)
 	if err != nil {
 		return err
 	}

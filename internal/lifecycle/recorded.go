@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"dmloop/internal/image"
@@ -33,6 +34,19 @@ func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.
 		return observe.Open(want, byPath)
 	}
 	return s.openHeld(want, byPath)
+}
+
+// openToChange is openRecorded for who is going to change something of the image, which
+// its file system has to take.
+func (s *System) openToChange(ctx context.Context, want manifest.Image) (*image.Image, error) {
+	img, err := s.openRecorded(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.awake(ctx, want.Path, int(img.File().Fd())); err != nil {
+		return nil, errors.Join(err, img.Close())
+	}
+	return img, nil
 }
 
 // heldPatience is how long a command waits for an open that a guard which does not

@@ -61,7 +61,7 @@ func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.
 func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *image.Image) error {
 	if img == nil {
 		var err error
-		if img, err = s.openRecorded(ctx, m.Image); err != nil {
+		if img, err = s.openToChange(ctx, m.Image); err != nil {
 			if errors.Is(err, observe.ErrImageGone) {
 				s.log.Warn("the image is gone, its pins with it", "mapping", m.Name, "image", m.Image.Path)
 				return nil
@@ -73,7 +73,7 @@ func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *ima
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 	}
-	cache, err := img.DropCache()
+	cache, err := img.DropCache(ctx)
 	if err != nil {
 		return fmt.Errorf("dropping the page cache of %s: %w", m.Image.Path, err)
 	}
@@ -117,7 +117,13 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 			s.log.Warn("a record cannot be read", "error", err)
 			continue
 		}
-		err = s.finish(ctx, store, &m, nil)
+		img, err := s.toRelease(ctx, m)
+		if err == nil {
+			err = s.finish(ctx, store, &m, img)
+			if img != nil {
+				img.Close()
+			}
+		}
 		var busy *busyError
 		switch {
 		case errors.As(err, &busy) && len(m.Table) > 0: // it was live
@@ -204,6 +210,13 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	if err := s.innermost(conn, m); err != nil {
 		return err
 	}
+	img, err := s.toRelease(ctx, m)
+	if err != nil {
+		return err
+	}
+	if img != nil {
+		defer img.Close()
+	}
 	m.State, m.Reason = manifest.Releasing, ""
 	if err := store.SaveHead(m); err != nil {
 		return err
@@ -212,7 +225,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		err = s.removeWhenClosed(conn, m, before, o)
 	}
 	if err == nil {
-		err = s.finish(ctx, store, &m, nil)
+		err = s.finish(ctx, store, &m, img)
 	}
 	var busy *busyError
 	switch {
@@ -226,6 +239,20 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return s.notReleased(m, err)
 	}
 	return nil
+}
+
+// toRelease opens the image of a mapping that is going to be released, before anything of
+// it is undone: the error says that its file system takes no changes now, and so the
+// pins could not be cleared. Nil without an error is for releasePins to look into.
+func (s *System) toRelease(ctx context.Context, m manifest.Manifest) (*image.Image, error) {
+	img, err := s.openRecorded(ctx, m.Image)
+	if err != nil {
+		return nil, nil
+	}
+	if err := s.awake(ctx, m.Image.Path, int(img.File().Fd())); err != nil {
+		return nil, errors.Join(err, img.Close())
+	}
+	return img, nil
 }
 
 // justReleased reports whether this command found target half released and finished

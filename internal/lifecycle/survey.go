@@ -132,14 +132,8 @@ func (s *System) surveyBlocks(ctx context.Context, v *Survey, img *image.Image, 
 		return err
 	}
 	defer release()
-	cache, err := img.DropCache()
-	if err != nil {
+	if err := img.File().Sync(); err != nil {
 		return err
-	}
-	if o.look && !cache.Exact && os.Geteuid() != 0 {
-		s.log.Warn("not checked without root: whether changed pages of the file are in memory", "image", v.Path)
-	} else {
-		v.Problems = append(v.Problems, cache.Problems()...)
 	}
 	first, err := extents.Read(img.File())
 	if err != nil {
@@ -160,12 +154,29 @@ func (s *System) surveyBlocks(ctx context.Context, v *Survey, img *image.Image, 
 		v.exposed = claim.Exposed(v.Facts)
 		v.add(v.exposed)
 	}
+	if err := s.surveyCache(ctx, v, img, o); err != nil { // after the layout, which takes no time by the file's size
+		return err
+	}
 	problems, err := s.locate(v, img, again, o)
 	if v.breaks(extents.MultiDevice) { // which btrfs says once more
 		problems = slices.DeleteFunc(problems, func(p extents.Problem) bool { return p.Rule == extents.MultiDevice })
 	}
 	v.Problems = append(v.Problems, problems...)
 	return err
+}
+
+// surveyCache drops the file's pages in memory and judges what is left.
+func (s *System) surveyCache(ctx context.Context, v *Survey, img *image.Image, o SurveyOptions) error {
+	cache, err := img.DropCache(ctx)
+	if err != nil {
+		return err
+	}
+	if o.look && !cache.Exact && os.Geteuid() != 0 {
+		s.log.Warn("not checked without root: whether changed pages of the file are in memory", "image", v.Path)
+		return nil
+	}
+	v.Problems = append(v.Problems, cache.Problems()...)
+	return nil
 }
 
 // readAgain is the rule unstable. It returns the second reading.

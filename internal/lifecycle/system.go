@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ type System struct {
 	patience time.Duration       // how long to wait for another command's lock
 	released []manifest.Manifest // finished for an earlier command, by recover
 	looked   *image.Found        // what Look found; nil when nothing is kept
+	asleep   map[uint64]*Error   // why a file system, by its device, takes no changes; see awake
 }
 
 // NewSystem returns the system of this machine with its state in stateDir.
@@ -113,7 +115,7 @@ func (s *System) lockStore(ctx context.Context) (*manifest.Store, func(), error)
 	if err != nil {
 		store.Close()
 		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, nil, &Error{Class: Busy, Message: "another dmloop command holds the lock in " + s.stateDir, Err: err}
+			return nil, nil, s.lockHeld(err)
 		}
 		return nil, nil, err
 	}
@@ -123,6 +125,16 @@ func (s *System) lockStore(ctx context.Context) (*manifest.Store, func(), error)
 		return nil, nil, err
 	}
 	return store, done, nil
+}
+
+// lockHeld says who has the lock.
+func (s *System) lockHeld(cause error) error {
+	message, hint := "another dmloop command", ""
+	for _, pid := range image.LockHolders(filepath.Join(s.stateDir, manifest.LockName)) {
+		message += fmt.Sprintf(" (process %d)", pid)
+		hint = fmt.Sprintf("see what it waits for: ps -o pid,stat,wchan:32,args %d; state D is a frozen file system, or a device that does not answer", pid)
+	}
+	return &Error{Class: Busy, Message: message + " holds the lock in " + s.stateDir, Hint: hint, Err: cause}
 }
 
 // Names lists the names of the mappings that have a record.
@@ -173,8 +185,8 @@ func (s *System) openImage(ctx context.Context, path string) (*image.Image, erro
 	return s.open(ctx, found)
 }
 
-// lockImage looks the image at path up, takes the lock, refuses an image that is mapped,
-// and opens it. It is opened with the lock held, so that the lease of another run does
+// lockImage looks the image at path up, refuses one whose file system takes no changes,
+// takes the lock, refuses an image that is mapped, and opens it. It is opened with the lock held, so that the lease of another run does
 // not see it; no such open waits for a lease of somebody else.
 func (s *System) lockImage(ctx context.Context, path string) (*manifest.Store, *image.Image, func(), error) {
 	none := func() {}
@@ -183,12 +195,19 @@ func (s *System) lockImage(ctx context.Context, path string) (*manifest.Store, *
 		return nil, nil, none, err
 	}
 	defer found.Close()
+	if err := s.awake(ctx, path, found.Handle()); err != nil {
+		return nil, nil, none, err
+	}
+	start := time.Now()
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return nil, nil, none, err
 	}
 	var img *image.Image
-	if err = s.imageFree(store, found); err == nil {
+	if err = s.imageFree(store, found); err == nil && time.Since(start) > askAgain {
+		err = s.awake(ctx, path, found.Handle())
+	}
+	if err == nil {
 		img, err = s.open(ctx, found)
 	}
 	if err != nil {
@@ -197,6 +216,10 @@ func (s *System) lockImage(ctx context.Context, path string) (*manifest.Store, *
 	}
 	return store, img, func() { img.Close(); unlock() }, nil
 }
+
+// askAgain is how long a command may have waited for the lock until what was asked before
+// is old.
+const askAgain = 100 * time.Millisecond
 
 // open opens a file that was found. Of an image that the guard watches it is the
 // guard's own descriptor: the guard denies opens to everybody, and where it cannot,

@@ -20,10 +20,10 @@ const DefaultDir = "/run/dmloop"
 // sizeCap bounds what is read into memory: a million extents make about 100 MB.
 const sizeCap = 512 << 20
 
-const (
-	suffix   = ".mapping"
-	lockName = ".lock"
-)
+const suffix = ".mapping"
+
+// LockName is the file that Lock locks.
+const LockName = ".lock"
 
 // ErrNotFound is wrapped by errors about a name that no manifest has.
 var ErrNotFound = errors.New("no such mapping")
@@ -90,7 +90,7 @@ func (s *Store) Dir() string { return s.dir }
 // lock when the process dies, so a record in a half-way state whose lock is free
 // belongs to nobody.
 func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
-	f, err := s.root.OpenFile(lockName, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	f, err := s.root.OpenFile(LockName, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("state lock: %w", err)
 	}

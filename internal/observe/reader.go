@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
+	"dmloop/internal/frozen"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
@@ -52,6 +54,9 @@ type Reader struct {
 	claim *swap.Probe                        // nil until a sealed image is asked about
 	bases map[dmtable.Device]dmtable.Sectors // the devices that the rows lie on; nil until they are looked at
 }
+
+// thawPatience is how long a file system may take to say that it takes changes.
+const thawPatience = time.Second
 
 // Close gives back what the Reader keeps for its next reading. The image stays open.
 func (r *Reader) Close() error {
@@ -179,9 +184,8 @@ func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {
 		}, err)
 }
 
-// inForce lists what pins the image, the kernel's swap claim included, which is
-// proved anew each time: the list of swap areas goes by paths, and those may lead
-// elsewhere from here.
+// inForce lists what pins the image, the kernel's swap claim included. Nothing of it
+// waits for a frozen file system, or a check would, and with it the guard's end.
 func (r *Reader) inForce() ([]pin.Kind, error) {
 	kinds, err := pin.InForce(r.Image.File(), r.Record.Image.Filesystem)
 	if err != nil || !r.Record.Sealed {
@@ -189,6 +193,7 @@ func (r *Reader) inForce() ([]pin.Kind, error) {
 	}
 	if r.claim == nil {
 		r.claim = swap.NewProbe(r.Image.File())
+		r.claim.Awake = func() error { return frozen.Ask(context.Background(), int(r.Image.File().Fd()), thawPatience) }
 	}
 	active, err := r.claim.Active()
 	if active {

@@ -30,6 +30,11 @@ func Active(f *os.File) (bool, error) {
 // of nothing to a file without a name (generic_copy_file_checks in fs/read_write.c,
 // since 5.3), which the Probe makes beside the file and keeps for the next time.
 type Probe struct {
+	// Awake is asked before anything that sleeps while the file system is frozen; nil asks
+	// nobody. With it the Probe takes the kernel's list of swap areas for an answer where
+	// somebody has the file open for writing, and seldom has to ask.
+	Awake func() error
+
 	file    *os.File
 	scratch *os.File // nil until it is needed
 }
@@ -59,6 +64,14 @@ func (p *Probe) Active() (bool, error) {
 	}
 	if p.noWriter() {
 		return false, p.Close() // a file kept open for writing would be in the way of a read-only remount
+	}
+	if p.Awake != nil {
+		if _, found, err := Lookup(p.file); err == nil && found {
+			return true, nil
+		}
+		if err := p.Awake(); err != nil {
+			return p.listed(err)
+		}
 	}
 	active, err := p.refusesCopy()
 	if err != nil {

@@ -1,0 +1,107 @@
+// Package frozen asks whether a file system takes changes, without ever waiting for one
+// that does not.
+//
+// A call that changes something sleeps until the thaw of a file system that was frozen
+// (fsfreeze, a snapshot being taken), no signal ends that sleep, and the kernel does not
+// tell of a freeze otherwise. So the question is put by a process of its own, which may
+// sleep as long as it likes: nobody waits for it, and it holds nothing of its parent's.
+package frozen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrFrozen says that no answer came: the file system takes no changes now.
+var ErrFrozen = errors.New("the file system is frozen")
+
+// attribute is the name of no extended attribute: no file system has this prefix. To
+// remove it the kernel asks for leave to write to the file system (mnt_want_write, which
+// is what sleeps) and then finds that there is nothing to do, without a word to the
+// file system.
+const attribute = "dmloop.none"
+
+// Ask returns nil when the file system of fd, a descriptor of any kind, takes changes or
+// refuses them at once, and ErrFrozen when it does neither before patience ends.
+func Ask(ctx context.Context, fd int, patience time.Duration) error {
+	pidfd, err := ask(fd)
+	if err != nil {
+		return fmt.Errorf("asking whether the file system is frozen: %w", err)
+	}
+	answered := make(chan struct{})
+	go func() {
+		defer unix.Close(pidfd)
+		// Its end may be that of the freeze; it has to be waited for all the same.
+		for unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WALL, nil) == unix.EINTR {
+		}
+		close(answered)
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-answered:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return ErrFrozen
+	}
+}
+
+// ask starts the process that asks and returns a descriptor of it.
+func ask(fd int) (pidfd int, err error) {
+	path, err := unix.BytePtrFromString(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return -1, err
+	}
+	name, err := unix.BytePtrFromString(attribute)
+	if err != nil {
+		return -1, err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// A signal that came in the child would run Go's handler without Go's threads.
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
+		return -1, err
+	}
+	var child int32 = -1
+	errno := fork(uintptr(fd), unsafe.Pointer(path), unsafe.Pointer(name), unsafe.Pointer(&child))
+	err = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+	if errno != 0 {
+		return -1, os.NewSyscallError("clone", errno)
+	}
+	return int(child), err
+}
+
+// fork is fork(2). The child has a copy of this thread only and of all memory, so it makes
+// plain system calls and nothing else, as syscall.ForkExec's does before exec. It lets
+// go of all descriptors but fd: those of locks and of the guard's marks among them
+// must not live for as long as it sleeps.
+//
+//go:norace
+//go:nosplit
+func fork(fd uintptr, path, name, pidfd unsafe.Pointer) unix.Errno {
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PIDFD, 0, uintptr(pidfd), 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		return errno
+	}
+	if fd > 0 {
+		unix.RawSyscall(unix.SYS_CLOSE_RANGE, 0, fd-1, 0)
+	}
+	unix.RawSyscall(unix.SYS_CLOSE_RANGE, fd+1, uintptr(^uint32(0)), 0)
+	unix.RawSyscall(unix.SYS_REMOVEXATTR, uintptr(path), uintptr(name), 0)
+	for {
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}

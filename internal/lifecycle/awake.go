@@ -1,0 +1,76 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
+	"dmloop/internal/frozen"
+	"dmloop/internal/image"
+)
+
+// thawPatience is how long a file system may take to say that it takes changes. No disk
+// is asked for that.
+const thawPatience = 3 * time.Second
+
+// awake refuses, as Busy, to begin with a file whose file system is frozen or stands on a
+// suspended device: a call that changes something would sleep until that ends, which no
+// signal ends, and with it everybody who waits for our lock.
+func (s *System) awake(ctx context.Context, path string, fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fail(path, "", err)
+	}
+	if known := s.asleep[st.Dev]; known != nil {
+		return &Error{Class: Busy, Subject: path, Message: known.Message, Hint: known.Hint}
+	}
+	device := dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
+	if device.Major == 0 { // btrfs
+		mount, err := image.MountOf(fd)
+		if err != nil {
+			return fail(path, "", err)
+		}
+		var source unix.Stat_t
+		if unix.Stat(mount.Source, &source) == nil {
+			device = dmtable.Device{Major: unix.Major(source.Rdev), Minor: unix.Minor(source.Rdev)}
+		}
+	}
+	if name, found := blockdev.Suspended(s.sysfs, device); found {
+		return s.sleeps(st.Dev, &Error{Class: Busy, Subject: path, Message: "the device " + name + ", on which its file system lies, is suspended",
+			Hint: "resume it and try again: dmsetup resume " + shellWord(name)})
+	}
+	err := frozen.Ask(ctx, fd, thawPatience)
+	if errors.Is(err, frozen.ErrFrozen) {
+		point := "MOUNTPOINT"
+		if mount, err := image.MountOf(fd); err == nil && mount.Point != "" {
+			point = mount.Point
+		}
+		return s.sleeps(st.Dev, &Error{Class: Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
+			Hint: "wait for the end of that, or thaw it: fsfreeze --unfreeze " + shellWord(point)})
+	}
+	return fail(path, "", err)
+}
+
+// sleeps remembers why a file system takes no changes, for what else the command finds on it.
+func (s *System) sleeps(device uint64, why *Error) error {
+	if s.asleep == nil {
+		s.asleep = map[uint64]*Error{}
+	}
+	s.asleep[device] = why
+	return why
+}
+
+// Awake refuses a file, or a folder, whose file system takes no changes at the moment, for
+// what writes to one without the other use cases.
+func (s *System) Awake(ctx context.Context, path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil // whoever opens it says why
+	}
+	defer unix.Close(fd)
+	return s.awake(ctx, path, fd)
+}
