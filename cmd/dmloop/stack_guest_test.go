@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -311,16 +312,23 @@ func TestDeviceBelowFails(t *testing.T) {
 // scsiDisk makes a disk of memory that can be pulled out, and returns its name.
 func scsiDisk(t *testing.T) string {
 	t.Helper()
+	vmtest.Must(t, "modprobe", "sd_mod") // which udev would load
+	before, _ := filepath.Glob("/sys/block/sd*")
 	vmtest.Must(t, "modprobe", "scsi_debug", "dev_size_mb=64", "delay=0", "lbpu=0")
 	t.Cleanup(func() {
 		await(t, "the module's end", 30*time.Second, func() bool { return vmtest.Run(t, "modprobe", "-r", "scsi_debug").Code == 0 })
 	})
-	var disks []string
-	await(t, "the disk", 30*time.Second, func() bool {
-		disks, _ = filepath.Glob("/sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*:*/block/*")
-		return len(disks) == 1
+	var disk string
+	await(t, "the disk", 60*time.Second, func() bool {
+		now, _ := filepath.Glob("/sys/block/sd*")
+		for _, path := range now {
+			if !slices.Contains(before, path) {
+				disk = filepath.Base(path)
+			}
+		}
+		return disk != ""
 	})
-	return filepath.Base(disks[0])
+	return disk
 }
 
 // A disk that is offline, and one that was pulled out, are named instead of "healthy".
@@ -342,7 +350,7 @@ func TestQemuPulledDisk(t *testing.T) {
 			})
 			control := func(file, word string) {
 				t.Helper()
-				if err := os.WriteFile("/sys/block/"+disk+"/device/"+file, []byte(word), 0o200); err != nil {
+				if err := os.WriteFile("/sys/block/"+disk+"/device/"+file, []byte(word+"\n"), 0o200); err != nil {
 					t.Fatal(err)
 				}
 			}

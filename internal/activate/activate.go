@@ -122,7 +122,7 @@ func Options(e tab.Entry) lifecycle.MapOptions {
 			Window:     lifecycle.Window{Offset: e.Offset, Limit: e.SizeLimit},
 			MaxExtents: e.MaxExtents,
 		},
-		Name: e.Label, UUID: e.UUID, ReadOnly: e.ReadOnly, Pin: e.Pin, OnChange: e.OnChange,
+		Name: e.Label, UUID: e.UUID, ReadOnly: e.ReadOnly, Pin: e.Pin, OnChange: e.OnChange, UdevRules: e.UdevRules,
 		NoGuard: e.NoGuard, Unsafe: e.Unsafe, PartScan: e.PartScan,
 	}
 }

@@ -184,7 +184,7 @@ func mapOptions(m Manifest) lifecycle.MapOptions {
 	o := lifecycle.MapOptions{
 		SurveyOptions: lifecycle.SurveyOptions{Window: lifecycle.Window{Offset: r.Offset, Limit: r.Size}, MaxExtents: max(lifecycle.DefaultMaxExtents, r.Extents),
 			AsSealed: r.Sealed},
-		Name: r.Name, ReadOnly: r.ReadOnly, OnChange: r.OnChange, NoGuard: !r.Guard, GuardLater: r.Guard, Unsafe: r.Unsafe, UUID: id,
+		Name: r.Name, ReadOnly: r.ReadOnly, OnChange: r.OnChange, UdevRules: r.UdevRules, NoGuard: !r.Guard, GuardLater: r.Guard, Unsafe: r.Unsafe, UUID: id,
 	}
 	if len(r.Pins) == 0 {
 		o.Pin = lifecycle.PinNone

@@ -90,7 +90,7 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 	if err := store.Save(m); err != nil {
 		return Status{}, err
 	}
-	if err := s.makeDevice(conn, m.Name, m.UUID, m.Table, m.ReadOnly); err != nil {
+	if err := s.makeDevice(conn, m.Name, m.UUID, m.Table, m.ReadOnly, udevFlags(m)); err != nil {
 		return Status{}, fail(m.Name, "", errors.Join(err, store.Delete(m.Name)))
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))

@@ -19,12 +19,13 @@ import (
 const removePatience = 5 * time.Second
 
 // resume makes the loaded table live and returns when the device's links are there.
-func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device) error {
+// Flags are for udev's rules.
+func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device, flags udev.Flags) error {
 	t, err := udev.Begin(s.log)
 	if err != nil {
 		return err
 	}
-	info, err := conn.Resume(dm.ByUUID(uuid), dm.ResumeOptions{EventNr: t.Add()})
+	info, err := conn.Resume(dm.ByUUID(uuid), dm.ResumeOptions{EventNr: t.AddWith(flags)})
 	if err != nil {
 		return errors.Join(err, t.Fail(), t.Wait())
 	}
@@ -35,6 +36,15 @@ func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device) er
 		s.log.Warn("udev did not confirm the new device in time; making its link here", "device", name, "error", err)
 	}
 	return udev.EnsureLink(name, dev)
+}
+
+// udevFlags are the flags of a mapping and of what is made of its content: it must not
+// take the links of another disk, whatever its image holds.
+func udevFlags(m manifest.Manifest) udev.Flags {
+	if m.UdevRules == UdevAll {
+		return udev.LowPriority | udev.UseContent
+	}
+	return udev.LowPriority
 }
 
 // busyError says that a device is open, and so cannot be removed.

@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/loopdev"
 	"dmloop/internal/seal"
+	"dmloop/internal/udev"
 )
 
 // FallbackPrefix begins the device-mapper uuid of a device that stands on a loop
@@ -109,7 +110,7 @@ func (s *System) overLoop(file *os.File, name, uuid string, content extents.Layo
 		table, err = dmtable.Build(segments)
 	}
 	if err == nil {
-		err = s.makeDevice(conn, name, uuid, table, readOnly)
+		err = s.makeDevice(conn, name, uuid, table, readOnly, udev.LowPriority)
 	}
 	if err != nil {
 		return "", errors.Join(err, loop.Detach())

@@ -30,7 +30,9 @@ type MapOptions struct {
 	ReadOnly bool
 	Pin      string // "auto", "immutable", "swap" or "none"
 	OnChange string // "error", "suspend" or "report"
-	NoGuard  bool
+	// UdevRules is what udev may do with the content: UdevLinks or UdevAll.
+	UdevRules string
+	NoGuard   bool
 	// GuardLater leaves the mapping to a guard that starts later and adopts it. It
 	// is for a boot, when nobody else runs yet who could change the image.
 	GuardLater bool
@@ -185,7 +187,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 			Folder: observe.FolderHandle(img),
 		},
 		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Sealed: v.Sealed,
-		Extents: len(v.Layout.Extents), OnChange: o.OnChange, Guard: !o.NoGuard, Unsafe: o.Unsafe,
+		Extents: len(v.Layout.Extents), OnChange: o.OnChange, UdevRules: o.UdevRules, Guard: !o.NoGuard, Unsafe: o.Unsafe,
 		Created: time.Now().UTC(), Layout: v.Layout, Table: v.Table,
 		Base: manifest.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()}, Below: below,
 	}
@@ -453,7 +455,7 @@ func (j *mapJob) proveLayout() error {
 
 // goLive resumes the device: from here on I/O reaches the blocks.
 func (j *mapJob) goLive(context.Context) error {
-	return j.resume(j.conn, j.m.Name, j.m.UUID, j.m.Device)
+	return j.resume(j.conn, j.m.Name, j.m.UUID, j.m.Device, udevFlags(j.m))
 }
 
 // undo takes back what a failed run made. What it cannot take back stays recorded,

@@ -40,7 +40,7 @@ func (j *mapJob) addPartitions(context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := j.makeDevice(j.conn, part.Name, partUUID(part.Number, j.m.UUID), table, j.m.ReadOnly); err != nil {
+		if err := j.makeDevice(j.conn, part.Name, partUUID(part.Number, j.m.UUID), table, j.m.ReadOnly, udevFlags(j.m)); err != nil {
 			return fmt.Errorf("partition %d: %w", p.Number, err)
 		}
 	}

@@ -17,6 +17,12 @@ const (
 	PinNone      = "none"      // grade unsafe
 )
 
+// The choices of --udev-rules.
+const (
+	UdevLinks = "links" // make links that lead to it, and put nothing together of what is inside
+	UdevAll   = "all"   // all that the rules do to any other disk
+)
+
 // MapPlan is what map would do.
 type MapPlan struct {
 	Name, UUID string
@@ -90,6 +96,12 @@ func (o *MapOptions) validate() error {
 	}
 	if o.OnChange == "" {
 		o.OnChange = "error"
+	}
+	if o.UdevRules == "" {
+		o.UdevRules = UdevLinks
+	}
+	if o.UdevRules != UdevLinks && o.UdevRules != UdevAll {
+		return &Error{Class: Usage, Message: "--udev-rules takes links or all, not " + o.UdevRules}
 	}
 	switch o.Pin {
 	case PinAuto, PinImmutable, PinSwap, PinNone:

@@ -13,6 +13,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
+	"dmloop/internal/udev"
 )
 
 // Shim makes the identity device NAME over the block device at path: the same
@@ -64,7 +65,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if readOnly {
 		s.log.Warn("the device is read-only, and so is the shim", "device", path, "shim", name)
 	}
-	if err := s.makeDevice(conn, name, uuid, table, readOnly); err != nil {
+	if err := s.makeDevice(conn, name, uuid, table, readOnly, 0); err != nil {
 		return "", s.shimError(path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
@@ -108,14 +109,14 @@ func blockDevice(path string) (dmtable.Device, error) {
 }
 
 // makeDevice creates, loads and resumes a device, and removes it when a step fails.
-func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Table, readOnly bool) error {
+func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Table, readOnly bool, flags udev.Flags) error {
 	info, err := conn.Create(name, uuid)
 	if err != nil {
 		return err
 	}
 	_, err = conn.Load(dm.ByUUID(uuid), table, readOnly)
 	if err == nil {
-		err = s.resume(conn, name, uuid, info.Device)
+		err = s.resume(conn, name, uuid, info.Device, flags)
 	}
 	if err != nil {
 		_, undo := s.removeDevice(conn, name, uuid)

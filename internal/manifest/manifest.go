@@ -102,30 +102,31 @@ func (m Manifest) NameBelow(device dmtable.Device) string {
 
 // Manifest is the stored record of one mapping, a plain value.
 type Manifest struct {
-	Version  int            `json:"version"`
-	Name     string         `json:"name"`   // device-mapper name, mangled
-	UUID     string         `json:"uuid"`   // device-mapper uuid, DMLOOP-<32 hex>-NAME
-	Device   dmtable.Device `json:"device"` // of the mapping; 0:0 until it exists
-	State    State          `json:"state"`
-	Reason   string         `json:"reason,omitempty"` // why State is not healthy
-	Image    Image          `json:"image"`
-	Offset   extents.Bytes  `json:"offset"` // first mapped byte of the image's content
-	Size     extents.Bytes  `json:"size"`   // bytes mapped
-	ReadOnly bool           `json:"ro"`
-	Sealed   bool           `json:"sealed"`
-	Extents  int            `json:"extents"` // rows in Layout
-	Pins     []Pin          `json:"pins"`
-	Grade    string         `json:"grade"`
-	Proof    bool           `json:"proof"` // a write lease proved while pinning that nobody else had the file open
-	OnChange string         `json:"on_change"`
-	Guard    bool           `json:"guard"` // wanted: started with a guard
-	Unsafe   bool           `json:"unsafe,omitempty"`
-	Parts    []Part         `json:"parts,omitempty"` // partition devices on top, to be removed first
-	Created  time.Time      `json:"created"`
-	Base     Base           `json:"base"`            // the host device's own table
-	Below    []Below        `json:"below,omitempty"` // the devices that the table names
-	Layout   extents.Layout `json:"-"`               // of the whole file, clipped and merged
-	Table    dmtable.Table  `json:"-"`
+	Version   int            `json:"version"`
+	Name      string         `json:"name"`   // device-mapper name, mangled
+	UUID      string         `json:"uuid"`   // device-mapper uuid, DMLOOP-<32 hex>-NAME
+	Device    dmtable.Device `json:"device"` // of the mapping; 0:0 until it exists
+	State     State          `json:"state"`
+	Reason    string         `json:"reason,omitempty"` // why State is not healthy
+	Image     Image          `json:"image"`
+	Offset    extents.Bytes  `json:"offset"` // first mapped byte of the image's content
+	Size      extents.Bytes  `json:"size"`   // bytes mapped
+	ReadOnly  bool           `json:"ro"`
+	Sealed    bool           `json:"sealed"`
+	Extents   int            `json:"extents"` // rows in Layout
+	Pins      []Pin          `json:"pins"`
+	Grade     string         `json:"grade"`
+	Proof     bool           `json:"proof"` // a write lease proved while pinning that nobody else had the file open
+	OnChange  string         `json:"on_change"`
+	UdevRules string         `json:"udev_rules,omitempty"` // "all": udev may put together what the content is a part of
+	Guard     bool           `json:"guard"`                // wanted: started with a guard
+	Unsafe    bool           `json:"unsafe,omitempty"`
+	Parts     []Part         `json:"parts,omitempty"` // partition devices on top, to be removed first
+	Created   time.Time      `json:"created"`
+	Base      Base           `json:"base"`            // the host device's own table
+	Below     []Below        `json:"below,omitempty"` // the devices that the table names
+	Layout    extents.Layout `json:"-"`               // of the whole file, clipped and merged
+	Table     dmtable.Table  `json:"-"`
 
 	headOnly bool // read by Head: layout and table are not there
 }

@@ -35,6 +35,7 @@ type Entry struct {
 	Unsafe     bool
 	Pin        string // as map --pin; empty for the default
 	OnChange   string // as map --on-change; empty for the default
+	UdevRules  string // as map --udev-rules; empty for the default
 	Offset     extents.Bytes
 	SizeLimit  extents.Bytes
 	MaxExtents int // 0 for the default

@@ -33,10 +33,11 @@ var words = map[string]func(*Entry){
 
 // values are the options with a value.
 var values = map[string]func(*Entry, string) error{
-	"pin":       func(e *Entry, v string) error { return oneOf(&e.Pin, v, "auto", "immutable", "swap", "none") },
-	"on-change": func(e *Entry, v string) error { return oneOf(&e.OnChange, v, "error", "suspend", "report") },
-	"offset":    func(e *Entry, v string) error { return sectors(&e.Offset, v) },
-	"sizelimit": func(e *Entry, v string) error { return sectors(&e.SizeLimit, v) },
+	"pin":        func(e *Entry, v string) error { return oneOf(&e.Pin, v, "auto", "immutable", "swap", "none") },
+	"on-change":  func(e *Entry, v string) error { return oneOf(&e.OnChange, v, "error", "suspend", "report") },
+	"udev-rules": func(e *Entry, v string) error { return oneOf(&e.UdevRules, v, "links", "all") },
+	"offset":     func(e *Entry, v string) error { return sectors(&e.Offset, v) },
+	"sizelimit":  func(e *Entry, v string) error { return sectors(&e.SizeLimit, v) },
 	"max-extents": func(e *Entry, v string) (err error) {
 		if e.MaxExtents, err = strconv.Atoi(v); err != nil || e.MaxExtents < 1 {
 			err = fmt.Errorf("%q is no number of extents", v)

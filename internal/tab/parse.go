@@ -156,7 +156,7 @@ func (e Entry) checkShim() error {
 	default:
 		return fmt.Errorf("a shim is made of UUID=, PARTUUID= or a path below /dev, not of %s=", tag)
 	}
-	if e.ReadOnly || e.PartScan || e.NoGuard || e.Unsafe || e.Pin != "" || e.OnChange != "" || e.Offset != 0 || e.SizeLimit != 0 || e.MaxExtents != 0 {
+	if e.ReadOnly || e.PartScan || e.NoGuard || e.Unsafe || e.Pin != "" || e.OnChange != "" || e.UdevRules != "" || e.Offset != 0 || e.SizeLimit != 0 || e.MaxExtents != 0 {
 		return fmt.Errorf("a shim takes no options of images")
 	}
 	return nil

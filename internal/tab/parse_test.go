@@ -12,7 +12,7 @@ func TestParse(t *testing.T) {
   # another one
 
 data   /srv/data.img
-my\040disk /srv/a\040b\134c.img 0F1E2D3C-4B5A-6978-8796-A5B4C3D2E1F0 ro,noauto,nofail,pin=immutable,on-change=report
+my\040disk /srv/a\040b\134c.img 0F1E2D3C-4B5A-6978-8796-A5B4C3D2E1F0 ro,noauto,nofail,pin=immutable,on-change=report,udev-rules=all
 part /srv/p.img - offset=1M,sizelimit=512KiB,partscan,no-guard,unsafe,max-extents=7,x-other,x-other.word=1
 host UUID=0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0 - shim,x-initrd.attach,x-systemd.device-timeout=1min
 lv /dev/vg/lv none shim,_netdev
@@ -22,7 +22,7 @@ dash /srv/d.img - -
 	want := Table{
 		{Line: 4, Name: "data", Label: "data", Kind: Image, Source: "/srv/data.img"},
 		{Line: 5, Name: `my\x20disk`, Label: "my disk", Kind: Image, Source: `/srv/a b\c.img`, UUID: "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
-			ReadOnly: true, NoAuto: true, NoFail: true, Pin: "immutable", OnChange: "report"},
+			ReadOnly: true, NoAuto: true, NoFail: true, Pin: "immutable", OnChange: "report", UdevRules: "all"},
 		{Line: 6, Name: "part", Label: "part", Kind: Image, Source: "/srv/p.img", Offset: 1 << 20, SizeLimit: 512 << 10,
 			PartScan: true, NoGuard: true, Unsafe: true, MaxExtents: 7},
 		{Line: 7, Name: "host", Label: "host", Kind: Shim, Source: "UUID=0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", Initrd: true,

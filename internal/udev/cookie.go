@@ -23,6 +23,20 @@ const (
 	waitStep = 200 * time.Millisecond
 )
 
+// Flags tell udev's rules what to do about a device. They travel in the event number
+// beside the cookie.
+type Flags uint32
+
+// The flags that dmloop uses.
+const (
+	// LowPriority (DM_UDEV_LOW_PRIORITY_FLAG) lets the links of /dev/disk lead to any
+	// other device with the same content.
+	LowPriority Flags = 0x0010 << 16
+	// UseContent (DM_SUBSYSTEM_UDEV_FLAG0) is read by 61-dmloop.rules: what lies in the
+	// device as a part of something bigger may be put together.
+	UseContent Flags = 0x0100 << 16
+)
+
 // Timeout is how long Wait waits for udev. Udevd itself gives up on an event after
 // 180 seconds, and a worker that was killed never answers.
 const Timeout = 30 * time.Second
@@ -85,15 +99,19 @@ func newCookie() (uint32, ioctl.Semaphore, error) {
 
 // Add counts one request that will generate a uevent and returns the event number
 // to make it with.
-func (t *Transaction) Add() uint32 {
+func (t *Transaction) Add() uint32 { return t.AddWith(0) }
+
+// AddWith is Add for an event that tells udev's rules something about the device.
+func (t *Transaction) AddWith(flags Flags) uint32 {
+	number := primarySource | uint32(flags)
 	if t.base == 0 {
-		return primarySource
+		return number
 	}
 	if err := t.semaphore.Add(1); err != nil {
 		t.log.Warn("udev cookie cannot be counted up; not waiting for this event", "error", err)
-		return primarySource
+		return number
 	}
-	return primarySource | t.base
+	return number | t.base
 }
 
 // Done takes one request back that succeeded and generated no uevent.

@@ -127,6 +127,10 @@ func TestTransaction(t *testing.T) {
 	if first != second || first>>16 != 0x40 || first&0xffff == 0 {
 		t.Errorf("event numbers %#x, %#x", first, second)
 	}
+	if third := tx.AddWith(LowPriority | UseContent); third != first|0x110<<16 {
+		t.Errorf("with flags %#x", third)
+	}
+	tx.Done()
 	if n, err := semaphore.Value(); err != nil || n != 3 {
 		t.Errorf("value %d, %v", n, err)
 	}

@@ -169,6 +169,39 @@ for i in 1 2 3; do
 	dmloop unmap links
 	for link in $links; do test ! -e $link; test ! -L $link; done
 done
+# A copy of the image on another device keeps the links, whoever came first.
+leads() { test "$(readlink -f /dev/disk/by-uuid/$uuid)" = "$(readlink -f /dev/mapper/links)"; }
+cp /srv/ondemand.img /run/copy.img
+for first in map copy; do
+	test $first = copy || dmloop map /srv/ondemand.img links
+	loop=$(losetup -f --show /run/copy.img)
+	udevadm settle
+	test $first = map || dmloop map /srv/ondemand.img links
+	test -L /dev/disk/by-uuid/$uuid
+	if leads; then exit 1; fi
+	udevadm trigger --action=add
+	udevadm settle
+	test -L /dev/disk/by-uuid/$uuid
+	if leads; then exit 1; fi
+	losetup -d $loop
+	udevadm settle
+	leads
+	dmloop unmap links
+done
+# A member of an array is not shown to those who would assemble it, unless asked for.
+test -e /srv/member.img || dmloop create /srv/member.img 2M
+printf '\374\116\053\251\001' | dd of=/srv/member.img bs=1 seek=4096 conv=notrunc,fsync status=none
+printf '\010' | dd of=/srv/member.img bs=1 seek=4240 conv=notrunc,fsync status=none
+for rules in links:linux_raid_member_in_image all:linux_raid_member; do
+	dmloop map --udev-rules=${rules%%:*} /srv/member.img links
+	for again in 1 2; do
+		test "$(udevadm info -q property --property=ID_FS_TYPE --value /dev/mapper/links)" = ${rules#*:}
+		test -L /dev/disk/by-dmloop/links
+		udevadm trigger
+		udevadm settle
+	done
+	dmloop unmap links
+done
 if dmsetup udevcookies | grep 0xd4d; then exit 1; fi
 test "$(systemctl is-active srv-data.mount)" = active
 `)

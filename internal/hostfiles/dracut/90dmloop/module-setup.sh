@@ -23,7 +23,7 @@ install() {
     for manifest in "$dracutsysrootdir"/etc/dmloop/boot/*.manifest; do
         [[ ! -e $manifest ]] || inst_simple "${manifest#"$dracutsysrootdir"}"
     done
-    inst_rules 56-dmloop.rules
+    inst_rules 56-dmloop.rules 61-dmloop.rules
     # The queue is not done before this says so, and mounts nothing before it is done.
     inst_hook initqueue/finished 90 "$moddir/dmloop-finished.sh"
 }
