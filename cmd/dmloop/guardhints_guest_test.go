@@ -76,7 +76,7 @@ func TestGuardChecksWhenMessagesAreLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	elsewhere := throughAlias(t, disk)
+	var removeAlias func()
 	for _, c := range []struct {
 		source string
 		flood  func()
@@ -112,8 +112,13 @@ func TestGuardChecksWhenMessagesAreLost(t *testing.T) {
 				}
 			}
 		}, func() {
+			var elsewhere string
+			elsewhere, removeAlias = throughAlias(t, disk)
 			reloadHost(t, elsewhere)
-		}, func() { reloadHost(t, hostTable(disk)) }},
+		}, func() {
+			reloadHost(t, hostTable(disk))
+			removeAlias()
+		}},
 	} {
 		if err := os.MkdirAll("/run/dmloop", 0o700); err != nil {
 			t.Fatal(err)
@@ -136,11 +141,12 @@ func TestGuardChecksWhenMessagesAreLost(t *testing.T) {
 	}
 }
 
-// throughAlias returns a table of the host by which the image lies on another device, with
-// the same sectors: the file system sees no difference.
-func throughAlias(t *testing.T, disk string) string {
+// throughAlias makes a device that shows the disk, and returns the host's table by which
+// the image lies on that device: the file system sees no difference.
+func throughAlias(t *testing.T, disk string) (table string, remove func()) {
 	t.Helper()
-	return fmt.Sprintf("0 %d linear %s 0\n", hostSectors, devNumbers(t, vmtest.DmsetupCreate(t, "alias", hostTable(disk))))
+	vmtest.Must(t, "dmsetup", "create", "alias", "--table", hostTable(disk))
+	return fmt.Sprintf("0 %d linear %s 0\n", hostSectors, devNumbers(t, "/dev/mapper/alias")), func() { vmtest.Must(t, "dmsetup", "remove", "alias") }
 }
 
 func reloadHost(t *testing.T, table string) {

@@ -98,7 +98,8 @@ func TestGuardLatency(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	elsewhere := throughAlias(t, disk)
+	elsewhere, removeAlias := throughAlias(t, disk)
+	t.Cleanup(removeAlias)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
