@@ -247,7 +247,9 @@ func regular(f *os.File) error {
 	return nil
 }
 
-// Allow lets opens by the process pid pass until revoke is called.
+// Allow lets opens by the process pid pass until revoke is called. A process that cannot be
+// seen from here, in another PID namespace, has the number 0 with the kernel, and so has
+// everybody else there: that lets nobody pass.
 func (g *Gate) Allow(pid int) (revoke func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -264,7 +266,7 @@ func (g *Gate) Allow(pid int) (revoke func()) {
 func (g *Gate) isAllowed(pid int) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return pid == os.Getpid() || g.allowed[pid] > 0
+	return pid == os.Getpid() || pid > 0 && g.allowed[pid] > 0
 }
 
 // eventSize is the length of struct fanotify_event_metadata (linux/fanotify.h):

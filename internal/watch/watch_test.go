@@ -278,3 +278,22 @@ func TestFolderTellsRenames(t *testing.T) {
 		t.Error("a file is no folder")
 	}
 }
+
+// Who talks to the guard from a PID namespace that the guard does not see has the number
+// 0, as everybody else there: his leave is not theirs.
+func TestGateAllowsNobodyOutOfSight(t *testing.T) {
+	g := &Gate{allowed: map[int]int{}}
+	revoke := g.Allow(0)
+	defer revoke()
+	if g.isAllowed(0) {
+		t.Error("whoever is out of sight may open marked files")
+	}
+	revokeOne := g.Allow(4711)
+	if !g.isAllowed(4711) {
+		t.Error("a process that was given leave is refused")
+	}
+	revokeOne()
+	if g.isAllowed(4711) {
+		t.Error("the leave was not taken back")
+	}
+}
