@@ -396,6 +396,9 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 	if problems := emptyCache(cache); len(problems) > 0 {
 		return refuse(j.survey.Path, problems)
 	}
+	if err := j.provePins(); err != nil {
+		return err
+	}
 	if err := j.proveLayout(); err != nil {
 		return err
 	}
@@ -412,6 +415,24 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 	}
 	if diff := j.m.Table.Standing(j.survey.Stack.HostTable, host); diff != "" {
 		return refuse(j.survey.Path, []extents.Problem{unstable("the host device was changed: " + diff)})
+	}
+	return nil
+}
+
+// provePins proves that the flags are still set that were when the image was pinned: who
+// waited for a lease of ours may have cleared one, root or, on f2fs, anybody. It does not
+// ask about the claim: that would end the lease, and an image with a claim has none.
+func (j *mapJob) provePins() error {
+	now, err := pin.InForce(j.img.File(), j.m.Image.Filesystem)
+	if err != nil {
+		return err
+	}
+	for _, p := range j.m.Pins {
+		if k := pin.Kind(p.Kind); k != pin.Swap && !slices.Contains(now, k) {
+			return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+				Message: fmt.Sprintf("somebody cleared the pin %s while the image was being mapped", k),
+				Hint:    "see who runs chattr, or dmloop unpin with another state folder, and map it again"}})
+		}
 	}
 	return nil
 }

@@ -1,0 +1,38 @@
+package lifecycle
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dmloop/internal/image"
+	"dmloop/internal/manifest"
+	"dmloop/internal/pin"
+)
+
+// A flag that map has set and that is gone before the device goes live is a refusal; so
+// is a file system that does not tell.
+func TestClearedPinIsNoProof(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image.img")
+	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img, err := image.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	j := &mapJob{img: img, survey: &Survey{Path: path}, m: manifest.Manifest{Image: manifest.Image{Filesystem: "ext4"}}}
+	_, unknown := pin.InForce(img.File(), "ext4")
+	for kind, lost := range map[pin.Kind]bool{pin.Immutable: true, pin.Swap: false} { // proveClaim asks for the claim
+		j.m.Pins = []manifest.Pin{{Kind: string(kind), Ours: true}}
+		err := j.provePins()
+		if want := lost || unknown != nil; (err != nil) != want {
+			t.Errorf("%s: %v, and the flags cannot be read: %v", kind, err, unknown)
+		}
+		if lost && unknown == nil && (ClassOf(err) != NotMappable || !strings.Contains(err.Error(), "cleared the pin immutable")) {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
