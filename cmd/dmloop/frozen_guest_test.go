@@ -61,6 +61,21 @@ func frozenWorld(t *testing.T, kind hostKind) (h *host, images []string) {
 	return h, images
 }
 
+// patientKernel has the kernel say nothing of processes that sleep for minutes: here they
+// are meant to.
+func patientKernel(t *testing.T) {
+	t.Helper()
+	const path = "/proc/sys/kernel/hung_task_timeout_secs"
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return // User Mode Linux does not look for them
+	}
+	if err := os.WriteFile(path, []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.WriteFile(path, before, 0) })
+}
+
 // Nothing waits for a frozen file system: what would have to change something on it says
 // that it is frozen, the rest answers, and a guard that is killed has a successor.
 func TestFrozenHost(t *testing.T) {
@@ -73,6 +88,7 @@ func frozenHost(t *testing.T, kind hostKind) {
 	h, images := frozenWorld(t, kind)
 	plain, sealed, other, otherSealed := images[0], images[1], images[2], images[3]
 	tables := vmtest.Must(t, "dmsetup", "table")
+	patientKernel(t)
 	frozen := true
 	thaw := func() {
 		if frozen {

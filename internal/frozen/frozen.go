@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -31,18 +32,10 @@ const attribute = "dmloop.none"
 // Ask returns nil when the file system of fd, a descriptor of any kind, takes changes or
 // refuses them at once, and ErrFrozen when it does neither before patience ends.
 func Ask(ctx context.Context, fd int, patience time.Duration) error {
-	pidfd, err := ask(fd)
+	answered, err := question(fd)
 	if err != nil {
 		return fmt.Errorf("asking whether the file system is frozen: %w", err)
 	}
-	answered := make(chan struct{})
-	go func() {
-		defer unix.Close(pidfd)
-		// Its end may be that of the freeze; it has to be waited for all the same.
-		for unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WALL, nil) == unix.EINTR {
-		}
-		close(answered)
-	}()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
@@ -53,6 +46,45 @@ func Ask(ctx context.Context, fd int, patience time.Duration) error {
 	case <-timer.C:
 		return ErrFrozen
 	}
+}
+
+// asked are the questions that have no answer yet, by the device number of the file
+// system: one process for each is enough, however long a freeze takes and however often
+// a guard asks.
+var (
+	mu    sync.Mutex
+	asked = map[uint64]chan struct{}{}
+)
+
+// question puts the question, unless it is being put, and returns what is closed when the
+// answer comes.
+func question(fd int) (<-chan struct{}, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if open := asked[st.Dev]; open != nil {
+		return open, nil
+	}
+	pidfd, err := ask(fd)
+	if err != nil {
+		return nil, err
+	}
+	answered := make(chan struct{})
+	asked[st.Dev] = answered
+	go func() {
+		defer unix.Close(pidfd)
+		// Its end may be that of the freeze; it has to be waited for all the same.
+		for unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WALL, nil) == unix.EINTR {
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		delete(asked, st.Dev)
+		close(answered)
+	}()
+	return answered, nil
 }
 
 // ask starts the process that asks and returns a descriptor of it.
