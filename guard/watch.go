@@ -53,7 +53,7 @@ type Report struct {
 // unreadable: a file system that answers nothing cannot be verified.
 const StuckAfter = time.Minute
 
-// Watch checks one mapping again and again until it is found different.
+// Watch checks one mapping again and again until it gives errors or is gone.
 type Watch struct {
 	want   Expected
 	world  World
@@ -145,8 +145,11 @@ func (w *Watch) Run(ctx context.Context) {
 			return
 		}
 		report := w.Last()
-		if !report.Settled() {
+		switch {
+		case !report.Settled():
 			report = w.check(ctx, when, cause)
+		case report.Decision.State == Suspended && w.resumed(ctx):
+			report = w.check(ctx, now, "somebody resumed the device")
 		}
 		for _, a := range answers {
 			a <- report
@@ -174,9 +177,16 @@ func (r Report) Settled() bool {
 	return (r.Decision.State == Failed || r.Decision.State == Suspended) && r.ActError == ""
 }
 
+// resumed reports whether the mapping, which was suspended for what it was found to be,
+// runs again: somebody had a word with it, and it may be as different as before.
+func (w *Watch) resumed(ctx context.Context) bool {
+	got := w.read(ctx, func(ctx context.Context) Observed { return w.world.Quick(ctx, false) })
+	return got.Own.ok() && !got.Own.Value.Suspended
+}
+
 // pause returns the time until the next check.
 func (w *Watch) pause(r Report) time.Duration {
-	if r.Settled() {
+	if r.Settled() && r.Decision.State != Suspended {
 		return time.Hour
 	}
 	hasty := w.rising || r.ActError != "" && r.Decision.Act != "" || r.ActError == "" && len(r.Decision.Restore) > 0

@@ -414,3 +414,44 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(code)
 }
+
+// A mapping that was suspended for what it is, and that somebody resumes by hand, is
+// looked at again: suspended as long as it is different, and healthy when it is not.
+func TestWatchLooksAgainAtWhatWasResumed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		world, act := newFakeWorld(), newFakeActions()
+		act.onAct = func() { world.change(func(o *Observed) { o.Own.Value.Suspended = true }) }
+		want := expected()
+		want.Policy = OnChangeSuspend
+		w := NewWatch(want, world, act, NewBudget(Pace{Tick: time.Second, Bound: time.Hour, Share: 1}))
+		w.First(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); w.Run(ctx) }()
+		defer func() { cancel(); <-done }()
+		resume := func() { world.change(func(o *Observed) { o.Own.Value.Suspended = false }) }
+		world.change(func(o *Observed) { o.Layout.Value.Extents = o.Layout.Value.Extents[:1] })
+		w.Hint("test")
+		time.Sleep(10 * time.Second)
+		if did := act.did(); did != "suspend" || w.Last().Decision.State != Suspended {
+			t.Fatalf("did %q, %+v", did, w.Last().Decision)
+		}
+		resume()
+		w.Hint("uevent")
+		time.Sleep(10 * time.Second)
+		if did := act.did(); did != "suspend; suspend" || w.Last().Decision.State != Suspended {
+			t.Errorf("resumed at a hint: did %q, %+v", did, w.Last().Decision)
+		}
+		resume() // and nobody tells
+		time.Sleep(10 * time.Second)
+		if did := act.did(); did != "suspend; suspend; suspend" || w.Last().Decision.State != Suspended {
+			t.Errorf("resumed without a hint: did %q, %+v", did, w.Last().Decision)
+		}
+		world.change(func(o *Observed) { o.Layout = same(want).Layout })
+		resume()
+		time.Sleep(10 * time.Second)
+		if did := act.did(); did != "suspend; suspend; suspend" || w.Last().Decision.State != Healthy {
+			t.Errorf("as it was again: did %q, %+v", did, w.Last().Decision)
+		}
+	})
+}

@@ -227,6 +227,12 @@ func (g *guardClient) Watched(ctx context.Context) (map[string]bool, error) {
 	return watched, g.classed(err)
 }
 
+// Record implements lifecycle.Guard.
+func (g *guardClient) Record(ctx context.Context, name string) (m manifest.Manifest, err error) {
+	err = g.do(ctx, func(c *guardrpc.Client) (err error) { m, err = c.Record(ctx, name); return err })
+	return m, g.classed(err)
+}
+
 // OpenImage implements lifecycle.Guard.
 func (g *guardClient) OpenImage(ctx context.Context, want manifest.Image) (*os.File, error) {
 	var f *os.File

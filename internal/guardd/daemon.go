@@ -100,7 +100,8 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	h := &home{lock: lock}
+	defer func() { h.lock.Close() }()
 	// Before it watches anything: a guard that cannot do all it was asked for does nothing.
 	metrics, err := listenMetrics(c.Metrics)
 	if err != nil {
@@ -117,6 +118,9 @@ func Run(ctx context.Context, c Config) error {
 		losses: ration.Ration{Burst: lossBurst, Every: lossPause},
 	}
 	defer d.openSources()()
+	lost := make(chan struct{}, 1)
+	d.watchFolder(h, lost)
+	defer func() { h.unwatch() }()
 	d.records = newRecorder(store, c.Log)
 	defer d.records.stop()
 	inner, cancel := context.WithCancel(ctx)
@@ -124,8 +128,7 @@ func Run(ctx context.Context, c Config) error {
 	defer cancel()
 	c.Log.Info("the guard starts", "pid", os.Getpid(), "folder", c.Dir, "denies", d.denies, "interval", c.Pace.Tick)
 	d.adoptAll(inner)
-	listener, err := guardrpc.Listen(c.Dir)
-	if err != nil {
+	if err := d.listen(h); err != nil {
 		return err
 	}
 	if metrics != nil {
@@ -135,7 +138,7 @@ func Run(ctx context.Context, c Config) error {
 	if c.Finish != nil {
 		d.running.Go(func() { d.tendReleases(inner) })
 	}
-	err = guardrpc.Serve(inner, listener, d, c.Log)
+	err = d.live(inner, h, lost)
 	d.sayGoodbye(ctx)
 	return err
 }

@@ -159,6 +159,15 @@ func (d *Daemon) Open(_ context.Context, want manifest.Image) (*os.File, error) 
 	return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", want.Path)
 }
 
+// Record implements guardrpc.Handler.
+func (d *Daemon) Record(_ context.Context, name string) (manifest.Manifest, error) {
+	m, watched := d.remembered(name)
+	if !watched {
+		return m, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", name)
+	}
+	return m, nil
+}
+
 // Status implements guardrpc.Handler.
 func (d *Daemon) Status(context.Context) (guardrpc.Status, error) {
 	d.mu.Lock()

@@ -31,6 +31,8 @@ type mapping struct {
 	stop    context.CancelFunc
 	done    chan struct{}
 
+	saved manifest.Manifest // its record's head as saved last since it is watched; with Daemon.mu held
+
 	// Set once, with Daemon.mu held.
 	image  *image.Image
 	id     watch.FileID

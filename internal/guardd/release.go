@@ -71,7 +71,16 @@ func (d *Daemon) recordSaved(file string) {
 		names = all
 	}
 	for _, name := range names {
-		if d.halfWay(name) {
+		m, err := d.store.Head(name)
+		if err != nil {
+			continue
+		}
+		d.mu.Lock()
+		if mp := d.mappings[name]; mp != nil && mp.record.UUID == m.UUID {
+			mp.saved = m
+		}
+		d.mu.Unlock()
+		if d.Finish != nil && (m.State == manifest.Releasing || m.State == manifest.Mapping) {
 			d.releases.expect(name)
 		}
 	}

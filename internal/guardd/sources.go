@@ -43,13 +43,6 @@ func (d *Daemon) openSources() (stop func()) {
 	} else {
 		d.Log.Warn("devices are watched by the timer only", "error", err)
 	}
-	if d.Finish != nil {
-		if records, err := watch.NewFolder(d.Dir, d.recordSaved); err == nil {
-			closers = append(closers, records.Close)
-		} else {
-			d.Log.Warn("what killed commands leave is found when the guard starts only", "error", err)
-		}
-	}
 	swaps, err := watch.NewSwaps(d.swapsChanged)
 	switch {
 	case err == nil:

@@ -101,6 +101,19 @@ func (c *Client) OpenImage(ctx context.Context, want manifest.Image) (*os.File, 
 	return os.NewFile(uintptr(fd), want.Path), nil
 }
 
+// Record returns the record of a watched mapping as the guard remembers it, without
+// layout and table. One that is not watched is KindNotFound.
+func (c *Client) Record(ctx context.Context, name string) (manifest.Manifest, error) {
+	a, _, err := c.call(ctx, request{Op: opRecord, Name: name}, nil)
+	if err == nil && a.Record == nil {
+		err = errShort
+	}
+	if err != nil {
+		return manifest.Manifest{}, err
+	}
+	return *a.Record, nil
+}
+
 // Status returns what the guard knows of itself and its mappings.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	a, _, err := c.call(ctx, request{Op: opStatus}, nil)

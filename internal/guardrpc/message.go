@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dmloop/guard"
+	"dmloop/internal/manifest"
 )
 
 // SocketName, LockName and LogName are the files of the guard in the state folder; the
@@ -37,6 +38,7 @@ const (
 	opAdd     op = "add"
 	opDrop    op = "drop"
 	opOpen    op = "open" // answered with a descriptor
+	opRecord  op = "record"
 	opStatus  op = "status"
 	opCheck   op = "check"
 	opMetrics op = "metrics"
@@ -62,6 +64,8 @@ type answer struct {
 	Mapping  *MappingState `json:"mapping,omitempty"`
 	Status   *Status       `json:"status,omitempty"`
 	Metrics  string        `json:"metrics,omitempty"`
+
+	Record *manifest.Manifest `json:"record,omitempty"`
 }
 
 // ErrorKind sorts what a guard refuses, so that commands can choose an exit code.

@@ -55,6 +55,14 @@ func (h *fakeHandler) Open(_ context.Context, want manifest.Image) (*os.File, er
 	return os.NewFile(uintptr(fd), h.image.Name()), err
 }
 
+func (h *fakeHandler) Record(_ context.Context, name string) (manifest.Manifest, error) {
+	if name != "vol" {
+		return manifest.Manifest{}, Errorf(KindNotFound, "%s is not watched", name)
+	}
+	return manifest.Manifest{Name: "vol", State: manifest.Healthy, Parts: []manifest.Part{{Name: "volp1", Number: 1}},
+		Image: manifest.Image{Inode: 1 << 62, FSUUID: "a"}}, nil
+}
+
 func (h *fakeHandler) Status(context.Context) (Status, error) {
 	return Status{PID: 1, Denies: Yes, Mappings: make([]MappingState, 3000)}, nil // more than one read takes
 }
@@ -138,6 +146,13 @@ func TestCalls(t *testing.T) {
 	c := dial(t, dir)
 	ctx := t.Context()
 	path := filepath.Join(dir, "image")
+	if m, err := c.Record(t.Context(), "vol"); err != nil || m.Name != "vol" || m.State != manifest.Healthy || m.Image.Inode != 1<<62 || len(m.Parts) != 1 {
+		t.Errorf("record: %+v, %v", m, err)
+	}
+	var unknown *Error
+	if _, err := c.Record(t.Context(), "other"); !errors.As(err, &unknown) || unknown.Kind != KindNotFound {
+		t.Errorf("record of another: %v", err)
+	}
 	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
 	}

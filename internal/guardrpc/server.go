@@ -29,6 +29,8 @@ type Handler interface {
 	// Open returns a descriptor of the caller's own. Of want only the path and which inode
 	// it is are set; a client of an earlier version sets the path only.
 	Open(ctx context.Context, want manifest.Image) (*os.File, error)
+	// Record returns the record of a watched mapping, of which layout and table are not sent.
+	Record(ctx context.Context, name string) (manifest.Manifest, error)
 	Status(ctx context.Context) (Status, error)
 	Check(ctx context.Context, name string) (MappingState, error)
 	Metrics(ctx context.Context) (string, error)
@@ -150,6 +152,10 @@ func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (
 		err = h.Drop(ctx, r.Name)
 	case opOpen:
 		out, err = h.Open(ctx, manifest.Image{Path: r.Path, Inode: r.Inode, Major: r.Major, Minor: r.Minor})
+	case opRecord:
+		var m manifest.Manifest
+		m, err = h.Record(ctx, r.Name)
+		a.Record = &m
 	case opStatus:
 		var st Status
 		st, err = h.Status(ctx)

@@ -89,6 +89,9 @@ func (f *Found) Close() { unix.Close(f.handle) }
 
 // Open opens the file for reading. It does not wait for a lease that somebody holds.
 func (f *Found) Open() (*Image, error) {
+	if p := provisioned(f.handle); p != nil {
+		return nil, &ProblemError{Path: f.given, Problem: *p}
+	}
 	file, err := openAgain(f.handle, unix.O_RDONLY, f.given, f.path)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,4 +73,30 @@ func holders(r io.Reader, kind string, st unix.Statx_t) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// provisioned is the problem of a file that a `dmloop provision` is at work on: it holds a
+// lease, and ends as soon as anybody opens the file, with however little patience. So
+// it is asked before.
+func provisioned(fd int) *extents.Problem {
+	var st unix.Statx_t
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO, &st) != nil {
+		return nil
+	}
+	for _, pid := range holders(f, "LEASE", st) {
+		line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		if args := strings.Split(string(line), "\x00"); err == nil && pid != os.Getpid() && slices.Contains(args[1:], "provision") {
+			return &extents.Problem{
+				Rule:    extents.OpenElsewhere,
+				Message: fmt.Sprintf("dmloop provision is at work on it (process %d), and would stop at an open", pid),
+				Hint:    "wait for its end and try again",
+			}
+		}
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"errors"
 	"strings"
+	"time"
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
@@ -10,32 +11,44 @@ import (
 )
 
 // openNow lists the mapping's devices that somebody has open, its own partitions
-// apart, and refuses when one is in use and the options say nothing of that.
-// Something that has it open for a moment, as a udev worker does, is no reason to
-// refuse: removing tries again.
+// apart, and refuses when one is in use and the options say nothing of that: before
+// anything is undone, so that what is busy keeps its partitions. Something that has one
+// open for a moment, as a udev worker does, is waited for.
 func (s *System) openNow(conn *dm.Conn, m manifest.Manifest, o UnmapOptions) ([]dm.Ref, error) {
-	var open []dm.Ref
+	for deadline := time.Now().Add(removePatience); ; time.Sleep(100 * time.Millisecond) {
+		open, last, err := s.inUse(conn, m)
+		if err != nil || len(open) == 0 || o.Force || o.Deferred {
+			return open, err
+		}
+		if time.Now().After(deadline) || s.heldFirmly(last.Device) {
+			return nil, s.busy(last, nil)
+		}
+	}
+}
+
+// inUse lists the mapping's devices that somebody has open, its own partitions apart,
+// and what the kernel says of the last of them.
+func (s *System) inUse(conn *dm.Conn, m manifest.Manifest) (open []dm.Ref, last dm.Info, err error) {
+	own := 0 // partitions of ours on top
 	for _, ref := range layers(m) {
 		info, err := conn.Info(ref)
 		if errors.Is(err, dm.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, last, err
 		}
-		own := 0 // partitions of ours on top
+		users := info.OpenCount
 		if info.UUID == m.UUID {
-			own = len(m.Parts)
+			users -= own
+		} else {
+			own++
 		}
-		if info.OpenCount <= own {
-			continue
+		if users > 0 {
+			open, last = append(open, ref), info
 		}
-		if !o.Force && !o.Deferred && s.heldFirmly(info.Device) {
-			return nil, s.busy(info, nil)
-		}
-		open = append(open, ref)
 	}
-	return open, nil
+	return open, last, nil
 }
 
 // cutOff lets every further access fail. What users have not written yet is written

@@ -21,6 +21,9 @@ type Guard interface {
 	Add(ctx context.Context, name string) error
 	// Drop makes the guard forget the mapping. A guard that does not run forgot it.
 	Drop(ctx context.Context, name string) error
+	// Record returns the record of a watched mapping as the guard remembers it, without
+	// layout and table; an error of any kind when it does not.
+	Record(ctx context.Context, name string) (manifest.Manifest, error)
 	// Watched lists the mappings that a running guard watches.
 	Watched(ctx context.Context) (map[string]bool, error)
 	// OpenImage returns a descriptor, open for reading, of an image that the guard

@@ -252,10 +252,17 @@ func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest)
 			st.Grade = string(grade)
 			s.judgeLoss(st, m, kinds, grade)
 			judgeArea(st, img, kinds)
+			if now, serr := img.Status(); serr == nil && now.Links == 0 {
+				st.deleted()
+			}
 			return
 		}
 	}
 	st.Grade = string(pin.Unsafe) // nothing is known to be in force
+	if errors.Is(err, observe.ErrImageGone) {
+		st.deleted()
+		return
+	}
 	if st.Reason == "" {
 		st.Reason = "the pins cannot be read: " + err.Error()
 	}
@@ -270,6 +277,14 @@ func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
 	if page := int64(os.Getpagesize()); err == nil && area.Size != page {
 		st.State = manifest.Stale
 		st.Reason = fmt.Sprintf("the kernel uses %d bytes of the image as swap space instead of one page of %d", area.Size, page)
+	}
+}
+
+// deleted is what is said of a mapping whose image has no name any more: without a guard
+// nobody else says it.
+func (s *Status) deleted() {
+	if s.State == manifest.Healthy || s.State == manifest.Weakened {
+		s.State, s.Reason = manifest.Stale, "the image was deleted: its blocks are the file system's again as soon as nobody has it open"
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -30,7 +32,18 @@ func (s *System) finish(ctx context.Context, store *manifest.Store, m *manifest.
 		return err // as recorded: the guard, which looks at every change, need not try again at once
 	}
 	m.State, m.Reason = manifest.Releasing, err.Error()
-	return errors.Join(err, store.Save(*m))
+	return errors.Join(err, s.unlessFull(m.Name, store.Save(*m)))
+}
+
+// unlessFull lets a release go on where a full state folder takes no new record: the old
+// one stays, and to delete it takes no space. A command that is killed then leaves a
+// record that says less, of a device that is gone; the next unmap of it goes on.
+func (s *System) unlessFull(name string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		s.log.Warn("the state folder is full: the record does not say that the mapping is being released", "mapping", name, "folder", s.stateDir)
+		return nil
+	}
+	return err
 }
 
 var errPending = errors.New("removal is pending until the last user closes the device")
@@ -153,6 +166,8 @@ func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Man
 	m.State, m.Reason = manifest.Healthy, ""
 	if !live.Equal(m.Table) {
 		m.State, m.Reason = manifest.Failed, "an unmap was cut off, and the device has not the table of the mapping"
+	} else if v := s.verify(ctx, m); v.State != manifest.Healthy {
+		m.State, m.Reason = v.State, "an unmap was cut off, and the mapping is not as it was recorded: "+v.Reason
 	}
 	if err := store.SaveHead(m); err != nil {
 		return err
@@ -194,7 +209,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		if s.justReleased(target) {
 			return nil
 		}
-		if gone, oerr := s.unmapOrphan(store, conn, target); gone || oerr != nil {
+		if gone, oerr := s.unmapOrphan(ctx, store, conn, target); gone || oerr != nil {
 			return oerr
 		}
 		return err
@@ -218,7 +233,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		defer img.Close()
 	}
 	m.State, m.Reason = manifest.Releasing, ""
-	if err := store.SaveHead(m); err != nil {
+	if err := s.unlessFull(m.Name, store.SaveHead(m)); err != nil {
 		return err
 	}
 	if len(open) > 0 && (o.Force || o.Deferred) {
@@ -231,10 +246,10 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	switch {
 	case errors.As(err, &busy):
 		m.State, m.Reason = before, ""
-		return errors.Join(s.busy(busy.info, busy.err), store.SaveHead(m))
+		return errors.Join(s.busy(busy.info, busy.err), s.unlessFull(m.Name, store.SaveHead(m)))
 	case (o.Deferred || o.Force) && (errors.Is(err, errPending) || s.removalPending(conn, m)):
 		m.Reason = "the device goes when its last user closes it"
-		return store.SaveHead(m)
+		return s.unlessFull(m.Name, store.SaveHead(m))
 	case err != nil:
 		return s.notReleased(m, err)
 	}
@@ -343,8 +358,9 @@ func (s *System) notReleased(m manifest.Manifest, err error) error {
 }
 
 // unmapOrphan removes a live device of dmloop that no record names, and reports
-// whether there was one. What pinned its image is not known then; unpin clears it.
-func (s *System) unmapOrphan(store *manifest.Store, conn *dm.Conn, target string) (gone bool, err error) {
+// whether there was one. What pinned its image only a guard that watches it knows, if
+// any; unpin clears it.
+func (s *System) unmapOrphan(ctx context.Context, store *manifest.Store, conn *dm.Conn, target string) (gone bool, err error) {
 	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, devMapper)))
 	if err != nil || !strings.HasPrefix(info.UUID, manifest.UUIDPrefix) {
 		return false, nil // not a name of ours: the caller knows what to say
@@ -359,12 +375,29 @@ func (s *System) unmapOrphan(store *manifest.Store, conn *dm.Conn, target string
 				Hint: "dmloop unmap " + m.Name}
 		}
 	}
-	_, err = s.removeDevice(conn, info.Name, info.UUID)
+	if m, known := s.guardRecord(ctx, info.UUID); known {
+		err = s.takeDown(ctx, &m, nil)
+	} else {
+		_, err = s.removeDevice(conn, info.Name, info.UUID)
+	}
 	var busy *busyError
 	if errors.As(err, &busy) {
-		return false, s.busy(info, busy.err)
+		return false, s.busy(busy.info, busy.err)
 	}
 	return err == nil, err
+}
+
+// guardRecord asks the guard for the record of the device with this uuid.
+func (s *System) guardRecord(ctx context.Context, uuid string) (m manifest.Manifest, known bool) {
+	name, ok := manifest.NameInUUID(uuid)
+	if !ok || s.guard == nil || s.hung != nil {
+		return m, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	m, err := s.guard.Record(ctx, name)
+	s.noteHung(err)
+	return m, err == nil && m.UUID == uuid
 }
 
 // find returns the record of a mapping by its name or by its image's path.

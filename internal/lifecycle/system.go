@@ -247,6 +247,9 @@ func openError(path string, err error) error {
 		return refuse(path, withHints(path, []extents.Problem{p.Problem}))
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
+	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() == 0:
+		return &Error{Class: NotPermitted, Subject: path, Message: "somebody denies root to open it, a guard that this command does not reach most likely",
+			Hint: "it watches mappings of another state folder, in a container perhaps; or its folder was emptied: it makes its socket again within seconds, try again; see: pgrep -a dmloop"}
 	case errors.Is(err, fs.ErrPermission):
 		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: PermissionHint(CapFiles)}
 	}

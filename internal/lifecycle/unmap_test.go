@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -346,12 +347,13 @@ func TestUnmapInterrupted(t *testing.T) {
 }
 
 // An unmap that was cut off leaves the mapping that it was; not a healthy one when the
-// device gives errors already.
+// device gives errors already, or when the image, which is looked at, is not as it was
+// recorded: the layout is made up here.
 func TestRecoverADeviceInUse(t *testing.T) {
 	for _, torn := range []bool{false, true} {
 		w := newWorld(t)
 		m := w.mapped(t, "image", manifest.Releasing)
-		want := manifest.Healthy
+		want := manifest.Stale
 		if torn {
 			want = manifest.Failed
 			if _, err := w.kernel.Conn().ReplaceNow(dm.ByUUID(m.UUID), dmtable.ErrorTable(m.Table.Size()), 0); err != nil {
@@ -361,7 +363,7 @@ func TestRecoverADeviceInUse(t *testing.T) {
 		w.kernel.SetOpen("image", 1)
 		runNothing(t, w.fresh())
 		now, err := w.store.Load("image")
-		if err != nil || now.State != want || (now.Reason != "") != torn || !now.Table.Equal(m.Table) {
+		if err != nil || now.State != want || now.Reason == "" || !now.Table.Equal(m.Table) {
 			t.Errorf("torn down %v: %s (%s), %v", torn, now.State, now.Reason, err)
 		}
 		w.kernel.SetOpen("image", 0)
@@ -369,4 +371,71 @@ func TestRecoverADeviceInUse(t *testing.T) {
 			t.Errorf("torn down %v: %v", torn, err)
 		}
 	}
+}
+
+// knowing is a guard that watches a mapping whose record somebody removed.
+type knowing struct {
+	tellable
+	record manifest.Manifest
+}
+
+func (g *knowing) Record(context.Context, string) (manifest.Manifest, error) { return g.record, nil }
+
+// What the guard remembers is enough to take a mapping down without its record: its
+// partitions go first, and the image is released.
+func TestUnmapByTheGuardsMemory(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	if err := w.store.Delete("image"); err != nil {
+		t.Fatal(err)
+	}
+	g := &knowing{record: m}
+	if err := w.fresh().WithGuard(g).Unmap(background(t), "image", UnmapOptions{}); err != nil || !slices.Equal(g.dropped, []string{"image"}) {
+		t.Errorf("%v, the guard was told of %q", err, g.dropped)
+	}
+	if w.kernel.Len() != 0 {
+		t.Error("the device is left")
+	}
+	// The memory of another mapping of the name does not count.
+	m = w.mapped(t, "image", manifest.Healthy)
+	if err := w.store.Delete("image"); err != nil {
+		t.Fatal(err)
+	}
+	g.dropped, g.record.UUID = nil, m.UUID[:len(m.UUID)-len("image")]+"other"
+	if err := w.fresh().WithGuard(g).Unmap(background(t), "image", UnmapOptions{}); err != nil || len(g.dropped) > 0 {
+		t.Errorf("%v, the guard was told of %q", err, g.dropped)
+	}
+}
+
+// An unmap of a busy mapping removes nothing of it, its partitions neither.
+func TestBusyUnmapKeepsPartitions(t *testing.T) {
+	w := newWorld(t)
+	m := w.mapped(t, "image", manifest.Healthy)
+	conn := w.kernel.Conn()
+	for n := 1; n <= 2; n++ {
+		part := manifest.Part{Name: fmt.Sprintf("imagep%d", n), Number: n}
+		uuid := partUUID(n, m.UUID)
+		if _, err := conn.Create(part.Name, uuid); err != nil {
+			t.Fatal(err)
+		}
+		m.Parts = append(m.Parts, part)
+	}
+	if err := w.store.Save(m); err != nil {
+		t.Fatal(err)
+	}
+	// One partition was removed by hand, so one of the openers is none of ours.
+	if _, err := conn.Remove(dm.ByName("imagep2"), dm.RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.kernel.SetOpen("image", 2)
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
+		t.Errorf("%v", err)
+	}
+	if _, there := w.kernel.Device("imagep1"); !there {
+		t.Error("the partition is gone, and the mapping stays")
+	}
+	if now, err := w.store.Load("image"); err != nil || now.State != manifest.Healthy {
+		t.Errorf("%s, %v", now.State, err)
+	}
+	w.kernel.SetOpen("image", 1)
 }

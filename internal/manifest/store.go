@@ -9,6 +9,7 @@ import (
 	"os"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ var ErrNotFound = errors.New("no such mapping")
 // Store is the folder of manifests. All access goes through one descriptor of the
 // folder, so that a path swapped later changes nothing.
 type Store struct {
-	root *os.Root
+	root atomic.Pointer[os.Root]
 	dir  string
 }
 
@@ -39,6 +40,38 @@ type Store struct {
 // everybody else. With create it is made, mode 0700, when it is not there; without,
 // a missing folder gives an error that wraps fs.ErrNotExist.
 func Open(dir string, create bool) (*Store, error) {
+	root, err := openRoot(dir, create)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{dir: dir}
+	s.root.Store(root)
+	return s, nil
+}
+
+// There reports whether the folder that is open is still the one at its path.
+func (s *Store) There() bool {
+	now, err := os.Stat(s.dir)
+	if err != nil {
+		return false
+	}
+	open, err := s.folder().Stat(".")
+	return err == nil && os.SameFile(now, open)
+}
+
+// Reopen makes the folder again that somebody removed, or opens the one that is at its
+// path by now. What others are doing with the old one at this moment fails.
+func (s *Store) Reopen() error {
+	root, err := openRoot(s.dir, true)
+	if err != nil {
+		return err
+	}
+	return s.root.Swap(root).Close()
+}
+
+func (s *Store) folder() *os.Root { return s.root.Load() }
+
+func openRoot(dir string, create bool) (*os.Root, error) {
 	if create {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("state folder: %w", err)
@@ -59,7 +92,7 @@ func Open(dir string, create bool) (*Store, error) {
 		root.Close()
 		return nil, err
 	}
-	return &Store{root: root, dir: dir}, nil
+	return root, nil
 }
 
 func checkOwner(root *os.Root, dir string) error {
@@ -80,7 +113,7 @@ func checkOwner(root *os.Root, dir string) error {
 }
 
 // Close closes the store's descriptor.
-func (s *Store) Close() error { return s.root.Close() }
+func (s *Store) Close() error { return s.folder().Close() }
 
 // Dir returns the folder's path, for messages and the guard's socket.
 func (s *Store) Dir() string { return s.dir }
@@ -90,7 +123,7 @@ func (s *Store) Dir() string { return s.dir }
 // lock when the process dies, so a record in a half-way state whose lock is free
 // belongs to nobody.
 func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
-	f, err := s.root.OpenFile(LockName, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	f, err := s.folder().OpenFile(LockName, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("state lock: %w", err)
 	}
@@ -162,21 +195,21 @@ func (r *Staged) temp() string { return "." + r.name + ".new" }
 
 // Commit makes the record the one that readers see, durably.
 func (r *Staged) Commit() error {
-	if err := r.store.root.Rename(r.temp(), r.name+suffix); err != nil {
+	if err := r.store.folder().Rename(r.temp(), r.name+suffix); err != nil {
 		return fmt.Errorf("manifest of %s: %w", r.name, err)
 	}
 	return r.store.syncDir()
 }
 
 // Discard throws the record away.
-func (r *Staged) Discard() error { return ignoreMissing(r.store.root.Remove(r.temp())) }
+func (r *Staged) Discard() error { return ignoreMissing(r.store.folder().Remove(r.temp())) }
 
 func (s *Store) write(name string, content func(w *os.File) error) error {
 	// A leftover of a killed command is not reused: somebody may hold it open.
-	if err := ignoreMissing(s.root.Remove(name)); err != nil {
+	if err := ignoreMissing(s.folder().Remove(name)); err != nil {
 		return err
 	}
-	f, err := s.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	f, err := s.folder().OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
@@ -187,7 +220,7 @@ func (s *Store) write(name string, content func(w *os.File) error) error {
 }
 
 func (s *Store) syncDir() error {
-	f, err := s.root.Open(".")
+	f, err := s.folder().Open(".")
 	if err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
@@ -250,14 +283,14 @@ func (s *Store) read(name string, decode func(f io.Reader, size int64) (Manifest
 func (s *Store) open(name string) (*os.File, error) {
 	for {
 		// os.Root follows a link within the folder, whatever flags it is given.
-		entry, err := s.root.Lstat(name)
+		entry, err := s.folder().Lstat(name)
 		if err != nil {
 			return nil, err
 		}
 		if !entry.Mode().IsRegular() || entry.Size() > sizeCap {
 			return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", name, sizeCap)
 		}
-		f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		f, err := s.folder().OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -280,7 +313,7 @@ func NameOf(file string) (name string, ok bool) {
 
 // Names lists the names that have a manifest, sorted.
 func (s *Store) Names() ([]string, error) {
-	f, err := s.root.Open(".")
+	f, err := s.folder().Open(".")
 	if err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
@@ -301,7 +334,7 @@ func (s *Store) Names() ([]string, error) {
 
 // Delete removes the manifest of name; a missing one is no error.
 func (s *Store) Delete(name string) error {
-	if err := ignoreMissing(s.root.Remove(name + suffix)); err != nil {
+	if err := ignoreMissing(s.folder().Remove(name + suffix)); err != nil {
 		return fmt.Errorf("manifest of %s: %w", name, err)
 	}
 	return s.syncDir()

@@ -37,6 +37,15 @@ func isUUID(uuid, name string) bool {
 	return err == nil && h == id
 }
 
+// NameInUUID returns the name of the mapping whose device has this uuid, also when
+// somebody has renamed the device.
+func NameInUUID(uuid string) (name string, ok bool) {
+	if at := len(UUIDPrefix) + 32 + 1; len(uuid) > at {
+		name = uuid[at:]
+	}
+	return name, isUUID(uuid, name)
+}
+
 // NewShimUUID returns the device-mapper uuid of a shim called name.
 func NewShimUUID(name string) (string, error) {
 	hexID, err := hexPart("")

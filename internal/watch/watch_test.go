@@ -240,7 +240,8 @@ func FuzzParseUevent(f *testing.F) {
 func TestFolderTellsRenames(t *testing.T) {
 	dir := t.TempDir()
 	changed := make(chan string, 10)
-	f, err := NewFolder(dir, func(name string) { changed <- name })
+	removed := make(chan struct{}, 10)
+	f, err := NewFolder(dir, func(name string) { changed <- name }, func() { removed <- struct{}{} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,9 +273,11 @@ func TestFolderTellsRenames(t *testing.T) {
 	select {
 	case got := <-changed:
 		t.Errorf("told %q, which was removed", got)
-	case <-time.After(50 * time.Millisecond):
+	case <-removed:
+	case <-time.After(5 * time.Second):
+		t.Error("a removal was not told")
 	}
-	if _, err := NewFolder(filepath.Join(dir, "two"), nil); err == nil {
+	if _, err := NewFolder(filepath.Join(dir, "two"), nil, nil); err == nil {
 		t.Error("a file is no folder")
 	}
 }
