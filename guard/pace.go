@@ -29,12 +29,19 @@ var DefaultPace = Pace{Tick: 2 * time.Second, Bound: 30 * time.Second, Share: 0.
 const hurry = 100 * time.Millisecond
 
 // Hints are answered at once, hintBurst of them in a row, and from then on one each
-// hintPause: whoever renames a directory in a loop makes a hint each time. A change that
-// happens meanwhile is seen that much later.
+// hintPause, or one each hintShare times of what a check takes: whoever renames a
+// directory in a loop makes a hint each time. A change that happens meanwhile is seen
+// that much later, but not later than the timer sees it.
 const (
 	hintBurst = 10
 	hintPause = 100 * time.Millisecond
+	hintShare = 10
 )
+
+// hintEvery returns the time between hints that are heeded when a check takes so long.
+func (p Pace) hintEvery(took time.Duration) time.Duration {
+	return max(hintPause, min(hintShare*took, p.Tick))
+}
 
 // steps is the number of instants in a tick at which checks without a hint are made.
 const steps = 8

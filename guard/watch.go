@@ -225,7 +225,9 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 		r.Cost, r.LastFull, r.Fulls = time.Since(start), time.Now(), r.Fulls+1
 		w.budget.Spent(w.want.Name, r.Cost)
 	}
-	w.act.Checked(r.Fulls > before.Fulls, time.Since(begun))
+	took := time.Since(begun)
+	w.heed.Every = w.budget.pace.hintEvery(took)
+	w.act.Checked(r.Fulls > before.Fulls, took)
 	if ctx.Err() != nil {
 		return before // stopped in the middle: what was read is not to be judged
 	}

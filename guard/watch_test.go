@@ -22,6 +22,7 @@ type fakeWorld struct {
 	quicks int
 	fulls  int
 	block  chan struct{} // readings wait for it when it is not nil
+	delay  time.Duration // of each reading
 }
 
 func newFakeWorld() *fakeWorld { return &fakeWorld{state: same(expected())} }
@@ -45,6 +46,7 @@ func (w *fakeWorld) Quick(context.Context, bool) Observed {
 	if block != nil {
 		<-block
 	}
+	time.Sleep(w.delay)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.quicks++
@@ -152,6 +154,32 @@ func TestWatchHeedsHintsAtAPace(t *testing.T) {
 		synctest.Wait()
 		if did := act.did(); did != "error" {
 			t.Errorf("a change during the storm: %q", did)
+		}
+	})
+}
+
+// Where a check takes long, a storm of hints takes a tenth of a processor all the same.
+func TestWatchHeedsFewerHintsWhenChecksAreDear(t *testing.T) {
+	p := Pace{Tick: 2 * time.Second}
+	for took, want := range map[time.Duration]time.Duration{
+		0: hintPause, time.Millisecond: hintPause, 80 * time.Millisecond: 800 * time.Millisecond, time.Second: 2 * time.Second,
+	} {
+		if got := p.hintEvery(took); got != want {
+			t.Errorf("checks of %s: a hint each %s, not %s", took, got, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		world, act := newFakeWorld(), newFakeActions()
+		world.delay = 80 * time.Millisecond
+		w := run(t, world, act, slow)
+		before, _ := world.counts()
+		const long = 100 * time.Second
+		for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			w.Hint("a rename")
+		}
+		quicks, _ := world.counts()
+		if busy := time.Duration(quicks-before) * world.delay; busy > long/4 {
+			t.Errorf("%d checks take %s of %s", quicks-before, busy, long)
 		}
 	})
 }

@@ -26,6 +26,9 @@ func init() {
 		main()
 	case "attack":
 		attackMain(os.Args[1], os.Args[2])
+	case "opens":
+		openTimes(os.Args[1])
+		os.Exit(0)
 	case "storm":
 		fmt.Print(short(stormOf(os.Args[1])))
 		os.Exit(1)

@@ -50,6 +50,22 @@ func stormOf(image string) error {
 	select {}
 }
 
+// openTimes opens the file twenty times and prints how long each open took and what came
+// of it.
+func openTimes(path string) {
+	for range 20 {
+		begin := time.Now()
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		took, said := time.Since(begin), "opened"
+		if err != nil {
+			said = short(err)
+		} else {
+			unix.Close(fd)
+		}
+		fmt.Println(took, said)
+	}
+}
+
 // Whoever opens an image in a loop, from many tasks at once, does not hold up those that
 // open another one, and does not fill the log.
 func TestQemuStormOfOpens(t *testing.T) {
@@ -73,24 +89,26 @@ func TestQemuStormOfOpens(t *testing.T) {
 		t.Fatalf("%s is not watched", name)
 		return 0
 	}
-	// opens are the times that an open of path takes, shortest first.
-	opens := func(path string, want error) []time.Duration {
+	// opens are the times that an open of path takes, shortest first, by a process that does
+	// not talk to the guard: one that does may open what it watches.
+	opens := func(path, want string) []time.Duration {
+		out, err := command(t, "opens", path).Output()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
 		var times []time.Duration
-		for range 20 {
-			begin := time.Now()
-			f, err := os.Open(path)
-			times = append(times, time.Since(begin))
-			if !errors.Is(err, want) {
-				t.Errorf("open of %s: %v", path, err)
+		for line := range strings.Lines(string(out)) {
+			took, said, _ := strings.Cut(strings.TrimSpace(line), " ")
+			d, err := time.ParseDuration(took)
+			if err != nil || said != want {
+				t.Errorf("open of %s: %q, %v", path, line, err)
 			}
-			if err == nil {
-				f.Close()
-			}
+			times = append(times, d)
 		}
 		slices.Sort(times)
 		return times
 	}
-	calm := opens(quiet, unix.EPERM)
+	calm := opens(quiet, "EPERM")
 
 	logged, err := os.Stat("/run/dmloop/guard.log") // other tests' guards wrote to it too
 	if err != nil {
@@ -114,7 +132,7 @@ func TestQemuStormOfOpens(t *testing.T) {
 	await(t, "the storm", 2*time.Minute, func() bool { return denied("vol") > 10*openers })
 	pid := guardPID()
 	before, began, count := costOf(t, pid), time.Now(), denied("vol")
-	during, others := opens(quiet, unix.EPERM), opens(plain, nil)
+	during, others := opens(quiet, "EPERM"), opens(plain, "opened")
 	after, took, count := costOf(t, pid), time.Since(began), denied("vol")-count
 	state := mustDmloop(t, "list", "--noheadings", "--raw", "-o", "NAME,STATE")
 	end()
@@ -130,9 +148,10 @@ func TestQemuStormOfOpens(t *testing.T) {
 	if info, err := os.Stat("/run/dmloop/guard.log"); err != nil || info.Size()-logged.Size() > 32<<10 {
 		t.Errorf("the guard's log: %d bytes, %v", info.Size(), err)
 	}
-	if log := guardLog(); !strings.Contains(log, "uid=1000") || !strings.Contains(log, "more opens") {
-		t.Errorf("the log:\n%s", log)
-	}
+	await(t, "the sum of the denials in the log", time.Minute, func() bool {
+		log := guardLog()
+		return strings.Contains(log, "uid=1000") && strings.Contains(log, "more opens of a pinned image were denied")
+	})
 }
 
 // Whoever may rename files beside an image, or its directory, gets the guard to look a few
@@ -174,7 +193,7 @@ func TestStormOfRenames(t *testing.T) {
 		took := time.Since(begin)
 		made, used := checks()-before, costOf(t, pid).cpu-cost.cpu
 		fmt.Printf("RENAMES|%s|%s|%d renames in %s|%d checks|%.1f %% of a processor\n", kernel, storm.name, renames, took, made, 100*float64(used)/float64(took))
-		if made > storm.most(took) || uint64(renames) < 10*storm.most(took) {
+		if made > storm.most(took) || uint64(renames) < 2*made {
 			t.Errorf("%s: %d checks for %d renames in %s", storm.name, made, renames, took)
 		}
 	}
