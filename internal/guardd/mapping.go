@@ -96,7 +96,7 @@ func (m *mapping) Quick(ctx context.Context, fresh bool) guard.Observed {
 		if err == nil {
 			err = m.attach(img)
 		}
-		if errors.Is(err, observe.ErrImageGone) {
+		if errors.Is(err, observe.ErrImageGone) || errors.Is(err, observe.ErrSeemsGone) {
 			return guard.Observed{Identity: guard.Read(m.gone(), nil)}
 		}
 		if err != nil {

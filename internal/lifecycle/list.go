@@ -259,7 +259,7 @@ func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest)
 		}
 	}
 	st.Grade = string(pin.Unsafe) // nothing is known to be in force
-	if errors.Is(err, observe.ErrImageGone) {
+	if errors.Is(err, observe.ErrImageGone) || errors.Is(err, observe.ErrSeemsGone) {
 		st.deleted()
 		return
 	}

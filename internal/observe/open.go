@@ -18,6 +18,11 @@ import (
 // ErrImageGone says that the recorded inode does not exist any more.
 var ErrImageGone = errors.New("the image does not exist any more")
 
+// ErrSeemsGone says that the file system under the recorded device number knows no such
+// inode, and that nobody can tell whether it is the image's file system. That is enough
+// to stop a mapping, and not to give up what pins the image.
+var ErrSeemsGone = errors.New("the image seems not to exist any more")
+
 // FileHandle returns the file system's own name of the inode, which stays when a
 // folder above it is renamed or the file system is mounted elsewhere. A file system
 // that gives none is found by path only.
@@ -207,17 +212,24 @@ func openOn(m image.Mount, want manifest.Image, handle []byte) (*image.Image, er
 	if st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != m.ID {
 		return nil, fmt.Errorf("%w is mounted over %s", errElsewhere, m.Point)
 	}
+	var untold error // a guard in its unit, say, may not read block devices: then the number has to do
 	if want.FSUUID != "" {
 		uuid, err := uuidOf(root, want.Filesystem)
-		if err != nil {
-			return nil, fmt.Errorf("the UUID of the file system on %s cannot be read: %w", m.Point, err)
-		}
-		if uuid != want.FSUUID {
+		switch {
+		case err == nil && uuid != want.FSUUID:
 			return nil, errElsewhere
+		case err != nil:
+			untold = fmt.Errorf("the UUID of the file system on %s cannot be read: %w", m.Point, err)
+			if m.Device != want.Device() {
+				return nil, untold
+			}
 		}
 	}
 	fd, err = unix.OpenByHandleAt(fd, unix.NewFileHandle(want.Handle.Type, handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ESTALE) {
+		if untold != nil {
+			return nil, fmt.Errorf("%w: %w", ErrSeemsGone, untold)
+		}
 		return nil, ErrImageGone
 	}
 	if err != nil {
@@ -229,6 +241,9 @@ func openOn(m image.Mount, want manifest.Image, handle []byte) (*image.Image, er
 	}
 	if err = isImage(want, img); errors.Is(err, errOther) {
 		err = ErrImageGone // the inode number was given to another file
+		if untold != nil {
+			err = fmt.Errorf("%w: %w", ErrSeemsGone, untold)
+		}
 	}
 	if err != nil {
 		img.Close()
