@@ -116,7 +116,7 @@ type Manifest struct {
 	Extents   int            `json:"extents"` // rows in Layout
 	Pins      []Pin          `json:"pins"`
 	Grade     string         `json:"grade"`
-	Proof     bool           `json:"proof"` // a write lease proved while pinning that nobody else had the file open
+	Proof     bool           `json:"proof"` // a write lease proved, once the pins were in force, that nobody else had the file open
 	OnChange  string         `json:"on_change"`
 	UdevRules string         `json:"udev_rules,omitempty"` // "all": udev may put together what the content is a part of
 	Guard     bool           `json:"guard"`                // wanted: started with a guard

@@ -31,7 +31,7 @@ type Evidence struct {
 	Filesystem string // "ext4", "xfs", "f2fs", "btrfs"
 	Reflink    bool   // the file system can share extents (xfs with reflink=1, btrfs)
 	InForce    []Kind
-	Proof      bool // a write lease showed while pinning that nobody else had the file open
+	Proof      bool // a write lease showed, with the pins in force, that nobody else had the file open
 }
 
 // GradeOf computes the grade from what is really in force.
