@@ -36,6 +36,8 @@ func init() {
 		scannerMain(os.Args[1], os.Args[2])
 	case "race":
 		racerMain(os.Args[1], os.Args[2])
+	case "clear":
+		clearMain(os.Args[1])
 	}
 }
 
