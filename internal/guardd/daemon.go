@@ -82,6 +82,8 @@ type Daemon struct {
 	marks    map[watch.FileID]int // how many mappings and sessions need the gate's mark
 	sessions map[*guardrpc.Session]*session
 	busy     time.Time // when there last was a mapping or a client
+	requests int       // under way
+	ending   bool      // idle for long enough: no request is taken any more
 	losses   ration.Ration
 	unlogged int // losses since the last one that was logged
 	running  sync.WaitGroup

@@ -403,6 +403,32 @@ func TestIdleGuardEnds(t *testing.T) {
 	}
 }
 
+// An idle guard does not end while it does what somebody asked for, and takes nothing on
+// once it has made up its mind: what Prepare and Add promise then, nobody would keep.
+func TestIdleGuardTakesNothingOn(t *testing.T) {
+	long := time.Now().Add(-time.Hour)
+	d := &Daemon{Config: Config{IdleExit: time.Minute}, busy: long}
+	end, err := d.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.idle() {
+		t.Error("idle with a request under way")
+	}
+	d.busy = long
+	end()
+	if d.idle() {
+		t.Error("idle just after a request")
+	}
+	d.busy = long
+	if !d.idle() {
+		t.Error("not idle after an hour")
+	}
+	if _, err := d.Begin(); !errors.Is(err, guardrpc.ErrEnding) {
+		t.Errorf("a request after the guard has decided to end: %v", err)
+	}
+}
+
 func TestMetricsStayLocal(t *testing.T) {
 	for _, where := range []string{"0.0.0.0:0", "192.0.2.1:80", "nonsense", "unix:"} {
 		l, err := listenMetrics(where)

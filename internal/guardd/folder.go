@@ -64,6 +64,9 @@ func (d *Daemon) live(ctx context.Context, h *home, lost chan struct{}) error {
 		case <-lost:
 		case <-ticker.C:
 		}
+		if ctx.Err() != nil {
+			return nil // Serve has removed the socket, which is no loss to be mended
+		}
 		trouble := ""
 		if err := d.mend(ctx, h, serve, lost); err != nil {
 			trouble = err.Error()
@@ -117,6 +120,9 @@ func (d *Daemon) mend(ctx context.Context, h *home, serve func(*net.UnixListener
 		h.lock = lock
 	}
 	if now, err := os.Lstat(filepath.Join(d.Dir, guardrpc.SocketName)); err != nil || !os.SameFile(now, h.socket) {
+		if ctx.Err() != nil {
+			return ctx.Err() // gone because the guard ends
+		}
 		if err := d.listen(h); err != nil {
 			return err
 		}

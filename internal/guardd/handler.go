@@ -44,6 +44,23 @@ func (d *Daemon) Connected(s *guardrpc.Session) {
 	d.sessions[s] = own
 }
 
+// Begin implements guardrpc.Handler. A guard that has made up its mind to end takes on
+// nothing: it would not watch it.
+func (d *Daemon) Begin() (end func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ending {
+		return nil, guardrpc.ErrEnding
+	}
+	d.requests++
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.requests--
+		d.busy = time.Now()
+	}, nil
+}
+
 // Prepare implements guardrpc.Handler.
 func (d *Daemon) Prepare(_ context.Context, s *guardrpc.Session, f *os.File) (guardrpc.Prepared, error) {
 	id, err := watch.IDOf(f)

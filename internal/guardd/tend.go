@@ -48,6 +48,7 @@ func (d *Daemon) tend(ctx context.Context, end func()) {
 			d.notify(daemon.SdNotifyWatchdog)
 		}
 		if d.idle() {
+			notifyStopping() // before the socket goes: whoever has the manager start a guard then means another one
 			end()
 			return
 		}
@@ -87,7 +88,8 @@ func (d *Daemon) alive() bool {
 	return true
 }
 
-// idle reports whether there has been nothing to do for long enough to end.
+// idle reports whether there has been nothing to do for long enough to end. From then on
+// no request is taken.
 func (d *Daemon) idle() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -96,8 +98,9 @@ func (d *Daemon) idle() bool {
 			d.busy = time.Now()
 		}
 	}
-	if len(d.mappings) > 0 || d.Finish != nil && d.releases.count() > 0 {
+	if len(d.mappings) > 0 || d.requests > 0 || d.Finish != nil && d.releases.count() > 0 {
 		d.busy = time.Now()
 	}
-	return d.IdleExit > 0 && time.Since(d.busy) > d.IdleExit
+	d.ending = d.IdleExit > 0 && time.Since(d.busy) > d.IdleExit
+	return d.ending
 }

@@ -27,9 +27,21 @@ type fakeHandler struct {
 	prepared []*os.File
 	closed   []int
 	wait     chan struct{} // Check waits for it
+	began    chan struct{} // Metrics says that it is under way, and waits for another one
+	ending   chan struct{} // no request is taken; closed by the first one
 }
 
 func (h *fakeHandler) Connected(*Session) {}
+
+func (h *fakeHandler) Begin() (end func(), err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ending != nil {
+		close(h.ending)
+		return nil, ErrEnding
+	}
+	return func() {}, nil
+}
 
 func (h *fakeHandler) Prepare(_ context.Context, _ *Session, f *os.File) (Prepared, error) {
 	h.mu.Lock()
@@ -75,7 +87,13 @@ func (h *fakeHandler) Check(ctx context.Context, _ string) (MappingState, error)
 	return MappingState{}, errors.New("plain error")
 }
 
-func (h *fakeHandler) Metrics(context.Context) (string, error) { return "# HELP x\n", nil }
+func (h *fakeHandler) Metrics(context.Context) (string, error) {
+	if h.began != nil {
+		h.began <- struct{}{}
+		<-h.began
+	}
+	return "# HELP x\n", nil
+}
 
 func (h *fakeHandler) Closed(s *Session) {
 	h.mu.Lock()

@@ -22,6 +22,10 @@ import (
 type Handler interface {
 	// Connected is called once for each session, before its first call.
 	Connected(s *Session)
+	// Begin is called before each request, and end after it. ErrEnding refuses the request
+	// and all that come later: it is not answered, and the connection ends with the context
+	// of Serve, so that the client asks the next guard.
+	Begin() (end func(), err error)
 	// Prepare owns image from then on.
 	Prepare(ctx context.Context, s *Session, image *os.File) (Prepared, error)
 	Add(ctx context.Context, s *Session, name string) (MappingState, error)
@@ -37,6 +41,9 @@ type Handler interface {
 	// Closed is called once for each session, after its last call.
 	Closed(s *Session)
 }
+
+// ErrEnding says that the guard takes no more requests.
+var ErrEnding = errors.New("the guard is about to end")
 
 // Session is one client's connection.
 type Session struct{ PID int }
@@ -59,13 +66,19 @@ func Listen(dir string) (*net.UnixListener, error) {
 	return l, nil
 }
 
+// partingTimeout is how long a client may take to receive an answer when the guard ends.
+const partingTimeout = 2 * time.Second
+
 // Serve answers clients until ctx ends, then closes l and waits for the requests
-// under way.
+// under way, which are answered still. A client that is cut off finds no socket any
+// more: that is gone before its connection.
 func Serve(ctx context.Context, l *net.UnixListener, h Handler, log *slog.Logger) error {
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
+	serving, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	stop := context.AfterFunc(ctx, func() { l.Close(); cut(); close(closed) })
 	defer func() {
 		if stop() {
 			l.Close()
@@ -91,7 +104,7 @@ func Serve(ctx context.Context, l *net.UnixListener, h Handler, log *slog.Logger
 		}
 		clients.Go(func() {
 			defer nc.Close()
-			if err := serveClient(ctx, &conn{UnixConn: nc}, h); err != nil {
+			if err := serveClient(serving, &conn{UnixConn: nc}, h); err != nil {
 				log.Warn("a client was cut off", "error", err)
 			}
 		})
@@ -104,7 +117,10 @@ func serveClient(ctx context.Context, c *conn, h Handler) error {
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() {
+		c.SetReadDeadline(time.Unix(1, 0))
+		c.SetWriteDeadline(time.Now().Add(partingTimeout))
+	})()
 	s := &Session{PID: pid}
 	h.Connected(s)
 	defer h.Closed(s)
@@ -117,8 +133,20 @@ func serveClient(ctx context.Context, c *conn, h Handler) error {
 		if err != nil {
 			return fmt.Errorf("process %d: %w", pid, err)
 		}
-		a, out := handle(ctx, h, s, r, f)
-		err = c.send(a, out)
+		end, err := h.Begin()
+		if err != nil {
+			if f != nil {
+				f.Close()
+			}
+			<-ctx.Done()
+			return nil
+		}
+		a, out, err := handle(ctx, h, s, r, f)
+		end()
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return nil // not refused: the next guard may do it
+		}
+		err = c.send(reply(a, err), out)
 		if out != nil {
 			out.Close()
 		}
@@ -132,10 +160,10 @@ func serveClient(ctx context.Context, c *conn, h Handler) error {
 }
 
 // handle runs one request. f is what came with it.
-func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (answer, *os.File) {
+func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (answer, *os.File, error) {
 	if r.Op == opPrepare && f != nil {
 		p, err := h.Prepare(ctx, s, f)
-		return reply(answer{Prepared: &p}, err), nil
+		return answer{Prepared: &p}, nil, err
 	}
 	if f != nil {
 		f.Close()
@@ -171,7 +199,7 @@ func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (
 	default:
 		err = Errorf(KindFailed, "unknown request %q: guard and command are of different versions, restart the guard", r.Op)
 	}
-	return reply(a, err), out
+	return a, out, err
 }
 
 // reply turns err, if any, into the answer.

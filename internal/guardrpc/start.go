@@ -35,14 +35,12 @@ func EnsureRunning(ctx context.Context, dir string) (*Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if dir == manifest.DefaultDir && startUnit(ctx) {
-		return await(ctx, dir, nil)
-	}
-	exited, err := startDetached(dir)
-	if err != nil {
-		return nil, fmt.Errorf("starting a guard: %w", err)
-	}
-	return await(ctx, dir, exited)
+	return await(ctx, dir, func() (<-chan error, error) {
+		if dir == manifest.DefaultDir && startUnit(ctx) {
+			return nil, nil
+		}
+		return startDetached(dir)
+	})
 }
 
 // startUnit reports whether systemd started a guard: its unit, or, where no package has
@@ -102,13 +100,20 @@ func startDetached(dir string) (exited <-chan error, err error) {
 	return done, nil
 }
 
-// await connects as soon as the guard listens, which it does once it is ready. A
-// guard of ours that ends is no failure while another one, started at the same
-// time, may have won.
-func await(ctx context.Context, dir string, exited <-chan error) (*Client, error) {
-	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		c, err := Dial(ctx, dir)
-		if err == nil {
+// startAgain is how long a guard that runs, as systemd or the guard's lock says, has to
+// listen before one is started once more: it may have been about to end.
+const startAgain = 500 * time.Millisecond
+
+// await starts a guard and connects as soon as it listens, which it does once it is
+// ready. A guard of ours that ends is no failure while another one, started at the same
+// time, may have won; where that one was about to end and does not listen any more, the
+// next is started.
+func await(ctx context.Context, dir string, start func() (exited <-chan error, err error)) (*Client, error) {
+	exited, err := start()
+	begun := time.Now()
+	for wait := 2 * time.Millisecond; err == nil; wait = min(2*wait, 100*time.Millisecond) {
+		c, failed := Dial(ctx, dir)
+		if failed == nil {
 			return c, nil
 		}
 		select {
@@ -121,10 +126,15 @@ func await(ctx context.Context, dir string, exited <-chan error) (*Client, error
 			}
 			exited = nil
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the guard did not come up: %w%s", err, lastLine(dir))
+			return nil, fmt.Errorf("the guard did not come up: %w%s", failed, lastLine(dir))
 		case <-time.After(wait):
 		}
+		if exited == nil && time.Since(begun) > startAgain {
+			exited, err = start()
+			begun = time.Now()
+		}
 	}
+	return nil, fmt.Errorf("starting a guard: %w", err)
 }
 
 // beaten reports whether a guard ended because another one runs or starts
