@@ -22,6 +22,9 @@ import (
 // ErrNotFound is wrapped by errors about a device that is not there (yet).
 var ErrNotFound = errors.New("no such block device")
 
+// ErrNoFilesystem is wrapped by errors about a device that has no known file system.
+var ErrNoFilesystem = errors.New("no ext4, xfs, f2fs or btrfs file system")
+
 // Finder looks for devices. Its fields are folders, so that tests can use others.
 type Finder struct{ Sys, Dev string }
 
@@ -61,7 +64,7 @@ func (f Finder) Find(source string) (Device, error) {
 	default:
 		return Device{}, fmt.Errorf("%s: a device is named by UUID=, PARTUUID= or its path", source)
 	}
-	all, err := f.devices()
+	all, err := f.devices(f.ours)
 	if err != nil {
 		return Device{}, err
 	}
@@ -94,33 +97,71 @@ func (f Finder) Await(ctx context.Context, source string, patience time.Duration
 	}
 }
 
-// topmost leaves out devices on which another one of the list stands.
+// Carriers lists the devices that show the file system of this UUID, those of dmloop too,
+// without those on which another of them stands. A suspended device, which would make the
+// reader wait, is an error: it may be one.
+func (f Finder) Carriers(uuid string) ([]Device, error) {
+	all, err := f.devices(func(string) bool { return false })
+	if err != nil {
+		return nil, err
+	}
+	var matching []Device
+	for _, d := range all {
+		if f.Suspended(d) {
+			return nil, fmt.Errorf("%s is suspended", d.Path)
+		}
+		if file, err := f.Filesystem(d); err == nil && strings.EqualFold(file.UUID, uuid) {
+			matching = append(matching, d)
+		}
+	}
+	return f.uppermost(matching)
+}
+
+// Suspended reports whether reads of the device wait for its resume.
+func (f Finder) Suspended(d Device) bool {
+	text, err := os.ReadFile(filepath.Join(f.Sys, "class/block", d.Name, "dm/suspended"))
+	return err == nil && strings.TrimSpace(string(text)) == "1"
+}
+
+// topmost returns the one device of the list on which no other one of it stands.
 func (f Finder) topmost(source string, list []Device) (Device, error) {
-	var top []string
-	var last Device
-	for _, d := range list {
-		holders, err := os.ReadDir(filepath.Join(f.Sys, "class/block", d.Name, "holders"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return Device{}, err
-		}
-		below := slices.ContainsFunc(holders, func(h fs.DirEntry) bool {
-			return slices.ContainsFunc(list, func(o Device) bool { return o.Name == h.Name() })
-		})
-		if !below {
-			top, last = append(top, d.Path), d
-		}
+	top, err := f.uppermost(list)
+	if err != nil {
+		return Device{}, err
+	}
+	var paths []string
+	for _, d := range top {
+		paths = append(paths, d.Path)
 	}
 	switch len(top) {
 	case 0:
 		return Device{}, fmt.Errorf("%s: %w", source, ErrNotFound)
 	case 1:
-		return last, nil
+		return top[0], nil
 	}
-	return Device{}, fmt.Errorf("%s is on several devices: %s", source, strings.Join(top, " "))
+	return Device{}, fmt.Errorf("%s is on several devices: %s", source, strings.Join(paths, " "))
 }
 
-// devices lists the machine's block devices that can hold a file system.
-func (f Finder) devices() ([]Device, error) {
+// uppermost leaves out devices on which another one of the list stands.
+func (f Finder) uppermost(list []Device) (top []Device, err error) {
+	for _, d := range list {
+		holders, err := os.ReadDir(filepath.Join(f.Sys, "class/block", d.Name, "holders"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		below := slices.ContainsFunc(holders, func(h fs.DirEntry) bool {
+			return slices.ContainsFunc(list, func(o Device) bool { return o.Name == h.Name() })
+		})
+		if !below {
+			top = append(top, d)
+		}
+	}
+	return top, nil
+}
+
+// devices lists the machine's block devices that can hold a file system, without those
+// to skip.
+func (f Finder) devices(skip func(name string) bool) ([]Device, error) {
 	entries, err := os.ReadDir(filepath.Join(f.Sys, "class/block"))
 	if err != nil {
 		return nil, err
@@ -128,7 +169,7 @@ func (f Finder) devices() ([]Device, error) {
 	var all []Device
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, "sr") || strings.HasPrefix(name, "fd") || f.ours(name) {
+		if strings.HasPrefix(name, "sr") || strings.HasPrefix(name, "fd") || skip(name) {
 			continue // drives without a medium take seconds to say so
 		}
 		d, err := f.device(name)
@@ -209,7 +250,7 @@ func (f Finder) Filesystem(d Device) (Filesystem, error) {
 	}
 	found, ok := Identify(head[:n])
 	if !ok {
-		return Filesystem{}, fmt.Errorf("%s has no ext4, xfs, f2fs or btrfs file system", d.Path)
+		return Filesystem{}, fmt.Errorf("%s has %w", d.Path, ErrNoFilesystem)
 	}
 	return found, nil
 }

@@ -97,6 +97,11 @@ func (s *System) imageFree(store *manifest.Store, found *image.Found) error {
 	if errors.Is(err, manifest.ErrNotFound) {
 		return nil
 	}
+	var untold *Error
+	if errors.As(err, &untold) {
+		untold.Subject = path
+		return untold
+	}
 	if err != nil {
 		return unusableRecord(store, path, "whether it is mapped already cannot be told", err)
 	}

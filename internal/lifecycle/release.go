@@ -414,6 +414,9 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 	if found, err := s.lookUp(target); err == nil {
 		defer found.Close()
 		m, err := findByImage(store, found.Identity())
+		if untold := (*Error)(nil); errors.As(err, &untold) {
+			untold.Subject = target
+		}
 		if err == nil || !errors.Is(err, manifest.ErrNotFound) {
 			return m, err
 		}
@@ -451,7 +454,8 @@ func namesOf(target string) []string {
 
 // isOf reports whether the mapping is one of this inode.
 func isOf(m manifest.Manifest, id image.Identity) bool {
-	return observe.Same(m.Image, id, uuidAt(id)) == observe.TheSame
+	same, _ := observe.Same(m.Image, id, observe.PlaceOf(id))
+	return same == observe.TheSame
 }
 
 // findByImage returns the record of the mapping of an inode.
@@ -470,20 +474,15 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 			missing = err // it may be the image's
 			continue
 		}
-		switch observe.Same(m.Image, id, uuidAt(id)) {
+		switch same, why := observe.Same(m.Image, id, observe.PlaceOf(id)); same {
 		case observe.TheSame:
 			return store.Load(name)
 		case observe.Untold:
-			missing = fmt.Errorf("it may be the image of the mapping %s: the UUID of its file system cannot be read", m.Name)
+			missing = &Error{Class: Failure, Message: "whether it is the image of the mapping " + m.Name + " cannot be told: " + why.Error(),
+				Hint: "unmount the copy, if it is on one; the mapping itself is named so: dmloop status " + shellWord(m.Name)}
 		}
 	}
 	return manifest.Manifest{}, missing
-}
-
-// uuidAt asks for the UUID of the file system that a file is on. On btrfs only an open
-// file tells.
-func uuidAt(id image.Identity) func() (string, error) {
-	return func() (string, error) { return observe.DeviceUUID(dmtable.Device{Major: id.Major, Minor: id.Minor}) }
 }
 
 // removalPending reports whether the kernel removes the device at its last close.

@@ -1,12 +1,14 @@
 package observe
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -116,8 +118,7 @@ func openPath(want manifest.Image, open func(*image.Found) (*image.Image, error)
 	}
 	defer found.Close()
 	id := found.Identity()
-	uuid := func() (string, error) { return DeviceUUID(dmtable.Device{Major: id.Major, Minor: id.Minor}) }
-	if Same(want, id, uuid) == Other {
+	if same, _ := Same(want, id, PlaceOf(id)); same == Other {
 		return nil, fmt.Errorf("%s %w", want.Path, errOther)
 	}
 	img, err := open(found)
@@ -142,7 +143,7 @@ func isImage(want manifest.Image, img *image.Image) error {
 	if err != nil {
 		return err
 	}
-	same := Same(want, id, func() (string, error) { return uuidOf(img.File(), want.Filesystem) })
+	same, why := Same(want, id, placeOf(img.File(), dmtable.Device{Major: id.Major, Minor: id.Minor}, want.Filesystem))
 	if handle := FileHandle(img); same != Other && want.Handle.Hex != "" && handle.Hex != "" && handle != want.Handle {
 		same = Other // inode numbers are those of a subvolume on btrfs
 	}
@@ -150,7 +151,7 @@ func isImage(want manifest.Image, img *image.Image) error {
 	case TheSame:
 		return nil
 	case Untold:
-		return fmt.Errorf("whether %s is the file that was mapped cannot be told: the UUID of its file system cannot be read", want.Path)
+		return fmt.Errorf("whether %s is the file that was mapped cannot be told: %w", want.Path, why)
 	}
 	return fmt.Errorf("%s %w", want.Path, errOther)
 }
@@ -165,6 +166,11 @@ func openHandle(want manifest.Image) (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The mounts of the recorded number come first: where its file system is there, no
+	// other is asked.
+	slices.SortStableFunc(mounts, func(a, b image.Mount) int {
+		return cmp.Compare(elsewhere(a, want), elsewhere(b, want))
+	})
 	var gone, failed error
 	for _, m := range mounts {
 		if m.Type != want.Filesystem {
@@ -189,6 +195,14 @@ func openHandle(want manifest.Image) (*image.Image, error) {
 		return nil, fmt.Errorf("its file system (UUID %s) is not mounted", want.FSUUID)
 	}
 	return nil, fmt.Errorf("its file system (device %s) is not mounted", want.Device())
+}
+
+// elsewhere is 0 for a mount of the recorded device number, and else 1.
+func elsewhere(m image.Mount, want manifest.Image) int {
+	if m.Device == want.Device() {
+		return 0
+	}
+	return 1
 }
 
 // errElsewhere says that a mount is not of the image's file system.
@@ -222,6 +236,14 @@ func openOn(m image.Mount, want manifest.Image, handle []byte) (*image.Image, er
 			untold = fmt.Errorf("the UUID of the file system on %s cannot be read: %w", m.Point, err)
 			if m.Device != want.Device() {
 				return nil, untold
+			}
+		case m.Device != want.Device():
+			same, why := placeOf(root, m.Device, want.Filesystem).Moved(want)
+			if same == Other {
+				return nil, errElsewhere
+			}
+			if same == Untold {
+				return nil, fmt.Errorf("whether %s is the file that was mapped cannot be told: %w", want.Path, why)
 			}
 		}
 	}

@@ -36,14 +36,33 @@ func TestSame(t *testing.T) {
 		{"an old record", old, there, "a", TheSame},
 		{"an old record, another number", old, moved, "a", Other},
 	} {
-		got := Same(c.record, c.id, func() (string, error) {
-			if c.uuid == "" {
-				return "", errors.New("cannot be read")
+		for _, moved := range []Sameness{TheSame, Untold, Other} {
+			asked := false
+			got, why := Same(c.record, c.id, Place{
+				UUID: func() (string, error) {
+					if c.uuid == "" {
+						return "", errors.New("cannot be read")
+					}
+					return c.uuid, nil
+				},
+				Moved: func(manifest.Image) (Sameness, error) {
+					asked = true
+					if moved == Untold {
+						return Untold, ErrCopies
+					}
+					return moved, nil
+				},
+			})
+			want := c.want
+			if asked {
+				want = moved
 			}
-			return c.uuid, nil
-		})
-		if got != c.want {
-			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+			if got != want || (why != nil) != (got == Untold) {
+				t.Errorf("%s: %v (%v), want %v", c.name, got, why, want)
+			}
+			if elsewhere := c.id.Minor != 3 && c.uuid == "a" && c.record.FSUUID == "a"; asked != elsewhere {
+				t.Errorf("%s: the place was asked: %v", c.name, asked)
+			}
 		}
 	}
 }
