@@ -204,6 +204,9 @@ func TestSwapOnAMapping(t *testing.T) {
 				t.Errorf("check of the sealed image: %+v", c)
 			}
 			dev = mapSealed(t, image, "vol")
+			if vmtest.ChecksumFile(t, dev) != sum {
+				t.Error("sealed and mapped again, it shows something else")
+			}
 			swapped(dev)
 			sum = vmtest.ChecksumFile(t, dev)
 			expect(t, 0, "unmap", "vol")
