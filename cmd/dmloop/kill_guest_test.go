@@ -295,3 +295,68 @@ func TestFullKilledAtRandom(t *testing.T) {
 		}
 	}
 }
+
+// A shim that was killed half made is finished by the next one of this name, from the
+// command line and from dmlooptab; a device that shows something is not.
+func TestKilledShim(t *testing.T) {
+	disk := vmtest.Disk(t, 0)
+	tab := filepath.Join(t.TempDir(), "tab")
+	if err := os.WriteFile(tab, []byte("half "+disk+" - shim\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tables := map[string]int{}
+	vmtest.DmsetupRemove(t, "half")
+	for _, k := range []struct {
+		call  string
+		again []string
+	}{
+		{"ioctl", []string{"shim", disk, "half"}}, {"ioctl", []string{"activate", "--tab", tab, "half"}},
+		{"symlinkat", []string{"activate", "--tab", tab, "half"}}, // live, and nothing leads to it where udev does not run
+	} {
+		call, again := k.call, k.again
+		activates := again[0] == "activate"
+		for n := 1; killAt(t, call, n, "shim", disk, "half"); n++ {
+			r := vmtest.Run(t, "dmsetup", "table", "half")
+			there := r.Code == 0
+			whole := strings.TrimSpace(r.Stdout) != ""
+			switch {
+			case there && !whole:
+				tables["half"]++
+			case there:
+				tables["whole"]++
+			}
+			if !activates && whole {
+				expect(t, 5, again...) // it is there
+			} else if r := cli(again...); r.Code != 0 {
+				t.Errorf("killed at %s %d (a device: %v, with a table: %v): %q: exit code %d\n%s", call, n, there, whole, again, r.Code, r.Stderr)
+			}
+			if now := strings.TrimSpace(vmtest.Must(t, "dmsetup", "table", "half")); !strings.HasPrefix(now, fmt.Sprintf("0 %d linear ", vmtest.Sectors(t, disk))) {
+				t.Errorf("killed at %s %d: the table is %q", call, n, now)
+			}
+			if _, err := os.Stat("/dev/mapper/half"); err != nil && (activates || !whole) {
+				t.Errorf("killed at %s %d: %v", call, n, err)
+			}
+			if info := vmtest.Must(t, "dmsetup", "info", "-c", "--noheadings", "-o", "uuid,suspended,tables_loaded", "half"); !strings.HasPrefix(info, "DMLOOPSHIM-") {
+				t.Errorf("killed at %s %d: %s", call, n, info)
+			}
+			vmtest.DmsetupRemove(t, "half")
+			if t.Failed() {
+				return
+			}
+		}
+		vmtest.DmsetupRemove(t, "half")
+	}
+	if tables["half"] == 0 || tables["whole"] == 0 {
+		t.Errorf("the kills left %v", tables)
+	}
+	// What is empty and not ours stays.
+	vmtest.Must(t, "dmsetup", "create", "half", "--notable")
+	defer vmtest.DmsetupRemove(t, "half")
+	expect(t, 5, "shim", disk, "half")
+	if r := cli("activate", "--tab", tab, "half"); r.Code == 0 {
+		t.Errorf("activate with somebody else's empty device: %s", r.Stdout)
+	}
+	if table := strings.TrimSpace(vmtest.Must(t, "dmsetup", "table", "half")); table != "" {
+		t.Errorf("somebody else's device has the table %q", table)
+	}
+}

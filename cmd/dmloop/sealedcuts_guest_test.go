@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"dmloop/internal/helper"
 	"dmloop/internal/vmtest"
 )
 
@@ -59,11 +60,10 @@ func TestSealedGoingDown(t *testing.T) {
 		image := h.image(t, "image.img", "1M")
 		expect(t, 0, "seal", image)
 		dev := mapSealed(t, image, "vol")
-		bin := t.TempDir()
-		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+		program := fakeProgram(t, "systemctl")
 		claimed := func(state string) bool {
 			t.Helper()
-			if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte("#!/bin/sh\necho "+state+"\nexit 1\n"), 0o755); err != nil {
+			if err := os.WriteFile(program, []byte("#!/bin/sh\necho "+state+"\nexit 1\n"), 0o755); err != nil {
 				t.Fatal(err)
 			}
 			expect(t, 0, "boot", "release", "--going-down")
@@ -90,6 +90,23 @@ func TestSealedGoingDown(t *testing.T) {
 		expect(t, 0, "unmap", "vol")
 		nothingLeft(t, image)
 	})
+}
+
+// fakeProgram makes a program that dmloop finds under this name until the test ends, and
+// returns its path for the test to write.
+func fakeProgram(t testing.TB, name string) string {
+	t.Helper()
+	fake := filepath.Join(t.TempDir(), name)
+	vmtest.Must(t, "install", "-m", "755", "/dev/null", fake)
+	place, err := helper.Find(name)
+	if err != nil { // it is not installed
+		place = filepath.Join(helper.Folders[len(helper.Folders)-1], name)
+		vmtest.Must(t, "install", "-D", "-m", "755", "/dev/null", place)
+		t.Cleanup(func() { os.Remove(place) })
+	}
+	vmtest.Must(t, "mount", "--bind", fake, place)
+	t.Cleanup(func() { vmtest.Must(t, "umount", place) })
+	return fake
 }
 
 // extentsOf tells where a file lies, in the words of another program.
@@ -203,4 +220,44 @@ func TestLongSealedKilled(t *testing.T) {
 			unsealed(t, image, sum)
 		})
 	}
+}
+
+// An image that was pinned by hand and then mapped is let go of as well, or its host could
+// not be unmounted; the pin by hand goes on afterwards.
+func TestPinnedByHandGoingDown(t *testing.T) {
+	disk, dir := vmtest.Disk(t, 0), t.TempDir()
+	host := numbered(t, "host", 70, disk)
+	vmtest.Mkfs(t, "ext4", host)
+	mountAt(t, host, dir)
+	image := filepath.Join(dir, "image.img")
+	expect(t, 0, "create", image, "8M")
+	expect(t, 0, "seal", image)
+	expect(t, 0, "pin", image)
+	mapSealed(t, image, "vol")
+	claimed := func() bool {
+		t.Helper()
+		return strings.Contains(vmtest.Must(t, "cat", "/proc/swaps"), image+" ")
+	}
+	if !claimed() {
+		t.Fatal("the kernel does not hold the image")
+	}
+	if r := vmtest.Run(t, "umount", dir); r.Code == 0 {
+		t.Fatal("the host was unmounted below a claim")
+	}
+	expect(t, 0, "boot", "release", "vol")
+	if claimed() || !look(t, image).immutable || !look(t, image).mark {
+		t.Errorf("released: %+v, claimed: %v", look(t, image), claimed())
+	}
+	vmtest.Must(t, "umount", dir)
+	mountAt(t, host, dir)
+	expect(t, 0, "boot", "verify", "vol")
+	if !claimed() {
+		t.Error("not claimed again")
+	}
+	expect(t, 0, "unmap", "vol")
+	if !claimed() || !look(t, image).immutable {
+		t.Errorf("the pin by hand went with the mapping: %+v, claimed: %v", look(t, image), claimed())
+	}
+	expect(t, 0, "unpin", image)
+	nothingLeft(t, image)
 }

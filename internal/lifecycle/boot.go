@@ -105,8 +105,8 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 		Size: m.Size, ReadOnly: m.ReadOnly, Extents: m.Extents, Grade: m.Grade, State: m.State}, nil
 }
 
-// restorable proves that every row lies on a base device of the host and on no other
-// live mapping, and reports whether a base device is read-only.
+// restorable proves that every row lies on a base device of the host and under no other
+// live device, and reports whether a base device is read-only.
 func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) (readOnly bool, err error) {
 	stack, problem, err := blockdev.ReadStack(s.sysfs, conn, m.Base.Device)
 	if err != nil {
@@ -129,11 +129,7 @@ func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) (readOnly bool, 
 				Message: fmt.Sprintf("sectors %d-%d of %s do not lie on the host's base device", seg.Start, seg.End()-1, seg.Device)}})
 		}
 	}
-	live, err := s.liveMappings(conn)
-	if err != nil {
-		return false, err
-	}
-	problems, err := blockdev.Overlaps(segments, live)
+	problems, err := s.overlaps(conn, stack.Host, segments)
 	if err == nil && len(problems) > 0 {
 		err = refuse(m.Name, problems)
 	}

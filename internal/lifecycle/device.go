@@ -2,13 +2,11 @@ package lifecycle
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"dmloop/dmtable"
-	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
 	"dmloop/internal/udev"
@@ -111,26 +109,6 @@ func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {
 		s.log.Warn("udev did not confirm the removal in time", "uuid", uuid, "error", err)
 	}
 	return nil
-}
-
-// liveMappings lists the live mappings with their tables.
-func (s *System) liveMappings(conn *dm.Conn) ([]blockdev.Mapping, error) {
-	devices, err := s.liveDevices(conn)
-	if err != nil {
-		return nil, err
-	}
-	var live []blockdev.Mapping
-	for _, d := range devices {
-		table, err := conn.Table(dm.ByUUID(d.UUID))
-		if errors.Is(err, dm.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the table of %s: %w", d.Name, err)
-		}
-		live = append(live, blockdev.Mapping{Name: d.Name, Device: d.Device, Table: table})
-	}
-	return live, nil
 }
 
 // liveDevices lists the device-mapper devices whose uuid says that they are mappings.

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/manifest"
+	"dmloop/internal/udev"
 )
 
 // WithPatience bounds how long a use case waits for the lock of another command.
@@ -31,6 +33,9 @@ func (s *System) EnsureShim(ctx context.Context, path, name string) (device stri
 		return "", false, err
 	}
 	if there, err = s.shimIs(conn, path, mangledName); there || err != nil {
+		if there {
+			err = s.linked(conn, mangledName)
+		}
 		return "/dev/mapper/" + mangledName, there, err
 	}
 	device, err = s.Shim(ctx, path, name)
@@ -43,6 +48,19 @@ func (s *System) EnsureShim(ctx context.Context, path, name string) (device stri
 	return device, false, err
 }
 
+// linked makes the link to a live device where it is missing: whoever made the device may
+// have been killed before it.
+func (s *System) linked(conn *dm.Conn, name string) error {
+	if _, err := os.Stat("/dev/mapper/" + name); err == nil {
+		return nil
+	}
+	info, err := conn.Info(dm.ByName(name))
+	if err == nil {
+		err = udev.EnsureLink(name, info.Device)
+	}
+	return fail(name, "", err)
+}
+
 // shimIs reports whether the device of this name is a live shim of the block device
 // at path; any other device of this name is an error.
 func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
@@ -52,6 +70,9 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 	}
 	if err != nil {
 		return false, fail(name, "", err)
+	}
+	if halfMade(info) {
+		return false, nil // Shim makes it anew
 	}
 	dev, err := blockDevice(path)
 	if err != nil {

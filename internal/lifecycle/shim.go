@@ -43,6 +43,9 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := s.dropHalfMade(conn, name); err != nil {
+		return "", err
+	}
 	if err := s.reachedElsewhere(conn, path, name, dev); err != nil {
 		return "", err
 	}
@@ -69,6 +72,24 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 		return "", s.shimError(path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
+}
+
+// halfMade reports whether the device is a shim that shows nothing: whoever made it was
+// killed before it went live.
+func halfMade(info dm.Info) bool {
+	return strings.HasPrefix(info.UUID, manifest.ShimPrefix) && !info.ActiveTable
+}
+
+// dropHalfMade removes a half-made shim of this name: the caller holds the lock, so nobody
+// is at work on it.
+func (s *System) dropHalfMade(conn *dm.Conn, name string) error {
+	info, err := conn.Info(dm.ByName(name))
+	if err != nil || !halfMade(info) {
+		return nil // the next steps say so
+	}
+	s.log.Warn("a shim that was not finished is made anew", "shim", name)
+	_, err = s.removeDevice(conn, name, info.UUID)
+	return fail(name, "removing a shim that was not finished", err)
 }
 
 // reachedElsewhere refuses a device whose sectors another device-mapper device shows

@@ -276,7 +276,7 @@ func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o Surv
 	if v.Table, err = dmtable.Build(segments); err != nil {
 		return nil, err
 	}
-	problems, err = s.overlaps(conn, v, segments)
+	problems, err = s.overlaps(conn, stack.Host, segments)
 	return blockdev.Shift(problems, from), err
 }
 
@@ -290,9 +290,9 @@ func (v *Survey) wholeBlocks(offset extents.Bytes) (from, length extents.Bytes) 
 }
 
 // overlaps compares the segments with every live device-mapper device, but for those
-// that the image's own host file system stands on. Of mappings it says which bytes.
-func (s *System) overlaps(conn *dm.Conn, v *Survey, segments []dmtable.Segment) ([]extents.Problem, error) {
-	others, err := s.othersThan(conn, v.Stack.Host)
+// that the image's own host device stands on. Of mappings it says which bytes.
+func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable.Segment) ([]extents.Problem, error) {
+	others, err := s.othersThan(conn, host)
 	if err != nil || len(others) == 0 {
 		return nil, err
 	}

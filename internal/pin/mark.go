@@ -313,11 +313,13 @@ func dropMark(f *os.File) error {
 	return nil
 }
 
-// EndClaim ends the kernel's claim on f where it was taken for the mapping called name,
-// and leaves the other pins: the immutable flag is off for it as long as that takes.
+// EndClaim ends the kernel's claim on f where it was taken for the mapping called name or
+// by hand, and leaves the other pins: the immutable flag is off for it as long as that
+// takes. The mark of a pin by hand goes on naming the claim, as it does after a boot, so
+// that the next Set takes it again.
 func EndClaim(f *os.File, filesystem, name string, claim Claim) error {
 	m, ok, err := ReadMark(f)
-	if err != nil || !ok || m.Name != name || !slices.Contains(m.Kinds, Swap) {
+	if err != nil || !ok || m.Name != name && m.Name != "" || !slices.Contains(m.Kinds, Swap) {
 		return err
 	}
 	s := setting{file: f, filesystem: filesystem, claim: claim}
@@ -331,8 +333,10 @@ func EndClaim(f *os.File, filesystem, name string, claim Claim) error {
 	if err := claim.End(); err != nil {
 		return errors.Join(fmt.Errorf("clearing the pin %s: %w", Swap, err), s.flag(slices.Contains(s.inForce, Immutable)))
 	}
-	m.Kinds = slices.DeleteFunc(m.Kinds, func(k Kind) bool { return k == Swap })
-	err = writeMark(f, filesystem, m)
+	if m.Name != "" {
+		m.Kinds = slices.DeleteFunc(m.Kinds, func(k Kind) bool { return k == Swap })
+		err = writeMark(f, filesystem, m)
+	}
 	if filesystem == "f2fs" && slices.Contains(m.Kinds, F2FS) { // swapoff took it off as well
 		err = errors.Join(err, put(f, filesystem, F2FS, true))
 	}
