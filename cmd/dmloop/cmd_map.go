@@ -237,6 +237,7 @@ func newTableCommand(env *cliEnv) *cobra.Command {
 func runTable(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, concise bool, path string) error {
 	sys := env.system()
 	defer sys.Close()
+	o.GuardLater = true // whoever loads the table sees to that, maybe on another machine
 	plan, err := sys.PlanMap(ctx, path, o)
 	if err != nil {
 		return err

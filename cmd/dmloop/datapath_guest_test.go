@@ -41,7 +41,7 @@ func dataPath(t *testing.T, kind hostKind, stack string) {
 		t.Error("a new image is not all zeros")
 	}
 
-	expect(t, 0, "check", image)
+	mappable(t, kind, image)
 	want := expect(t, 0, "table", image).Stdout
 	sameExtents(t, image)
 	dev := mapIt(t, image, "image")

@@ -96,6 +96,15 @@ func newUUID(name, id string) (string, error) {
 // Check runs all rules over the image at path and leaves it as it is. Broken rules
 // are in the survey, not in the error.
 func (s *System) Check(ctx context.Context, path string, o SurveyOptions) (*Survey, error) {
+	v, err := s.look(ctx, path, o)
+	if err == nil && !v.breaks(extents.Unpinnable) && s.lacksGate(v, pin.Wanted(v.Facts.Filesystem, v.Sealed)) {
+		v.Problems = append(v.Problems, gateless())
+	}
+	return v, err
+}
+
+// look is what Check and PlanMap have in common.
+func (s *System) look(ctx context.Context, path string, o SurveyOptions) (*Survey, error) {
 	img, err := s.openImage(ctx, path)
 	if err != nil {
 		return nil, err
@@ -325,9 +334,7 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 			Message: "the pin has a hole that only a running guard closes (grade guarded)",
 			Hint:    "leave --no-guard away, seal the image (dmloop seal), or accept the risk with --no-guard --unsafe"}})
 	case grade == pin.Guarded:
-		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
-			Message: "the pin has a hole that only a guard closes, and this kernel cannot deny opens (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
-			Hint:    "seal the image (dmloop seal), or accept the risk with --unsafe"}})
+		return refuse(path, []extents.Problem{gateless()})
 	}
 	return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: "nothing that is in force keeps the blocks in place (grade unsafe)",

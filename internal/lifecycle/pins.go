@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"dmloop/extents"
 	"dmloop/internal/image"
@@ -15,8 +16,7 @@ import (
 // unpinnable predicts the rule of this name: whether a pin of grade guarded or
 // better can be had for the image as it is. Setting the pins has the last word.
 func (v *Survey) unpinnable() *extents.Problem {
-	wanted := pin.Resulting(v.Facts.Filesystem, pin.Wanted(v.Facts.Filesystem, v.Sealed))
-	grade := pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink, InForce: wanted, Proof: true})
+	grade := v.resulting(pin.Wanted(v.Facts.Filesystem, v.Sealed))
 	problem := func(message, hint string) *extents.Problem {
 		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}
 	}
@@ -41,6 +41,35 @@ func (v *Survey) unpinnable() *extents.Problem {
 			"make the image with dmloop create, which pins it first, or seal it: dmloop seal IMAGE")
 	}
 	return nil
+}
+
+// resulting is the grade when every pin that is wanted can be set.
+func (v *Survey) resulting(wanted []pin.Kind) pin.Grade {
+	return pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
+		InForce: pin.Resulting(v.Facts.Filesystem, wanted), Proof: true})
+}
+
+// lacksGate reports whether a guard has to deny opens of the image when these pins are
+// set, and this kernel lets none do so. Where the kernel does not tell, that is said.
+func (s *System) lacksGate(v *Survey, wanted []pin.Kind) bool {
+	if v.resulting(wanted) != pin.Guarded {
+		return false
+	}
+	denies, err := s.kernelDenies()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		s.log.Warn("not checked without root: whether this kernel can deny opens, which the image's pin needs", "image", v.Path)
+	case err != nil:
+		s.log.Warn("not checked: whether this kernel can deny opens, which the image's pin needs", "image", v.Path, "error", err)
+	}
+	return err == nil && !denies
+}
+
+// gateless is the rule unpinnable where a guard would have to deny opens and cannot.
+func gateless() extents.Problem {
+	return extents.Problem{Rule: extents.Unpinnable,
+		Message: "the pin has a hole that only a guard closes, and this kernel cannot deny opens (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
+		Hint:    "seal the image (dmloop seal), or accept the risk with --unsafe"}
 }
 
 // Pin pins the image at path by hand, as map would, and leaves it pinned. It refuses

@@ -39,7 +39,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.Check(ctx, path, o.SurveyOptions)
+	v, err := s.look(ctx, path, o.SurveyOptions)
 	if err != nil {
 		return nil, err
 	}
@@ -47,9 +47,9 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		return nil, refuse(path, problems)
 	}
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
-	p.Grade = pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
-		InForce: pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)), Proof: true})
-	if err := o.accept(path, p.Grade, true); err != nil { // only the guard can tell that it cannot deny opens
+	p.Grade = v.resulting(wantedPins(v, o.Pin))
+	denies := o.Unsafe || o.NoGuard || o.GuardLater || !s.lacksGate(v, wantedPins(v, o.Pin))
+	if err := o.accept(path, p.Grade, denies); err != nil {
 		return nil, err
 	}
 	p.Status = Status{

@@ -16,6 +16,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
+	"dmloop/internal/watch"
 )
 
 // lockPatience is how long a command waits for another one's lock.
@@ -35,11 +36,13 @@ type System struct {
 	released []manifest.Manifest // finished for an earlier command, by recover
 	looked   *image.Found        // what Look found; nil when nothing is kept
 	asleep   map[uint64]*Error   // why a file system, by its device, takes no changes; see awake
+
+	kernelDenies func() (bool, error) // whether the kernel can deny opens
 }
 
 // NewSystem returns the system of this machine with its state in stateDir.
 func NewSystem(stateDir string, log *slog.Logger) *System {
-	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: lockPatience}
+	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: lockPatience, kernelDenies: watch.KernelDenies}
 }
 
 // WithConn makes the system use conn for device-mapper. Tests give it a fake kernel.

@@ -37,6 +37,30 @@ func TestUMLHasNoGate(t *testing.T) {
 	}
 }
 
+// Whether the kernel can deny opens is asked without a word in its log, and the answer is
+// the one that trying gives.
+func TestKernelDenies(t *testing.T) {
+	vmtest.RequireGuest(t)
+	before := vmtest.Must(t, "cat", "/proc/sys/kernel/tainted")
+	denies, err := KernelDenies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := vmtest.Must(t, "cat", "/proc/sys/kernel/tainted"); now != before {
+		t.Errorf("tainted: %s, before %s", now, before)
+	}
+	if log := vmtest.Must(t, "dmesg"); strings.Contains(log, "fanotify") {
+		t.Error("the kernel says something of fanotify")
+	}
+	g, err := NewGate()
+	if err == nil {
+		g.Close()
+	}
+	if denies != (err == nil) || denies == errors.Is(err, ErrNoGate) {
+		t.Errorf("KernelDenies: %v; NewGate: %v", denies, err)
+	}
+}
+
 func TestQemuGate(t *testing.T) {
 	f := hostFile(t)
 	g, err := NewGate()
