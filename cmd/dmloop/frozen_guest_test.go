@@ -158,6 +158,39 @@ func TestSuspendedHost(t *testing.T) {
 	nothingLeft(t, images...)
 }
 
+// Nothing of the image's path is in memory: to walk it would wait for the disk, with the
+// lock held.
+func TestSuspendedHostUnread(t *testing.T) {
+	disk, dir := vmtest.Disk(t, 0), t.TempDir()
+	host := numbered(t, "host", 70, disk)
+	vmtest.Mkfs(t, "ext4", host)
+	mountAt(t, host, dir)
+	image := filepath.Join(dir, "folder", "image.img")
+	vmtest.Must(t, "mkdir", filepath.Dir(image))
+	expect(t, 0, "create", image, "8M")
+	mapIt(t, image, "vol")
+	vmtest.Must(t, "umount", dir) // forgets what it read
+	mountAt(t, host, dir)
+	patientKernel(t)
+	resumed := false
+	resume := func() {
+		if !resumed {
+			resumed = true
+			vmtest.Must(t, "dmsetup", "resume", "host")
+		}
+	}
+	vmtest.Must(t, "dmsetup", "suspend", "--nolockfs", "--noflush", "host")
+	t.Cleanup(resume)
+	for _, args := range [][]string{{"unmap", "vol"}, {"boot", "verify", "vol"}} {
+		if r := ends(t, resume, 5, args...); !strings.Contains(r.Stderr, "dmsetup resume host") {
+			t.Errorf("%q: %s", args, r.Stderr)
+		}
+	}
+	resume()
+	expect(t, 0, "unmap", "vol")
+	nothingLeft(t, image)
+}
+
 // lockedBuffer may be read while somebody writes to it.
 type lockedBuffer struct {
 	mu   sync.Mutex

@@ -92,6 +92,9 @@ func TestPinClearedMeanwhile(t *testing.T) {
 			if r.Code == 0 && !immutable {
 				t.Errorf("the image is mapped and can be written to by anybody: %s", vmtest.Must(t, "dmsetup", "table", "vol"))
 			}
+			if strings.Contains(r.Stderr, "grade unsafe") {
+				t.Errorf("map says that no pin can be had: %s", r.Stderr)
+			}
 			t.Logf("map: exit code %d %s", r.Code, r.Stderr)
 		}
 		if r.Code == 0 {

@@ -227,3 +227,65 @@ func TestSwapOnAMapping(t *testing.T) {
 		})
 	}
 }
+
+// The pin of a mapping that was forgotten goes on naming the claim. What is in the image by
+// then may be anybody's: the mark makes nothing sealed that the kernel does not hold.
+func TestMarkOfAForgottenPin(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "2M")
+	expect(t, 0, "seal", image)
+	expect(t, 0, "pin", image)
+	if c, _ := checkedAs(t, image); !c.Sealed {
+		t.Errorf("held by the kernel: %+v", c)
+	}
+	vmtest.Must(t, "chattr", "-i", image)
+	vmtest.Must(t, "swapoff", image)
+	if c, _ := checkedAs(t, image); !c.Sealed {
+		t.Errorf("with its attribute: %+v", c)
+	}
+	vmtest.Must(t, "setfattr", "-x", "trusted.dmloop.seal", image)
+	if kinds := vmtest.Must(t, "getfattr", "--absolute-names", "-n", "trusted.dmloop.pin", image); !strings.Contains(kinds, "swap") {
+		t.Fatalf("the mark is %s", kinds)
+	}
+	c, notes := checkedAs(t, image)
+	if c.Sealed || !strings.Contains(notes, "seal --adopt") {
+		t.Errorf("without it: %+v\n%s", c, notes)
+	}
+	expect(t, 0, "map", "--no-guard", "--unsafe", image, "vol")
+	if swaps := vmtest.Must(t, "cat", "/proc/swaps"); strings.Contains(swaps, image) {
+		t.Errorf("the kernel took it: %s", swaps)
+	}
+	expect(t, 0, "unmap", "vol")
+	expect(t, 0, "unpin", image)
+	nothingLeft(t, image)
+}
+
+// Nobody reads notes at boot, and what checks a new device writes to it: a line of
+// dmlooptab whose image only looks sealed is refused, and says how to go on.
+func TestTabAndALostSeal(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image, lost := h.image(t, "image.img", "2M"), h.image(t, "lost.img", fmt.Sprint(2<<20+12<<10))
+	sum := fill(t, image, 2<<20, 1)
+	expect(t, 0, "seal", image)
+	copyOver(t, image, lost)
+	tab := h.path("tab")
+	if err := os.WriteFile(tab, []byte("lost "+lost+" - no-guard,unsafe\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := cli("activate", "--tab", tab, "lost")
+	if r.Code == 0 || !strings.Contains(r.Stderr, "dmloop seal --adopt "+lost) {
+		t.Errorf("activate: exit code %d\n%s", r.Code, r.Stderr)
+	}
+	nothingLeft(t, lost)
+	if r := expect(t, 0, "map", "--no-guard", "--unsafe", lost, "lost"); !strings.Contains(r.Stderr, "note:") {
+		t.Errorf("by hand: %s", r.Stderr)
+	}
+	expect(t, 0, "unmap", "lost")
+	expect(t, 0, "seal", "--adopt", lost)
+	expect(t, 0, "activate", "--tab", tab, "lost")
+	if vmtest.ChecksumFile(t, "/dev/mapper/lost") != sum {
+		t.Error("the device shows something else")
+	}
+	expect(t, 0, "unmap", "lost")
+	nothingLeft(t, image, lost)
+}

@@ -121,6 +121,7 @@ func Options(e tab.Entry) lifecycle.MapOptions {
 		SurveyOptions: lifecycle.SurveyOptions{
 			Window:     lifecycle.Window{Offset: e.Offset, Limit: e.SizeLimit},
 			MaxExtents: e.MaxExtents,
+			Unattended: true,
 		},
 		Name: e.Label, UUID: e.UUID, ReadOnly: e.ReadOnly, Pin: e.Pin, OnChange: e.OnChange, UdevRules: e.UdevRules,
 		NoGuard: e.NoGuard, Unsafe: e.Unsafe, PartScan: e.PartScan,

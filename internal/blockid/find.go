@@ -117,10 +117,22 @@ func (f Finder) Carriers(uuid string) ([]Device, error) {
 	return f.uppermost(matching)
 }
 
-// Suspended reports whether reads of the device wait for its resume.
+// Suspended reports whether reads of the device wait for its resume, or for that of one
+// below it.
 func (f Finder) Suspended(d Device) bool {
-	text, err := os.ReadFile(filepath.Join(f.Sys, "class/block", d.Name, "dm/suspended"))
-	return err == nil && strings.TrimSpace(string(text)) == "1"
+	return suspended(filepath.Join(f.Sys, "class/block", d.Name), 16)
+}
+
+func suspended(dir string, depth int) bool {
+	text, err := os.ReadFile(filepath.Join(dir, "dm/suspended"))
+	if err == nil && strings.TrimSpace(string(text)) == "1" {
+		return true
+	}
+	if depth == 0 {
+		return false
+	}
+	below, _ := filepath.Glob(filepath.Join(dir, "slaves", "*"))
+	return slices.ContainsFunc(below, func(b string) bool { return suspended(b, depth-1) })
 }
 
 // topmost returns the one device of the list on which no other one of it stands.

@@ -39,9 +39,8 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 			device = dmtable.Device{Major: unix.Major(source.Rdev), Minor: unix.Minor(source.Rdev)}
 		}
 	}
-	if name, found := blockdev.Suspended(s.sysfs, device); found {
-		return s.sleeps(st.Dev, &Error{Class: Busy, Subject: path, Message: "the device " + name + ", on which its file system lies, is suspended",
-			Hint: "resume it and try again: dmsetup resume " + shellWord(name)})
+	if err := s.running(path, device); err != nil {
+		return s.sleeps(st.Dev, err)
 	}
 	err := frozen.Ask(ctx, fd, thawPatience)
 	if errors.Is(err, frozen.ErrFrozen) {
@@ -53,6 +52,17 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 			Hint: "wait for the end of that, or thaw it: fsfreeze --unfreeze " + shellWord(point)})
 	}
 	return fail(path, "", err)
+}
+
+// running refuses, as Busy, a file on a device that is suspended or stands on one that is.
+// Nothing is opened for that, not even a folder, whose reader may have to wait for a disk.
+func (s *System) running(path string, device dmtable.Device) *Error {
+	name, found := blockdev.Suspended(s.sysfs, device)
+	if !found {
+		return nil
+	}
+	return &Error{Class: Busy, Subject: path, Message: "the device " + name + ", on which its file system lies, is suspended",
+		Hint: "resume it and try again: dmsetup resume " + shellWord(name)}
 }
 
 // sleeps remembers why a file system takes no changes, for what else the command finds on it.

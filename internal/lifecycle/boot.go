@@ -149,7 +149,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	img, err := s.openToChange(ctx, m.Image)
+	img, err := s.openToChange(ctx, m)
 	if err != nil {
 		return fail(m.Name, "", err)
 	}
@@ -219,7 +219,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	if err != nil || !m.Sealed {
 		return err
 	}
-	img, err := s.openToChange(ctx, m.Image)
+	img, err := s.openToChange(ctx, m)
 	if err != nil {
 		return fail(m.Name, "", err)
 	}

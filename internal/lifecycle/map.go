@@ -272,7 +272,28 @@ func (j *mapJob) setPins(ctx context.Context) error {
 	}
 	grade := pin.GradeOf(evidence(j.m, inForce))
 	j.m.Grade = string(grade)
-	return j.options.accept(j.survey.Path, grade, j.denies)
+	err = j.options.accept(j.survey.Path, grade, j.denies)
+	if k, lost := clearedSince(wantedPins(j.survey, j.options.Pin), ours, inForce); err != nil && lost {
+		return j.cleared(k) // or it would look as if none could be had
+	}
+	return err
+}
+
+// clearedSince returns a pin that was wanted, is ours and is not in force.
+func clearedSince(wanted, ours, inForce []pin.Kind) (pin.Kind, bool) {
+	for _, k := range wanted {
+		if slices.Contains(ours, k) && !slices.Contains(inForce, k) {
+			return k, true
+		}
+	}
+	return "", false
+}
+
+// cleared says that a pin of ours went while map was at work.
+func (j *mapJob) cleared(k pin.Kind) error {
+	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+		Message: fmt.Sprintf("somebody cleared the pin %s while the image was being mapped", k),
+		Hint:    "see who runs chattr, or dmloop unpin with another state folder, and map it again"}})
 }
 
 // openError says who has the image open.
@@ -436,9 +457,7 @@ func (j *mapJob) provePins() error {
 	}
 	for _, p := range j.m.Pins {
 		if k := pin.Kind(p.Kind); k != pin.Swap && !slices.Contains(now, k) {
-			return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
-				Message: fmt.Sprintf("somebody cleared the pin %s while the image was being mapped", k),
-				Hint:    "see who runs chattr, or dmloop unpin with another state folder, and map it again"}})
+			return j.cleared(k)
 		}
 	}
 	return nil

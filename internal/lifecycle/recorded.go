@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
@@ -38,7 +39,11 @@ func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.
 
 // openToChange is openRecorded for who is going to change something of the image, which
 // its file system has to take.
-func (s *System) openToChange(ctx context.Context, want manifest.Image) (*image.Image, error) {
+func (s *System) openToChange(ctx context.Context, m manifest.Manifest) (*image.Image, error) {
+	want := m.Image
+	if err := s.hostRuns(m); err != nil {
+		return nil, err
+	}
 	img, err := s.openRecorded(ctx, want)
 	if err != nil {
 		return nil, err
@@ -47,6 +52,24 @@ func (s *System) openToChange(ctx context.Context, want manifest.Image) (*image.
 		return nil, errors.Join(err, img.Close())
 	}
 	return img, nil
+}
+
+// hostRuns refuses, as Busy, a mapping whose host device is suspended, before a path is
+// walked there: a folder that is not in memory is read from the disk, and nothing ends that
+// wait. Where the number is another device's by now the file system is asked when it is open.
+func (s *System) hostRuns(m manifest.Manifest) error {
+	conn, err := s.mapper()
+	if err != nil {
+		return nil // the next steps say so
+	}
+	info, err := conn.Info(dm.ByDevice(m.Base.Device))
+	if err != nil || info.UUID != m.Base.UUID || info.Name != m.Base.Name {
+		return nil
+	}
+	if err := s.running(m.Image.Path, m.Base.Device); err != nil {
+		return err
+	}
+	return nil
 }
 
 // heldPatience is how long a command waits for an open that a guard which does not

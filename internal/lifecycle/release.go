@@ -74,7 +74,7 @@ func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.
 func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *image.Image) error {
 	if img == nil {
 		var err error
-		if img, err = s.openToChange(ctx, m.Image); err != nil {
+		if img, err = s.openToChange(ctx, *m); err != nil {
 			if errors.Is(err, observe.ErrImageGone) {
 				s.log.Warn("the image is gone, its pins with it", "mapping", m.Name, "image", m.Image.Path)
 				return nil
@@ -260,6 +260,9 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 // it is undone: the error says that its file system takes no changes now, and so the
 // pins could not be cleared. Nil without an error is for releasePins to look into.
 func (s *System) toRelease(ctx context.Context, m manifest.Manifest) (*image.Image, error) {
+	if err := s.hostRuns(m); err != nil {
+		return nil, err
+	}
 	img, err := s.openRecorded(ctx, m.Image)
 	if err != nil {
 		return nil, nil

@@ -20,13 +20,14 @@ import (
 
 // surveySeal tells whether the image is sealed, and judges its record. Beside the
 // attribute it takes two words for it: the caller's, and that of dmloop's own pin, which
-// names the claim. Neither can be written through a mapping.
+// names the claim, while the kernel holds the image: nobody writes to it then. A mark that
+// a forgotten mapping or a power cut left says nothing about what is in the image by now.
 func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error {
 	mark, _, err := pin.ReadMark(img.File())
 	if err != nil {
 		return err
 	}
-	said := o.AsSealed || slices.Contains(mark.Kinds, pin.Swap)
+	said := o.AsSealed || slices.Contains(mark.Kinds, pin.Swap) && v.Facts.Swap.Active
 	blind := o.look && os.Geteuid() != 0
 	st, err := seal.Inspect(img.File(), said || blind)
 	if err != nil {
@@ -39,7 +40,11 @@ func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error 
 	switch st.Kind {
 	case seal.Plain:
 		v.looks = st.Looks != ""
-		s.noteLooks(v.Path, st)
+		if v.looks && o.Unattended {
+			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "only its content says that it is sealed (" + st.Looks + "): it may be a copy that lost its attribute, and what checks the device would write over its first page"})
+		} else {
+			s.noteLooks(v.Path, st)
+		}
 		if o.AsSealed {
 			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Hint: "dmloop seal IMAGE"})
 		}

@@ -50,6 +50,7 @@ type SurveyOptions struct {
 	Window     Window
 	MaxExtents int  // 0 is DefaultMaxExtents
 	AsSealed   bool // the administrator says that the image is sealed, and wants nothing else
+	Unattended bool // nobody reads a note: an image that only looks sealed is refused
 	look       bool // only look: what an unprivileged caller may not ask is left out, and said
 }
 
