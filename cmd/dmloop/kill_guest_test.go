@@ -207,6 +207,61 @@ func TestFullKilledUnmap(t *testing.T) {
 	nothingLeft(t, image)
 }
 
+// What an unmap leaves that was killed after it had said so in the record is not healthy
+// before somebody has looked at it: nor after that when it is not as it was recorded.
+func TestKilledUnmapIsLookedAt(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image, other := h.image(t, "image.img", "2M"), h.image(t, "other.img", "1M")
+	listed := func() string {
+		t.Helper()
+		return strings.TrimSpace(expect(t, 0, "list", "--raw", "-n", "-o", "STATE", "vol").Stdout)
+	}
+	for _, lost := range []bool{false, true} {
+		expect(t, 0, "map", "--no-guard", image, "vol")
+		for n := 1; listed() != "releasing"; n++ {
+			if !killAt(t, "ioctl", n, "unmap", "vol") {
+				t.Fatal("unmap has ended, and was never killed between its record and the removal")
+			}
+		}
+		user, err := os.Open("/dev/mapper/vol") // so that the release cannot go on
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lost {
+			vmtest.Must(t, "chattr", "-i", image)
+		}
+		if state := listed(); state != "releasing" {
+			t.Errorf("pin lost %v: listed as %s before anybody has looked", lost, state)
+		}
+		r := expect(t, 0, "map", "--no-guard", other, "other")
+		if !strings.Contains(r.Stderr, "an unmap was cut off") {
+			t.Errorf("the next command says %q", r.Stderr)
+		}
+		if state := recordedState(t, "vol"); (state == "healthy") == lost {
+			t.Errorf("pin lost %v: recorded as %s", lost, state)
+		}
+		if state := listed(); (state == "healthy") == lost {
+			t.Errorf("pin lost %v: listed as %s", lost, state)
+		}
+		user.Close()
+		expect(t, 0, "unmap", "other")
+		expect(t, 0, "unmap", "vol")
+		nothingLeft(t, image, other)
+	}
+}
+
+// recordedState is what the record of a mapping says, without a look at the mapping.
+func recordedState(t testing.TB, name string) string {
+	t.Helper()
+	text, err := os.ReadFile("/run/dmloop/" + name + ".mapping")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), `"state":"`)
+	state, _, _ := strings.Cut(rest, `"`)
+	return state
+}
+
 // fileCalls are those by which create and provision change something.
 var fileCalls = []string{"ioctl", "fallocate", "pwrite64", "fsync", "linkat", "fcntl", "openat/2", "fstatfs", "pread64", "statx"}
 

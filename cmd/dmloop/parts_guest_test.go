@@ -79,12 +79,21 @@ func TestPartscan(t *testing.T) {
 	if r := expect(t, 0, "list", "--raw", "-n", "-o", "NAME,RO"); r.Stdout != "image 1\n" {
 		t.Errorf("%q", r.Stdout)
 	}
-	user, err := os.Open("/dev/mapper/imagep2")
-	if err != nil {
-		t.Fatal(err)
+	before := vmtest.Must(t, "dmsetup", "info", "-c", "--noheadings", "-o", "name,uuid,major,minor,attr")
+	for _, busy := range []string{"imagep2", "imagep1", "image"} {
+		user, err := os.Open("/dev/mapper/" + busy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, 5, "unmap", "image")
+		user.Close()
+		if now := vmtest.Must(t, "dmsetup", "info", "-c", "--noheadings", "-o", "name,uuid,major,minor,attr"); now != before {
+			t.Errorf("unmap while %s is open left\n%s\nof\n%s", busy, now, before)
+		}
+		if r := expect(t, 0, "list", "--raw", "-n", "-o", "NAME,STATE"); r.Stdout != "image healthy\n" {
+			t.Errorf("after an unmap while %s is open: %q", busy, r.Stdout)
+		}
 	}
-	expect(t, 5, "unmap", "image")
-	user.Close()
 	expect(t, 0, "unmap", "image")
 	nothingLeft(t, image)
 	if strings.Contains(devices(), "image") {

@@ -129,7 +129,7 @@ func TestListOfADeletedImage(t *testing.T) {
 
 // What the guard suspended and somebody resumes by hand is looked at again, suspended
 // again while it is different, and healthy when it is not.
-func TestFullResumedByHand(t *testing.T) {
+func TestResumedByHand(t *testing.T) {
 	img := lifeHost(t, "ext4")
 	mustDmloop(t, "map", "--on-change=suspend", img, "vol")
 	suspended := func() bool {
