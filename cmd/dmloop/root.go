@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -58,12 +59,16 @@ func (e *cliEnv) logKernelCalls() {
 	}
 }
 
+// leasePatience is 0 for what package lifecycle has. A test that loses many races on
+// purpose waits for less.
+var leasePatience time.Duration
+
 // system opens what the use cases work on.
 func (e *cliEnv) system() *lifecycle.System {
 	if e.verbose {
 		ioctl.Count()
 	}
-	return lifecycle.NewSystem(e.stateDir, e.logger()).WithGuard(newGuardClient(e.stateDir))
+	return lifecycle.NewSystem(e.stateDir, e.logger()).WithGuard(newGuardClient(e.stateDir)).WithLeasePatience(leasePatience)
 }
 
 // run executes one command line and returns its exit code.

@@ -21,6 +21,15 @@ func (s *System) WithPatience(d time.Duration) *System {
 	return s
 }
 
+// WithLeasePatience bounds how long a use case waits for those who have an image open.
+// Without it, or with 0, that is five seconds.
+func (s *System) WithLeasePatience(d time.Duration) *System {
+	if d > 0 {
+		s.leases = d
+	}
+	return s
+}
+
 // EnsureShim is Shim where the device may be there already: the shim that an earlier
 // run made of the same block device will do. It says whether it was there.
 func (s *System) EnsureShim(ctx context.Context, path, name string) (device string, there bool, err error) {

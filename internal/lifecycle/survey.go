@@ -205,9 +205,9 @@ func (s *System) surveyUsers(ctx context.Context, v *Survey, img *image.Image, o
 		v.Problems = slices.DeleteFunc(v.Problems, func(p extents.Problem) bool { return p.Rule == extents.ActiveSwap })
 		return func() {}, nil
 	}
-	patience := leasePatience
+	patience := s.leases
 	if o.look {
-		patience = lookPatience
+		patience = min(lookPatience, s.leases)
 	}
 	lease, err := s.soleOpener(ctx, img, v.Path, patience)
 	var p *image.ProblemError
@@ -328,7 +328,7 @@ const (
 
 // Waiting says how a command that writes to the image at path waits for those who have
 // it open.
-func (s *System) Waiting(path string) image.Wait { return s.waiting(path, leasePatience) }
+func (s *System) Waiting(path string) image.Wait { return s.waiting(path, s.leases) }
 
 // waiting says how a use case waits for those who have the image at path open.
 func (s *System) waiting(path string, patience time.Duration) image.Wait {

@@ -33,6 +33,7 @@ type System struct {
 	hung     error               // why the guard did not answer in time; nil while it does
 	held     bool                // opens of images wait for the guard that hangs
 	patience time.Duration       // how long to wait for another command's lock
+	leases   time.Duration       // how long to wait for those who have an image open
 	released []manifest.Manifest // finished for an earlier command, by recover
 	looked   *image.Found        // what Look found; nil when nothing is kept
 	asleep   map[uint64]*Error   // why a file system, by its device, takes no changes; see awake
@@ -42,7 +43,7 @@ type System struct {
 
 // NewSystem returns the system of this machine with its state in stateDir.
 func NewSystem(stateDir string, log *slog.Logger) *System {
-	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: lockPatience, kernelDenies: watch.KernelDenies}
+	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: lockPatience, leases: leasePatience, kernelDenies: watch.KernelDenies}
 }
 
 // WithConn makes the system use conn for device-mapper. Tests give it a fake kernel.
