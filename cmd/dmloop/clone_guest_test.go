@@ -153,3 +153,33 @@ func TestSecondShimIsNoCopy(t *testing.T) {
 	expect(t, 0, "unmap", image)
 	nothingLeft(t, image)
 }
+
+// A file system of btrfs has another, anonymous number after each mount. It is the image's
+// where no other disk carries its UUID.
+func TestRemountedBtrfs(t *testing.T) {
+	disk, other, dir := vmtest.Disk(t, 0), vmtest.Disk(t, 1), t.TempDir()
+	host := numbered(t, "host", 70, disk)
+	vmtest.Mkfs(t, "btrfs", host)
+	mountAt(t, host, dir)
+	image := filepath.Join(dir, "image.img")
+	expect(t, 0, "create", image, "8M")
+	expect(t, 0, "seal", image)
+	mapSealed(t, image, "vol")
+	expect(t, 0, "boot", "release", "vol")
+	device := vmtest.Must(t, "stat", "-c", "%d", image)
+	vmtest.Must(t, "umount", dir)
+	taken := t.TempDir() // takes the number that becomes free
+	vmtest.Must(t, "mount", "-t", "tmpfs", "none", taken)
+	t.Cleanup(func() { vmtest.Run(t, "umount", taken) })
+	vmtest.Must(t, "dd", "if="+disk, "of="+other, "bs=1M", "conv=fsync", "status=none")
+	mountAt(t, host, dir)
+	if now := vmtest.Must(t, "stat", "-c", "%d", image); now == device {
+		t.Fatalf("the number is %s as before", now)
+	}
+	if r := expect(t, 1, "unmap", "vol"); !strings.Contains(r.Stderr, "cannot be told") {
+		t.Errorf("beside a copy: %s", r.Stderr)
+	}
+	vmtest.Must(t, "wipefs", "-qa", other)
+	expect(t, 0, "unmap", "vol")
+	nothingLeft(t, image)
+}
