@@ -86,7 +86,7 @@ func persistRoot(t *testing.T, p platform) {
 // persistMaker stands in for update-initramfs: it puts in place, in the same way, what
 // that has made beforehand, in seconds, and stops where the test wants the power to be
 // cut.
-const persistMaker = `cat >/usr/local/sbin/update-initramfs <<'END'
+const persistMaker = `cat >/usr/sbin/update-initramfs <<'END'
 #!/bin/sh
 set -e
 stop() { [ "$(cat /run/stage)" != "$1" ] || { touch /run/here; sleep 1000; }; }
@@ -100,7 +100,7 @@ mv $to.new $to
 sync
 stop after
 END
-chmod +x /usr/local/sbin/update-initramfs
+chmod +x /usr/sbin/update-initramfs
 sync
 `
 
