@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"dmloop/extents"
@@ -46,6 +47,7 @@ func report(env *cliEnv, err error) int {
 		if errors.As(one, new(reported)) {
 			continue
 		}
+		one = interrupted(one)
 		if env.json {
 			printJSONError(env, one, exitCodes[classOf(one)])
 		} else {
@@ -55,18 +57,44 @@ func report(env *cliEnv, err error) int {
 	return code
 }
 
+// interrupted says in one word what a command failed with that was told to end: which
+// step it was says nothing. Any other error is returned as it is.
+func interrupted(err error) error {
+	if !onlyCanceled(err) {
+		return err
+	}
+	said := &lifecycle.Error{Class: lifecycle.Failure, Message: "interrupted"}
+	var e *lifecycle.Error
+	if errors.As(err, &e) {
+		said.Subject = e.Subject
+	}
+	return said
+}
+
+// onlyCanceled reports whether an end that was asked for is all that err tells: what
+// could not be undone then is to be read.
+func onlyCanceled(err error) bool {
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		return !slices.ContainsFunc(e.Unwrap(), func(one error) bool { return !onlyCanceled(one) })
+	case interface{ Unwrap() error }:
+		return e.Unwrap() != nil && onlyCanceled(e.Unwrap())
+	}
+	return errors.Is(err, context.Canceled)
+}
+
 // classOf gives errors of the command line parser, which have no class, their own.
 func classOf(err error) lifecycle.Class {
 	var done reported
 	if errors.As(err, &done) {
 		return done.class
 	}
+	if errors.Is(err, context.Canceled) {
+		return lifecycle.Failure
+	}
 	var e *lifecycle.Error
 	if !errors.As(err, &e) && isParserError(err) {
 		return lifecycle.Usage
-	}
-	if !errors.As(err, &e) && errors.Is(err, context.Canceled) {
-		return lifecycle.Failure
 	}
 	return lifecycle.ClassOf(err)
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"regexp"
 	"strconv"
@@ -116,5 +118,28 @@ func TestJoinedErrorsAreALineEach(t *testing.T) {
 	want := "dmloop: a\ndmloop: b: in use: one; two\nhint: wait\ndmloop: c\n"
 	if got := errOut.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// A command that was told to end says so in one word, whatever it was doing, but for
+// what it could not undo.
+func TestInterrupted(t *testing.T) {
+	dial := &net.OpError{Op: "dial", Err: context.Canceled}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&lifecycle.Error{Class: lifecycle.Failure, Subject: "a.img", Err: context.Canceled}, "dmloop: a.img: interrupted\n"},
+		{&lifecycle.Error{Class: lifecycle.Busy, Subject: "a.img", Message: "the guard does not hand out the image", Err: dial, Hint: "kill it"}, "dmloop: a.img: interrupted\n"},
+		{fmt.Errorf("reading: %w", context.Canceled), "dmloop: interrupted\n"},
+		{&lifecycle.Error{Class: lifecycle.Failure, Subject: "a.img", Err: errors.Join(context.Canceled, unix.EROFS)}, "dmloop: a.img: context canceled; read-only file system\n"},
+	} {
+		var out strings.Builder
+		if code := report(&cliEnv{stderr: &out}, c.err); code != 1 {
+			t.Errorf("%v: exit code %d", c.err, code)
+		}
+		if out.String() != c.want {
+			t.Errorf("%v: said is %q, want %q", c.err, out.String(), c.want)
+		}
 	}
 }
