@@ -47,7 +47,7 @@ var errNoBytes = usageError("an image of 0 bytes cannot be mapped")
 func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes) error {
 	sys := env.system()
 	defer sys.Close()
-	if err := sys.Awake(ctx, filepath.Dir(path)); err != nil {
+	if err := sys.Awake(ctx, path, filepath.Dir(path)); err != nil {
 		return err
 	}
 	show, done := progress(env, "create")
@@ -92,7 +92,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 	if err := sys.NotMapped(found); err != nil {
 		return err
 	}
-	if err := sys.Awake(ctx, path); err != nil {
+	if err := sys.Awake(ctx, path, path); err != nil {
 		return err
 	}
 	show, done := progress(env, "provision")

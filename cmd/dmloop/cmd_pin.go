@@ -144,7 +144,7 @@ func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, said bool, 
 	sys := env.system()
 	defer sys.Close()
 	if create > 0 {
-		if err := sys.Awake(ctx, filepath.Dir(path)); err != nil {
+		if err := sys.Awake(ctx, path, filepath.Dir(path)); err != nil {
 			return err
 		}
 		show, done := progress(env, "create")

@@ -74,13 +74,14 @@ func (s *System) sleeps(device uint64, why *Error) error {
 	return why
 }
 
-// Awake refuses a file, or a folder, whose file system takes no changes at the moment, for
-// what writes to one without the other use cases.
-func (s *System) Awake(ctx context.Context, path string) error {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+// Awake refuses subject, which is made or written at the path at, a file or a folder, while
+// the file system of that takes no changes. It is for what writes to one without the other
+// use cases.
+func (s *System) Awake(ctx context.Context, subject, at string) error {
+	fd, err := unix.Open(at, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil // whoever opens it says why
 	}
 	defer unix.Close(fd)
-	return s.awake(ctx, path, fd)
+	return s.awake(ctx, subject, fd)
 }
