@@ -123,7 +123,7 @@ func TestFullRulesOnExt4(t *testing.T) {
 		{"unwritten at the end", kib64 + "fallocate -l 128K f; sync f", extents.Unwritten, 65536, 65536, 0, ""},
 		{"chattr +j", kib64 + "chattr +j f", extents.DataJournal, whole, 0, 0, "chattr -j f"},
 		{"chattr -e", "touch f; chattr -e f; head -c 64K /dev/urandom >f; sync f", extents.Indirect, whole, 0, 0, ""},
-		{"swap in use", kib64 + "chmod 600 f; mkswap -q f; swapon f", extents.ActiveSwap, whole, 0, 0, "swapoff f"},
+		{"swap in use", kib64 + "chmod 600 f; mkswap -q f; swapon f", extents.ActiveSwap, whole, 0, 5, "swapoff f"},
 	})
 	t.Run("a damaged seal", func(t *testing.T) {
 		image := h.image(t, "f", "1M")
