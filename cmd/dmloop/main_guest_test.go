@@ -23,7 +23,7 @@ const roleVariable = "DMLOOP_TEST_ROLE"
 func init() {
 	switch os.Getenv(roleVariable) {
 	case "dmloop":
-		leasePatience, _ = time.ParseDuration(os.Getenv("DMLOOP_RACE_PATIENCE")) // none: as it is
+		leasePatience, _ = time.ParseDuration(os.Getenv("DMLOOP_LEASE_PATIENCE")) // none: as it is
 		main()
 	case "attack":
 		attackMain(os.Args[1], os.Args[2])

@@ -168,6 +168,7 @@ func TestFullRulesOnExt4(t *testing.T) {
 
 // Somebody has the image open, in all the ways in which one can.
 func TestFullOpenElsewhere(t *testing.T) {
+	t.Setenv("DMLOOP_LEASE_PATIENCE", "200ms") // those who have it open stay
 	h := newHost(t, xfsHost, "shim")
 	image := h.image(t, "image.img", "4M")
 	for name, c := range map[string]struct{ start, says, end string }{

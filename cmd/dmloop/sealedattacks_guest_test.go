@@ -108,6 +108,7 @@ func (h *host) fragmented(t testing.TB, name string, n int, block int64) string 
 // descriptor or by a shared mapping of memory only.
 func (h *host) refusedWhileOpen(t *testing.T, image, sum string) {
 	t.Helper()
+	t.Setenv("DMLOOP_LEASE_PATIENCE", "200ms") // those who have it open stay
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
