@@ -25,7 +25,7 @@ func TestStateFolderEmptied(t *testing.T) {
 		"rm -rf /run/dmloop/* /run/dmloop/.[!.]*", "rm -rf /run/dmloop/*", "rm -rf /run/dmloop", "rm /run/dmloop/guard.sock",
 		"rm /run/dmloop/vol.mapping", "mv /run/dmloop /run/dmloop.old; rm -rf /run/dmloop.old",
 	} {
-		vmtest.Must(t, "sh", "-c", how)
+		vmtest.Run(t, "sh", "-c", how) // rm fails where the guard has made something again before it is through
 		await(t, "the socket and the record after "+how, 10*time.Second, func() bool {
 			_, err := os.Stat("/run/dmloop/vol.mapping")
 			return err == nil && newGuardClient("/run/dmloop").alive(t)
