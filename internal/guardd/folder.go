@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/manifest"
 	"dmloop/internal/watch"
@@ -188,17 +187,8 @@ func (d *Daemon) recordAgain(ctx context.Context) error {
 
 // unrecorded reports whether a watched mapping has a device and no record.
 func (d *Daemon) unrecorded(name string) bool {
-	if _, err := d.store.Head(name); !errors.Is(err, manifest.ErrNotFound) {
-		return false
-	}
-	d.mu.Lock()
-	m := d.mappings[name]
-	d.mu.Unlock()
-	if m == nil {
-		return false
-	}
-	_, err := d.Mapper.Info(dm.ByUUID(m.record.UUID))
-	return err == nil
+	asked, err := d.askUnrecorded(name)
+	return asked && err == nil
 }
 
 // remembered is the record of a watched mapping as it has to be now.

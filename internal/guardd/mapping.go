@@ -185,17 +185,24 @@ func (d *Daemon) forgetGone() {
 
 // gone reports whether a watched mapping has neither record nor device.
 func (d *Daemon) gone(name string) bool {
+	asked, err := d.askUnrecorded(name)
+	return asked && errors.Is(err, dm.ErrNotFound)
+}
+
+// askUnrecorded asks device-mapper for the device of a watched mapping that has no
+// record. It asks about no other.
+func (d *Daemon) askUnrecorded(name string) (asked bool, err error) {
 	if _, err := d.store.Head(name); !errors.Is(err, manifest.ErrNotFound) {
-		return false
+		return false, nil
 	}
 	d.mu.Lock()
 	m := d.mappings[name]
 	d.mu.Unlock()
 	if m == nil {
-		return false
+		return false, nil
 	}
-	_, err := d.Mapper.Info(dm.ByUUID(m.record.UUID))
-	return errors.Is(err, dm.ErrNotFound)
+	_, err = d.Mapper.Info(dm.ByUUID(m.record.UUID))
+	return true, err
 }
 
 // forget ends the watch of a mapping and gives back all that it held: afterwards
