@@ -270,7 +270,7 @@ func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest)
 
 // judgeArea says when the kernel uses more of a sealed image than the page that is meant.
 func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
-	if !hasKind(now, pin.Swap) || st.State.Broken() {
+	if !slices.Contains(now, pin.Swap) || st.State.Broken() {
 		return
 	}
 	area, err := swap.Area(img.File())
@@ -295,7 +295,7 @@ func (s *System) judgeLoss(st *Status, m manifest.Manifest, now []pin.Kind, grad
 	}
 	var lost []string
 	for _, p := range m.Pins {
-		if !hasKind(now, pin.Kind(p.Kind)) {
+		if !slices.Contains(now, pin.Kind(p.Kind)) {
 			lost = append(lost, p.Kind)
 		}
 	}
@@ -376,13 +376,4 @@ func pinsInForce(img *image.Image, m manifest.Manifest, claimed func(*os.File) (
 // evidence is what a grade is computed from.
 func evidence(m manifest.Manifest, inForce []pin.Kind) pin.Evidence {
 	return pin.Evidence{Filesystem: m.Image.Filesystem, Reflink: m.Image.Reflink, InForce: inForce, Proof: m.Proof}
-}
-
-func hasKind(kinds []pin.Kind, k pin.Kind) bool {
-	for _, have := range kinds {
-		if have == k {
-			return true
-		}
-	}
-	return false
 }
