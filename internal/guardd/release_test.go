@@ -13,13 +13,17 @@ import (
 	"dmloop/internal/manifest"
 )
 
-// finisher stands for the use case: it deletes the record, but fails the first
+// finisher stands for the use case: it removes the device and then the record, as every
+// command does (the guard writes the record of a live device again), but fails the first
 // times.
 func (r *rig) finisher(failures int32) (calls *atomic.Int32) {
 	calls = &atomic.Int32{}
 	r.finish = func(context.Context) error {
 		if calls.Add(1) <= failures {
 			return errors.New("the file system is read-only")
+		}
+		if _, err := r.kernel.Conn().Remove(dm.ByUUID(uuid), dm.RemoveOptions{}); err != nil {
+			return err
 		}
 		return r.store.Delete("vol")
 	}
