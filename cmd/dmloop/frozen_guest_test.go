@@ -210,8 +210,15 @@ func (b *lockedBuffer) String() string {
 }
 
 // A command that a freeze caught in the middle says after a signal what the matter is, and
-// ends with the thaw at the latest.
+// ends with the thaw at the latest. Which of its threads sleeps is chance, so it is tried
+// several times.
 func TestFrozenInTheMiddle(t *testing.T) {
+	for range 4 {
+		t.Run("", frozenInTheMiddle)
+	}
+}
+
+func frozenInTheMiddle(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	path := h.path("sparse.img")
 	vmtest.Must(t, "truncate", "-s", "128M", path)
@@ -227,6 +234,8 @@ func TestFrozenInTheMiddle(t *testing.T) {
 		return strings.TrimSpace(vmtest.Must(t, "stat", "-c", "%b", path)) != "0"
 	})
 	vmtest.Must(t, "fsfreeze", "--freeze", h.dir)
+	thaw := sync.OnceFunc(func() { vmtest.Must(t, "fsfreeze", "--unfreeze", h.dir) })
+	t.Cleanup(thaw)
 	await(t, "a call that sleeps", time.Minute, func() bool {
 		states, _ := exec.Command("sh", "-c", fmt.Sprintf("cat /proc/%d/task/*/stat", cmd.Process.Pid)).Output()
 		return regexp.MustCompile(`(?m)\) D `).Match(states)
@@ -235,7 +244,7 @@ func TestFrozenInTheMiddle(t *testing.T) {
 		t.Error(err)
 	}
 	await(t, "the last word", time.Minute, func() bool { return strings.Contains(said.String(), "a call in the kernel did not come to an end") })
-	vmtest.Must(t, "fsfreeze", "--unfreeze", h.dir)
+	thaw()
 	select {
 	case <-ended:
 	case <-time.After(time.Minute):

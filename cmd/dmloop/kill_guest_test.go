@@ -22,7 +22,7 @@ import (
 func init() {
 	if os.Getenv(roleVariable) == "dmloop on one thread" {
 		runtime.LockOSThread() // strace counts system calls by thread
-		main()
+		os.Exit(program())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -28,13 +29,24 @@ func endAnyway() {
 		Hint:    "see whether a file system is frozen (fsfreeze), or a device suspended or lost; the next command finishes or undoes what this one left"}))
 }
 
+// The kernel hands the signals of a process to its first thread as long as none waits
+// there (complete_signal in kernel/signal.c), even while that sleeps in a call which no
+// signal ends. So the first thread takes signals and makes no such call.
+func init() { runtime.LockOSThread() }
+
 func main() {
+	code := make(chan int)
+	go func() { code <- program() }()
+	os.Exit(<-code)
+}
+
+// program does what the program is for and returns its exit code.
+func program() int {
 	if filepath.Base(os.Args[0]) == hostfiles.GeneratorName {
-		os.Exit(runGenerator(os.Args[1:], os.Stderr))
+		return runGenerator(os.Args[1:], os.Stderr)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() { time.AfterFunc(lastPatience, endAnyway) })
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	defer stop()
+	return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 }

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,6 +32,12 @@ func announced(t *testing.T, names []string, do func()) map[string]string {
 	}
 	do()
 	found := map[string]string{}
+	var came []string
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("what came: %s", strings.Join(came, "\n"))
+		}
+	})
 	buf := make([]byte, 16<<10)
 	await(t, "the events", 30*time.Second, func() bool {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
@@ -42,7 +50,9 @@ func announced(t *testing.T, names []string, do func()) map[string]string {
 				values[key] = value
 			}
 		}
-		name := strings.TrimSpace(vmtest.Run(t, "cat", "/sys"+values["DEVPATH"]+"/dm/name").Stdout)
+		text, _ := os.ReadFile("/sys" + values["DEVPATH"] + "/dm/name")
+		name := strings.TrimSpace(string(text))
+		came = append(came, fmt.Sprintf("%q (%q)", buf[:n], name))
 		for _, wanted := range names {
 			if name == wanted && values["DM_COOKIE"] != "" {
 				found[name] = vmtest.Must(t, "dmsetup", "udevflags", values["DM_COOKIE"])
