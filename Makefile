@@ -48,10 +48,12 @@ BOOT_PACKAGES := bc bison cryptsetup-bin debootstrap flex libelf-dev libssl-dev 
 # What every change has to show on the oldest and the newest kernel.
 SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|TablesAreDmsetups)$$
 
+ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le riscv64 s390x
+
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint deps bench guests clean
+.PHONY: all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint cross deps bench guests clean
 
 all: build
 
@@ -120,6 +122,11 @@ lint:
 	$(GO) vet -tags vmtest,runner,boot ./...
 	$(GO) vet -tags man ./cmd/dmloop
 	$(GO) run $(STATICCHECK) -tags vmtest,runner,boot ./...
+
+# The program for every architecture that Linux and Go have in common; nothing is run.
+cross:
+	@for arch in $(ARCHITECTURES); do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -o /dev/null ./cmd/dmloop || exit 1; echo "$$arch builds"; done
 
 # Installs what is missing, and is quick when nothing is.
 deps:

@@ -29,6 +29,16 @@ const (
 	maxMinor = 1<<20 - 1
 )
 
+// DeviceOf returns the device with this number, in the encoding that stat(2) gives st_dev
+// and st_rdev in (makedev(3)): 64 bits, of which some architectures have the lower 32.
+func DeviceOf[T uint32 | uint64](number T) Device {
+	n := uint64(number)
+	return Device{
+		Major: uint32(n>>8&0xfff | n>>32&0xfffff000),
+		Minor: uint32(n&0xff | n>>12&0xffffff00),
+	}
+}
+
 // String returns "major:minor" in decimal.
 func (d Device) String() string { return string(d.append(nil)) }
 

@@ -9,8 +9,8 @@ import (
 	"dmloop/internal/ioctl"
 )
 
-// fiemapRequest is FS_IOC_FIEMAP, _IOWR('f', 11, struct fiemap) in linux/fs.h.
-var fiemapRequest = ioctl.Request{Number: 0xc020660b, Name: "FS_IOC_FIEMAP"}
+// fiemapRequest takes struct fiemap with its rows after it (linux/fs.h).
+var fiemapRequest = ioctl.IOWR('f', 11, headerSize, "FS_IOC_FIEMAP")
 
 // batchRows is the number of rows asked for in one call: fewer than 256 or more than
 // 4096 are measurably slower. The first call asks for firstRows, enough for most

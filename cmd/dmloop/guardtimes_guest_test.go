@@ -168,7 +168,7 @@ func devNumbers(t testing.TB, path string) string {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	return dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}.String()
+	return dmtable.DeviceOf(st.Rdev).String()
 }
 
 // watchCost is what the guard's process has used so far.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -19,40 +20,41 @@ const module = "dmloop/"
 var level = map[string]int{
 	"dmtable":             0, // tables as plain values
 	"internal/atomicfile": 0,
-	"internal/frozen":     0,
 	"internal/helper":     0,
 	"internal/ioctl":      0, // the one place that makes the call
 	"internal/kernlist":   0, // the kernel's lists as text
 	"internal/ration":     0,
 	"extents":             1, // layouts as plain values
+	"internal/frozen":     1,
+	"internal/inode":      1, // the one home of inode flags and leases
 	"internal/parttable":  1,
 	"internal/dm/wire":    1,
 	"internal/loopdev":    1,
-	"internal/pin":        1,
-	"internal/swap":       1,
 	"internal/udev":       1,
-	"internal/watch":      1,
-	"internal/blockid":    2,
 	"guard":               2, // judges values; the world comes in through interfaces
+	"internal/blockid":    2,
 	"internal/btrfs":      2,
 	"internal/dm":         2,
-	"internal/image":      2,
 	"internal/manifest":   2,
-	"internal/seal":       2,
+	"internal/pin":        2,
 	"internal/size":       2,
-	"internal/backing":    3,
-	"internal/claim":      3, // the one place that calls swapon
+	"internal/swap":       2,
+	"internal/watch":      2,
 	"internal/blockdev":   3,
+	"internal/image":      3,
 	"internal/guardrpc":   3,
-	"internal/observe":    4,
+	"internal/seal":       3,
 	"internal/tab":        3,
-	"internal/persist":    5,
-	"internal/boot":       6,
-	"internal/activate":   6,
-	"internal/guardd":     5,
-	"internal/hostfiles":  5,
-	"internal/lifecycle":  5, // the use cases: sees the whole pipeline
-	"cmd/dmloop":          7,
+	"internal/backing":    4,
+	"internal/claim":      4, // the one place that calls swapon
+	"internal/observe":    5,
+	"internal/guardd":     6,
+	"internal/hostfiles":  6,
+	"internal/lifecycle":  6, // the use cases: sees the whole pipeline
+	"internal/persist":    6,
+	"internal/activate":   7,
+	"internal/boot":       7,
+	"cmd/dmloop":          8,
 }
 
 // testOnly packages never get into the program.
@@ -109,6 +111,47 @@ func TestLevels(t *testing.T) {
 			case theirs >= mine:
 				t.Errorf("%s (level %d) imports %s (level %d)", name, mine, below, theirs)
 			}
+		}
+	}
+}
+
+// The reader's table of the layers names every package, and no other.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(text), "| layer | packages | knows |")
+	if !found {
+		t.Fatal("docs/architecture.md has no table of layers")
+	}
+	named := map[string]bool{}
+	for line := range strings.Lines(strings.TrimLeft(table, "\n")) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			break
+		}
+		prefix := ""
+		for _, name := range strings.Split(cells[2], "`") {
+			name = strings.TrimSpace(name)
+			if strings.Trim(name, "-, ") == "" {
+				continue
+			}
+			if strings.HasPrefix(name, "internal/") {
+				prefix = "internal/" // of those after it in the same cell
+			}
+			if _, exported := level[name]; !exported {
+				name = prefix + strings.TrimPrefix(name, prefix)
+			}
+			named[name] = true
+			if _, known := level[name]; !known {
+				t.Errorf("docs/architecture.md names %s, which is no package of the program", name)
+			}
+		}
+	}
+	for name := range level {
+		if !named[name] {
+			t.Errorf("docs/architecture.md does not name %s in its table of layers", name)
 		}
 	}
 }

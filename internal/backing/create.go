@@ -10,6 +10,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/image"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,7 +85,7 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 	if err := spaceFor(f, path, size); err != nil {
 		return err
 	}
-	if err := prepare(f, facts.Kind(), facts.InodeFlags); err != nil {
+	if err := prepare(f, facts.Kind()); err != nil {
 		return err
 	}
 	r := repairer{file: f, path: path, guard: func() error { return nil }, meter: &meter{show: opts.Progress}, mode: writeMode{blank: true}}
@@ -118,8 +119,7 @@ func judgeSize(size, block extents.Bytes) []extents.Problem {
 // publish gives the finished file its name and makes the name durable. When only the
 // latter fails, the file stays: it is complete, and it is there.
 func publish(f, dir *os.File, name, path string) error {
-	link := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	if err := unix.Linkat(unix.AT_FDCWD, link, int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW); err != nil {
+	if err := unix.Linkat(unix.AT_FDCWD, inode.Link(int(f.Fd())), int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return &fs.PathError{Op: "create", Path: path, Err: err}
 	}
 	// The file too: on f2fs its own fsync is what makes a new link durable.

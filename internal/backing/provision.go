@@ -7,6 +7,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/image"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,8 +64,8 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 		return Report{}, err
 	}
 	defer func() { err = errors.Join(err, lease.Release()) }()
-	if err := setFlags(img.File(), facts.InodeFlags&^flagCompress); err != nil && !errors.Is(err, unix.EINVAL) {
-		return Report{}, err // EINVAL: f2fs does not let go of a file that has blocks; verify reports it
+	if err := inode.ChangeFlags(img.File(), 0, inode.Compress); err != nil && !errors.Is(err, unix.EINVAL) {
+		return Report{}, fmt.Errorf("%s: %w", path, err) // EINVAL: f2fs does not let go of a file that has blocks; verify reports it
 	}
 	if facts.Pin.Pinned {
 		return Report{}, verifyPinned(img, path)

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"dmloop/extents"
-	"dmloop/internal/ioctl"
+	"dmloop/internal/inode"
 	"dmloop/internal/vmtest"
 
 	"golang.org/x/sys/unix"
@@ -106,7 +106,7 @@ func TestProvisionPinned(t *testing.T) {
 	shell(t, dir, "head -c 1M /dev/urandom >f; truncate -s 16M f; sync f")
 	path := filepath.Join(dir, "f")
 	before := vmtest.ChecksumFile(t, path)
-	pinned := setPin(t, path, 1) == nil
+	pinned := setPin(t, path, true) == nil
 	_, err := provisionAt(context.Background(), path, Options{})
 	if pinned && !hasProblem(err, extents.Hole) || !pinned && err != nil {
 		t.Errorf("pinned %v: %v", pinned, err)
@@ -117,7 +117,7 @@ func TestProvisionPinned(t *testing.T) {
 	if !pinned {
 		return
 	}
-	if err := setPin(t, path, 0); err != nil {
+	if err := setPin(t, path, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := provisionAt(context.Background(), path, Options{}); err != nil {
@@ -129,14 +129,14 @@ func TestProvisionPinned(t *testing.T) {
 }
 
 // setPin pins or unpins a file on f2fs; f2fs_io can do the latter only since 1.16.
-func setPin(t *testing.T, path string, pin uint32) error {
+func setPin(t *testing.T, path string, pin bool) error {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	return ioctl.Pointer(int(f.Fd()), f2fsSetPin, &pin)
+	return inode.SetF2FSPin(f, pin)
 }
 
 func TestProvisionCompressed(t *testing.T) {

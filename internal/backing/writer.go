@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -86,19 +87,11 @@ func alignedBuffer() ([]byte, error) {
 // direct switches O_DIRECT on or off. Going without it is no error: the data then
 // goes through the page cache and is on the disk after fsync all the same.
 func (w *writer) direct(on bool) error {
-	flags, err := unix.FcntlInt(w.file.Fd(), unix.F_GETFL, 0)
-	if err != nil {
-		return os.NewSyscallError("fcntl F_GETFL", err)
-	}
-	flags &^= unix.O_DIRECT
-	if on {
-		flags |= unix.O_DIRECT
-	}
-	_, err = unix.FcntlInt(w.file.Fd(), unix.F_SETFL, flags)
+	err := inode.SetDirect(w.file, on)
 	if on && errors.Is(err, unix.EINVAL) {
 		return nil
 	}
-	return os.NewSyscallError("fcntl F_SETFL", err)
+	return err
 }
 
 // close frees the buffers, all of which must be back, and ends O_DIRECT.

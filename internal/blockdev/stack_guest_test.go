@@ -44,7 +44,7 @@ func numbers(t *testing.T, path string) dmtable.Device {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	return dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}
+	return dmtable.DeviceOf(st.Rdev)
 }
 
 func readStack(t *testing.T, c *dm.Conn, path string) blockdev.Stack {

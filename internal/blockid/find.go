@@ -233,7 +233,7 @@ func (f Finder) byPath(path string) (Device, error) {
 	case st.Mode&unix.S_IFMT != unix.S_IFBLK:
 		return Device{}, fmt.Errorf("%s is not a block device", path)
 	}
-	return f.ByNumber(dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)})
+	return f.ByNumber(dmtable.DeviceOf(st.Rdev))
 }
 
 // ByNumber returns the device of this number.

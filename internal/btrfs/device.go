@@ -10,16 +10,15 @@ import (
 	"dmloop/internal/ioctl"
 )
 
-// BTRFS_IOC_FS_INFO, _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args) of 1024
-// bytes, and BTRFS_IOC_DEV_INFO, _IOWR(0x94, 30, struct
-// btrfs_ioctl_dev_info_args) of 4096 bytes, in linux/btrfs.h:
+// The requests take struct btrfs_ioctl_fs_info_args and struct btrfs_ioctl_dev_info_args
+// of linux/btrfs.h:
 //
 //	fs_info:  __u64 max_id, num_devices; __u8 fsid[16]; ...        offsets 0, 8, 16
 //	dev_info: __u64 devid; __u8 uuid[16]; __u64 bytes_used,
 //	          total_bytes, unused[379]; __u8 path[1024];           offsets 0, 8, 24, 32, 40, 3072
 var (
-	fsInfo  = ioctl.Request{Number: 0x8400941f, Name: "BTRFS_IOC_FS_INFO"}
-	devInfo = ioctl.Request{Number: 0xd000941e, Name: "BTRFS_IOC_DEV_INFO"}
+	fsInfo  = ioctl.IOR(0x94, 31, fsInfoSize, "BTRFS_IOC_FS_INFO")
+	devInfo = ioctl.IOWR(0x94, 30, devInfoSize, "BTRFS_IOC_DEV_INFO")
 )
 
 const (

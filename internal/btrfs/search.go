@@ -11,9 +11,9 @@ import (
 	"dmloop/internal/ioctl"
 )
 
-// treeSearch is BTRFS_IOC_TREE_SEARCH_V2, _IOWR(0x94, 17, struct
-// btrfs_ioctl_search_args_v2) in linux/btrfs.h. It needs CAP_SYS_ADMIN.
-var treeSearch = ioctl.Request{Number: 0xc0709411, Name: "BTRFS_IOC_TREE_SEARCH_V2"}
+// treeSearch takes struct btrfs_ioctl_search_args_v2 of linux/btrfs.h and needs
+// CAP_SYS_ADMIN.
+var treeSearch = ioctl.IOWR(0x94, 17, requestHead, "BTRFS_IOC_TREE_SEARCH_V2")
 
 // The request, struct btrfs_ioctl_search_args_v2:
 //

@@ -43,7 +43,7 @@ func numbers(t *testing.T, path string) dmtable.Device {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	return dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}
+	return dmtable.DeviceOf(st.Rdev)
 }
 
 // live makes a device with a live table. It is removed when the test ends.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/dmtable"
 	"dmloop/internal/ioctl"
 	"dmloop/internal/kernlist"
 )
@@ -57,7 +58,7 @@ func openControl(path string) (*os.File, error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return nil, err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(st.Rdev) != miscMajor {
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || dmtable.DeviceOf(st.Rdev).Major != miscMajor {
 		return nil, fmt.Errorf("it is not the device-mapper control device")
 	}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
@@ -78,7 +79,7 @@ func checkControl(file *os.File, misc string) error {
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(miscMajor, minor) {
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || dmtable.DeviceOf(st.Rdev) != (dmtable.Device{Major: miscMajor, Minor: minor}) {
 		return fmt.Errorf("it is not the device-mapper control device, which is %d:%d", miscMajor, minor)
 	}
 	return nil

@@ -17,6 +17,8 @@ import (
 	"time"
 	"unsafe"
 
+	"dmloop/dmtable"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -53,7 +55,7 @@ func Ask(ctx context.Context, fd int, patience time.Duration) error {
 // a guard asks.
 var (
 	mu    sync.Mutex
-	asked = map[uint64]chan struct{}{}
+	asked = map[dmtable.Device]chan struct{}{}
 )
 
 // question puts the question, unless it is being put, and returns what is closed when the
@@ -63,9 +65,10 @@ func question(fd int) (<-chan struct{}, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
+	device := dmtable.DeviceOf(st.Dev)
 	mu.Lock()
 	defer mu.Unlock()
-	if open := asked[st.Dev]; open != nil {
+	if open := asked[device]; open != nil {
 		return open, nil
 	}
 	pidfd, err := ask(fd)
@@ -73,7 +76,7 @@ func question(fd int) (<-chan struct{}, error) {
 		return nil, err
 	}
 	answered := make(chan struct{})
-	asked[st.Dev] = answered
+	asked[device] = answered
 	go func() {
 		defer unix.Close(pidfd)
 		// Its end may be that of the freeze; it has to be waited for all the same.
@@ -81,7 +84,7 @@ func question(fd int) (<-chan struct{}, error) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		delete(asked, st.Dev)
+		delete(asked, device)
 		close(answered)
 	}()
 	return answered, nil
@@ -124,7 +127,11 @@ func ask(fd int) (pidfd int, err error) {
 //go:norace
 //go:nosplit
 func fork(fd uintptr, path, name, pidfd unsafe.Pointer) unix.Errno {
-	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PIDFD, 0, uintptr(pidfd), 0, 0, 0)
+	flags, stack := uintptr(unix.CLONE_PIDFD), uintptr(0)
+	if runtime.GOARCH == "s390x" { // CONFIG_CLONE_BACKWARDS2: the other way round
+		flags, stack = stack, flags
+	}
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, flags, stack, uintptr(pidfd), 0, 0, 0)
 	if errno != 0 || pid != 0 {
 		return errno
 	}

@@ -157,7 +157,7 @@ func (d *Daemon) Open(_ context.Context, want manifest.Image) (*os.File, error) 
 	if want.Inode == 0 {
 		var st unix.Stat_t
 		gone = unix.Stat(want.Path, &st) != nil
-		id = watch.FileID{Device: dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}, Inode: st.Ino}
+		id = watch.FileID{Device: dmtable.DeviceOf(st.Dev), Inode: st.Ino}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/dmtable"
 	"dmloop/internal/manifest"
 )
 
@@ -91,7 +92,7 @@ func (c *Client) OpenImage(ctx context.Context, want manifest.Image) (*os.File, 
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("the descriptor of %s: %w", want.Path, err)
 	}
-	if st.Ino != want.Inode || unix.Major(st.Dev) != want.Major || unix.Minor(st.Dev) != want.Minor {
+	if st.Ino != want.Inode || dmtable.DeviceOf(st.Dev) != want.Device() {
 		return nil, Errorf(KindNotFound, "%s is another file where the guard runs", want.Path)
 	}
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)

@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 
+	"dmloop/internal/inode"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -86,7 +88,7 @@ func (c *conn) receive(v any, limit int) (f *os.File, err error) {
 		return nil, fmt.Errorf("not a message: %w", err)
 	}
 	if len(fds) == 1 {
-		name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fds[0]))
+		name, err := os.Readlink(inode.Link(fds[0]))
 		if err != nil {
 			name = "descriptor from the guard's socket"
 		}

@@ -6,9 +6,8 @@ import (
 	"dmloop/internal/ioctl"
 )
 
-// btrfsFSInfo is BTRFS_IOC_FS_INFO, _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)
-// of 1024 bytes (linux/btrfs.h).
-var btrfsFSInfo = ioctl.Request{Number: 0x8400941f, Name: "BTRFS_IOC_FS_INFO"}
+// btrfsFSInfo takes struct btrfs_ioctl_fs_info_args (linux/btrfs.h).
+var btrfsFSInfo = ioctl.IOR(0x94, 31, btrfsFSInfoSize, "BTRFS_IOC_FS_INFO")
 
 const (
 	btrfsFSInfoSize    = 1024

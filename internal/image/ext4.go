@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"dmloop/dmtable"
+	"dmloop/internal/inode"
 )
 
 // Places in struct ext4_super_block (fs/ext4/ext4.h), which lies 1024 bytes into the
@@ -43,7 +44,7 @@ const journalOption = "data=journal"
 // own attribute, the mount option, or a default in the superblock (tune2fs -o
 // journal_data), which only /proc/fs/ext4/DEVICE/options shows (tried on 6.18).
 func ext4DataJournal(facts Facts) (JournalCause, error) {
-	if facts.InodeFlags&flagJournalData != 0 {
+	if facts.InodeFlags&inode.JournalData != 0 {
 		return JournalAttribute, nil
 	}
 	if facts.Mount.HasSuperOption(journalOption) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,8 +87,7 @@ func openDevice(source string, dev dmtable.Device) (*os.File, error) {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
-			unix.Major(st.Rdev) == dev.Major && unix.Minor(st.Rdev) == dev.Minor {
+		if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && dmtable.DeviceOf(st.Rdev) == dev {
 			return f, nil
 		}
 		f.Close()
@@ -101,7 +101,7 @@ const defaultTries = 2048
 // PinTries returns how often f2fs's garbage collector met the pinned image, and the
 // number of times after which it drops the pin: gc_pin_file_thresh of the mount.
 func (i *Image) PinTries(dev dmtable.Device) (tries, limit uint32, err error) {
-	tries, err = i.getWord(f2fsGetPin)
+	tries, err = inode.F2FSPinFailures(i.file)
 	if err != nil || tries == 0 {
 		return 0, defaultTries, err
 	}
@@ -122,7 +122,7 @@ func (i *Image) PinTries(dev dmtable.Device) (tries, limit uint32, err error) {
 // collection met the pinned file; whether it is pinned is told by the
 // no-copy-on-write attribute (f2fs_ioc_get_pin_file in fs/f2fs/file.c, 7.3).
 func (i *Image) f2fsPin(noCOW bool) (F2FSPin, error) {
-	failures, err := i.getWord(f2fsGetPin)
+	failures, err := inode.F2FSPinFailures(i.file)
 	if err != nil {
 		return F2FSPin{}, err
 	}

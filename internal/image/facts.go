@@ -5,6 +5,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/inode"
 	"dmloop/internal/swap"
 
 	"golang.org/x/sys/unix"
@@ -71,12 +72,12 @@ type F2FSPin struct {
 
 // Immutable reports whether the file has the immutable attribute (chattr +i).
 func (f Facts) Immutable() bool {
-	return f.InodeFlags&flagImmutable != 0 || f.Attributes&unix.STATX_ATTR_IMMUTABLE != 0
+	return f.InodeFlags&inode.Immutable != 0 || f.Attributes&unix.STATX_ATTR_IMMUTABLE != 0
 }
 
 // NoCOW reports whether the file has the no-copy-on-write attribute (chattr +C):
 // on btrfs its blocks are rewritten in place, on f2fs it is pinned.
-func (f Facts) NoCOW() bool { return f.InodeFlags&flagNoCOW != 0 }
+func (f Facts) NoCOW() bool { return f.InodeFlags&inode.NoCOW != 0 }
 
 // Facts reads everything afresh. An error means that a question could not be
 // asked that has to be; a file system that cannot be mapped from is no error.
@@ -133,16 +134,13 @@ func (i *Image) Facts() (Facts, error) {
 // readAttributes reads the inode's flags, which the file systems that can be mapped
 // from all have.
 func (i *Image) readAttributes(facts *Facts) error {
-	flags, err := i.getWord(getFlags)
-	if err != nil && (facts.Kind() != "" || !unsupported(err)) {
+	var err error
+	if facts.InodeFlags, err = inode.Flags(i.file); err != nil && (facts.Kind() != "" || !inode.NotSupported(err)) {
 		return err
 	}
-	facts.InodeFlags = flags
-	xattr, err := i.getFSXattr()
-	if err != nil && (facts.Kind() != "" || !unsupported(err)) {
+	if facts.XFlags, err = inode.XFlags(i.file); err != nil && (facts.Kind() != "" || !inode.NotSupported(err)) {
 		return err
 	}
-	facts.XFlags = xattr.Xflags
 	return nil
 }
 
@@ -153,7 +151,7 @@ func (i *Image) readSpecific(facts *Facts) error {
 	case "ext4":
 		facts.Devices.Count = 1
 		facts.DataJournal, err = ext4DataJournal(*facts)
-		facts.NoExtents = facts.InodeFlags&flagExtents == 0 && ext4LacksExtents(facts.Mount, facts.Device)
+		facts.NoExtents = facts.InodeFlags&inode.Extents == 0 && ext4LacksExtents(facts.Mount, facts.Device)
 	case "xfs":
 		facts.Devices.Count = xfsDataDevices(facts.Mount)
 		facts.Reflink, err = i.xfsReflink()

@@ -10,6 +10,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,7 +88,7 @@ func goodFacts() Facts {
 	dev := dmtable.Device{Major: 253, Minor: 1}
 	return Facts{
 		Filesystem: "ext4", Magic: unix.EXT4_SUPER_MAGIC, BlockSize: 4096, Size: 1 << 20, Links: 1,
-		Device: dev, Mount: Mount{Type: "ext4", Device: dev}, InodeFlags: flagExtents, Devices: DeviceUse{Count: 1},
+		Device: dev, Mount: Mount{Type: "ext4", Device: dev}, InodeFlags: inode.Extents, Devices: DeviceUse{Count: 1},
 	}
 }
 
@@ -125,20 +126,20 @@ func TestFactsProblems(t *testing.T) {
 			f.Filesystem, f.Magic, f.Mount.SuperOptions = "btrfs", unix.BTRFS_SUPER_MAGIC, []string{"ro", "rescue=nologreplay:ignorebadroots"}
 		}, []extents.Rule{extents.UnsupportedFS}},
 		{"another device", func(f *Facts) { f.Device.Minor = 7 }, []extents.Rule{extents.UnsupportedFS}},
-		{"encrypted", func(f *Facts) { f.InodeFlags |= flagEncrypt }, []extents.Rule{extents.Encrypted}},
+		{"encrypted", func(f *Facts) { f.InodeFlags |= inode.Encrypt }, []extents.Rule{extents.Encrypted}},
 		{"encrypted by statx", func(f *Facts) { f.Attributes |= unix.STATX_ATTR_ENCRYPTED }, []extents.Rule{extents.Encrypted}},
-		{"compressed", func(f *Facts) { f.InodeFlags |= flagCompress }, []extents.Rule{extents.Compressed}},
+		{"compressed", func(f *Facts) { f.InodeFlags |= inode.Compress }, []extents.Rule{extents.Compressed}},
 		{"verity", func(f *Facts) { f.Attributes |= unix.STATX_ATTR_VERITY }, []extents.Rule{extents.Verity}},
 		{"dax", func(f *Facts) { f.Attributes |= unix.STATX_ATTR_DAX }, []extents.Rule{extents.DAX}},
-		{"dax wanted", func(f *Facts) { f.XFlags |= xflagDAX }, []extents.Rule{extents.DAX}},
+		{"dax wanted", func(f *Facts) { f.XFlags |= inode.XDAX }, []extents.Rule{extents.DAX}},
 		{"data journal", func(f *Facts) { f.DataJournal = JournalMount }, []extents.Rule{extents.DataJournal}},
 		{"data journal for a new reason", func(f *Facts) { f.DataJournal = "moon" }, []extents.Rule{extents.DataJournal}},
-		{"realtime", func(f *Facts) { f.XFlags |= xflagRealtime }, []extents.Rule{extents.Realtime}},
+		{"realtime", func(f *Facts) { f.XFlags |= inode.XRealtime }, []extents.Rule{extents.Realtime}},
 		{"two devices", func(f *Facts) { f.Devices.Count = 2 }, []extents.Rule{extents.MultiDevice}},
 		{"who knows how many", func(f *Facts) { f.Devices = DeviceUse{Unknown: "permission denied"} }, []extents.Rule{extents.MultiDevice}},
 		{"swap", func(f *Facts) { f.Swap = SwapStatus{true, "/swap"} }, []extents.Rule{extents.ActiveSwap}},
 		{"indirect", func(f *Facts) { f.InodeFlags = 0 }, []extents.Rule{extents.Indirect}},
-		{"several", func(f *Facts) { f.Size, f.InodeFlags = 1000, flagVerity }, []extents.Rule{extents.SizeUnaligned, extents.Verity, extents.Indirect}},
+		{"several", func(f *Facts) { f.Size, f.InodeFlags = 1000, inode.Verity }, []extents.Rule{extents.SizeUnaligned, extents.Verity, extents.Indirect}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

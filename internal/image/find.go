@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,13 +54,11 @@ func (f *Found) look() error {
 		f.id.Birth = nanoseconds(st.Btime)
 	}
 	var err error
-	if f.path, err = os.Readlink(f.link()); err != nil {
+	if f.path, err = os.Readlink(inode.Link(f.handle)); err != nil {
 		return fmt.Errorf("%s: /proc is needed to open an image: %w", f.given, err)
 	}
 	return nil
 }
-
-func (f *Found) link() string { return fmt.Sprintf("/proc/self/fd/%d", f.handle) }
 
 // Handle returns the O_PATH descriptor, which stays the Found's.
 func (f *Found) Handle() int { return f.handle }
@@ -109,9 +108,7 @@ func (i *Image) OpenForWriting() (*os.File, error) {
 // way of is the problem open-elsewhere: the kernel would have it wait for up to
 // /proc/sys/fs/lease-break-time, and the lease may be anybody's who can read the file.
 func openAgain(fd, access int, given, name string) (*os.File, error) {
-	opened, err := retry(func() (int, error) {
-		return unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), access|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	})
+	opened, err := inode.Reopen(fd, access)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, &ProblemError{Path: given, Problem: leased(fd)}
 	}

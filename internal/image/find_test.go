@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,7 +75,7 @@ func TestResolveAsTheKernelDoes(t *testing.T) {
 		case err != nil:
 			t.Errorf("%.80q: %v", path, err)
 		default:
-			if a, b := inode(t, got), inode(t, want); a != b {
+			if a, b := inodeOf(t, got), inodeOf(t, want); a != b {
 				t.Errorf("%.80q: inode %v, the kernel opens %v", path, a, b)
 			}
 		}
@@ -87,7 +88,7 @@ func TestResolveAsTheKernelDoes(t *testing.T) {
 	}
 }
 
-func inode(t *testing.T, fd int) [2]uint64 {
+func inodeOf(t *testing.T, fd int) [2]uint64 {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -175,7 +176,7 @@ func TestOpenDoesNotWaitForALease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer holder.Close()
-	if err := setLease(holder, unix.F_RDLCK); err != nil {
+	if err := inode.SetLease(holder, unix.F_RDLCK); err != nil {
 		if errors.Is(err, unix.EINVAL) {
 			return // no leases on the file system that the tests run on
 		}
@@ -187,7 +188,7 @@ func TestOpenDoesNotWaitForALease(t *testing.T) {
 	if !errors.As(err, &p) || p.Problem.Rule != extents.OpenElsewhere || !strings.Contains(p.Problem.Message, fmt.Sprintf("(pid %d, lease)", os.Getpid())) {
 		t.Errorf("%v", err)
 	}
-	if err := setLease(holder, unix.F_UNLCK); err != nil {
+	if err := inode.SetLease(holder, unix.F_UNLCK); err != nil {
 		t.Fatal(err)
 	}
 	rw, err := img.OpenForWriting()

@@ -2,7 +2,7 @@ package image
 
 import (
 	"dmloop/extents"
-	"dmloop/internal/ioctl"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,10 +18,6 @@ type Identity struct {
 	Size       extents.Bytes `json:"size"`
 }
 
-// getVersion is FS_IOC_GETVERSION, _IOR('v', 1, long) in linux/fs.h. Local file
-// systems write an int in spite of the name, FUSE a long.
-var getVersion = ioctl.Request{Number: 0x80007601 | longSize<<16, Name: "FS_IOC_GETVERSION"}
-
 // Identity reads who the image is now.
 func (i *Image) Identity() (Identity, error) {
 	st, err := i.statx(unix.STATX_BASIC_STATS | unix.STATX_BTIME)
@@ -36,8 +32,8 @@ func (i *Image) identity(st unix.Statx_t) (Identity, error) {
 	if st.Mask&unix.STATX_BTIME != 0 {
 		id.Birth = nanoseconds(st.Btime)
 	}
-	generation, err := i.getWord(getVersion)
-	if err != nil && !unsupported(err) {
+	generation, err := inode.Generation(i.file)
+	if err != nil && !inode.NotSupported(err) {
 		return Identity{}, i.wrap(err)
 	}
 	id.Generation = generation

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,7 +71,7 @@ func (i *Image) Path() string { return i.file.Name() }
 // not know one that leads to it from here: in another mount namespace, or when the file
 // was opened by its handle and no folder of it was looked up since.
 func (i *Image) PathNow() string {
-	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", i.fd()))
+	path, err := os.Readlink(inode.Link(i.fd()))
 	if err != nil || !i.IsAt(path) {
 		return ""
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,7 @@ type Lease struct{ file *os.File }
 
 // Release gives the lease back. One that is gone already is no error.
 func (l *Lease) Release() error {
-	err := setLease(l.file, unix.F_UNLCK)
+	err := inode.SetLease(l.file, unix.F_UNLCK)
 	if errors.Is(err, unix.EAGAIN) {
 		return nil
 	}
@@ -33,14 +34,10 @@ func (l *Lease) Release() error {
 }
 
 // Whole reports whether the lease is in force and nobody waits for its end. Somebody
-// who waits has passed every check of his open and gets in when it ends; the kernel
-// says so by naming what the lease is about to become (target_leasetype in fs/locks.c).
+// who waits has passed every check of his open and gets in when it ends.
 func (l *Lease) Whole() (bool, error) {
-	kind, err := unix.FcntlInt(l.file.Fd(), unix.F_GETLEASE, 0)
-	if err != nil {
-		return false, os.NewSyscallError("fcntl F_GETLEASE", err)
-	}
-	return kind == unix.F_WRLCK, nil
+	kind, err := inode.Lease(l.file)
+	return kind == unix.F_WRLCK, err
 }
 
 // ProveSoleOpener takes the write lease on f, which the kernel grants only while f is
@@ -75,7 +72,7 @@ func AwaitSoleOpener(ctx context.Context, f *os.File, w Wait) (*Lease, error) {
 	begun, said := time.Now(), w.Say == nil
 	var seen []Opener
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		err := setLease(f, unix.F_WRLCK)
+		err := inode.SetLease(f, unix.F_WRLCK)
 		if err == nil {
 			return &Lease{file: f}, nil
 		}
@@ -108,14 +105,6 @@ func AwaitSoleOpener(ctx context.Context, f *os.File, w Wait) (*Lease, error) {
 // themselves.
 func standing(openers []Opener) bool {
 	return len(openers) > 0 && !slices.ContainsFunc(openers, func(o Opener) bool { return o.PID != 0 })
-}
-
-func setLease(f *os.File, kind int) error {
-	_, err := retry(func() (int, error) { return unix.FcntlInt(f.Fd(), unix.F_SETLEASE, kind) })
-	if err != nil {
-		return os.NewSyscallError("fcntl F_SETLEASE", err)
-	}
-	return nil
 }
 
 // unseen stands for openers that cannot be named.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +37,7 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	if f.Swap.Active {
 		add(extents.ActiveSwap, "run: swapoff IMAGE", "the kernel uses the file as swap space (%s in /proc/swaps)", f.Swap.Path)
 	}
-	if f.Kind() == "ext4" && f.InodeFlags&flagExtents == 0 {
+	if f.Kind() == "ext4" && f.InodeFlags&inode.Extents == 0 {
 		hint := "run: chattr +e IMAGE"
 		if f.NoExtents {
 			hint = "the file system has none, so chattr cannot help: unmount it, run: tune2fs -O extent DEVICE, mount it, and then run: chattr +e IMAGE"
@@ -54,15 +55,13 @@ func (i *Image) Unfit() ([]extents.Problem, error) {
 		return nil, err
 	}
 	facts := Facts{Attributes: st.Attributes & st.Attributes_mask}
-	if facts.InodeFlags, err = i.getWord(getFlags); err != nil && !unsupported(err) {
+	if facts.InodeFlags, err = inode.Flags(i.file); err != nil && !inode.NotSupported(err) {
 		return nil, i.wrap(err)
 	}
-	xattr, err := i.getFSXattr()
-	if err != nil && !unsupported(err) {
+	if facts.XFlags, err = inode.XFlags(i.file); err != nil && !inode.NotSupported(err) {
 		return nil, i.wrap(err)
 	}
-	facts.XFlags = xattr.Xflags
-	if facts.InodeFlags&flagJournalData != 0 {
+	if facts.InodeFlags&inode.JournalData != 0 {
 		facts.DataJournal = JournalAttribute
 	}
 	var problems []extents.Problem
@@ -77,16 +76,16 @@ func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string
 	has := func(inodeFlag uint32, attribute uint64) bool {
 		return f.InodeFlags&inodeFlag != 0 || f.Attributes&attribute != 0
 	}
-	if has(flagEncrypt, unix.STATX_ATTR_ENCRYPTED) {
+	if has(inode.Encrypt, unix.STATX_ATTR_ENCRYPTED) {
 		add(extents.Encrypted, "move the file to a directory without file-system encryption", "the file system encrypts the file")
 	}
-	if has(flagCompress, unix.STATX_ATTR_COMPRESSED) {
+	if has(inode.Compress, unix.STATX_ATTR_COMPRESSED) {
 		add(extents.Compressed, "dmloop provision IMAGE", "the file system may compress the file (chattr +c)")
 	}
-	if has(flagVerity, unix.STATX_ATTR_VERITY) {
+	if has(inode.Verity, unix.STATX_ATTR_VERITY) {
 		add(extents.Verity, "copy the file: fs-verity cannot be taken off", "the file is sealed by fs-verity, which writes behind the file system would break")
 	}
-	if has(flagDAX, unix.STATX_ATTR_DAX) || f.XFlags&xflagDAX != 0 {
+	if has(inode.DAX, unix.STATX_ATTR_DAX) || f.XFlags&inode.XDAX != 0 {
 		add(extents.DAX, "run: chattr -x IMAGE, or mount the file system with dax=never", "the file is accessed as memory (DAX)")
 	}
 	if f.DataJournal != "" {
@@ -94,7 +93,7 @@ func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string
 		add(extents.DataJournal, cause.hint,
 			"ext4 writes the file's data through its journal (%s) and would overwrite the mapped blocks later", cause.what)
 	}
-	if f.XFlags&xflagRealtime != 0 {
+	if f.XFlags&inode.XRealtime != 0 {
 		add(extents.Realtime, "copy the file without the real-time attribute", "the file lies on the real-time device of xfs")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -179,7 +180,7 @@ func (r *resolver) trust(link unix.Stat_t, name string) error {
 	if trusted(dir, link, uint32(os.Geteuid())) {
 		return nil
 	}
-	at, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", r.dir))
+	at, err := os.Readlink(inode.Link(r.dir))
 	if err != nil {
 		return err
 	}

@@ -6,9 +6,8 @@ import (
 	"dmloop/internal/ioctl"
 )
 
-// xfsGeometry is XFS_IOC_FSGEOMETRY, _IOR('X', 126, struct xfs_fsop_geom) of 256
-// bytes (xfs_fs.h; Linux 5.2).
-var xfsGeometry = ioctl.Request{Number: 0x8100587e, Name: "XFS_IOC_FSGEOMETRY"}
+// xfsGeometry takes struct xfs_fsop_geom (fs/xfs/libxfs/xfs_fs.h; Linux 5.2).
+var xfsGeometry = ioctl.IOR('X', 126, xfsGeometrySize, "XFS_IOC_FSGEOMETRY")
 
 const (
 	xfsGeometrySize   = 256

@@ -25,10 +25,11 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fail(path, "", err)
 	}
-	if known := s.asleep[st.Dev]; known != nil {
+	own := dmtable.DeviceOf(st.Dev)
+	if known := s.asleep[own]; known != nil {
 		return &Error{Class: Busy, Subject: path, Message: known.Message, Hint: known.Hint}
 	}
-	device := dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
+	device := own
 	if device.Major == 0 { // btrfs
 		mount, err := image.MountOf(fd)
 		if err != nil {
@@ -36,11 +37,11 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 		}
 		var source unix.Stat_t
 		if unix.Stat(mount.Source, &source) == nil {
-			device = dmtable.Device{Major: unix.Major(source.Rdev), Minor: unix.Minor(source.Rdev)}
+			device = dmtable.DeviceOf(source.Rdev)
 		}
 	}
 	if err := s.running(path, device); err != nil {
-		return s.sleeps(st.Dev, err)
+		return s.sleeps(own, err)
 	}
 	err := frozen.Ask(ctx, fd, thawPatience)
 	if errors.Is(err, frozen.ErrFrozen) {
@@ -48,7 +49,7 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 		if mount, err := image.MountOf(fd); err == nil && mount.Point != "" {
 			point = mount.Point
 		}
-		return s.sleeps(st.Dev, &Error{Class: Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
+		return s.sleeps(own, &Error{Class: Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
 			Hint: "wait for the end of that, or thaw it: fsfreeze --unfreeze " + shellWord(point)})
 	}
 	return fail(path, "", err)
@@ -66,9 +67,9 @@ func (s *System) running(path string, device dmtable.Device) *Error {
 }
 
 // sleeps remembers why a file system takes no changes, for what else the command finds on it.
-func (s *System) sleeps(device uint64, why *Error) error {
+func (s *System) sleeps(device dmtable.Device, why *Error) error {
 	if s.asleep == nil {
-		s.asleep = map[uint64]*Error{}
+		s.asleep = map[dmtable.Device]*Error{}
 	}
 	s.asleep[device] = why
 	return why

@@ -126,7 +126,7 @@ func blockDevice(path string) (dmtable.Device, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return dmtable.Device{}, &Error{Class: Usage, Subject: path, Message: "not a block device"}
 	}
-	return dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, nil
+	return dmtable.DeviceOf(st.Rdev), nil
 }
 
 // makeDevice creates, loads and resumes a device, and removes it when a step fails.

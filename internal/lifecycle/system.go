@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -30,13 +31,13 @@ type System struct {
 	sysfs    string
 	conn     *dm.Conn
 	guard    Guard
-	hung     error               // why the guard did not answer in time; nil while it does
-	held     bool                // opens of images wait for the guard that hangs
-	patience time.Duration       // how long to wait for another command's lock
-	leases   time.Duration       // how long to wait for those who have an image open
-	released []manifest.Manifest // finished for an earlier command, by recover
-	looked   *image.Found        // what Look found; nil when nothing is kept
-	asleep   map[uint64]*Error   // why a file system, by its device, takes no changes; see awake
+	hung     error                     // why the guard did not answer in time; nil while it does
+	held     bool                      // opens of images wait for the guard that hangs
+	patience time.Duration             // how long to wait for another command's lock
+	leases   time.Duration             // how long to wait for those who have an image open
+	released []manifest.Manifest       // finished for an earlier command, by recover
+	looked   *image.Found              // what Look found; nil when nothing is kept
+	asleep   map[dmtable.Device]*Error // why a file system, by its device, takes no changes; see awake
 
 	kernelDenies func() (bool, error) // whether the kernel can deny opens
 }

@@ -32,7 +32,7 @@ func (s *System) namedPath(path string) string {
 	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return outOfSight
 	}
-	return s.named(dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)})
+	return s.named(dmtable.DeviceOf(st.Rdev))
 }
 
 // users lists what is seen to use a block device: mounts in all mount namespaces, swap,
@@ -44,7 +44,7 @@ func (s *System) users(dev dmtable.Device) []string {
 		s.log.Debug("swap areas cannot be read", "error", err)
 	}
 	for _, a := range areas {
-		if st, found := a.Stat(); found && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == unix.Mkdev(dev.Major, dev.Minor) {
+		if st, found := a.Stat(); found && st.Mode&unix.S_IFMT == unix.S_IFBLK && dmtable.DeviceOf(st.Rdev) == dev {
 			users = append(users, "swap (swapoff "+a.Path+")")
 		}
 	}
@@ -110,7 +110,6 @@ func (s *System) mountsOf(dev dmtable.Device) (users []string) {
 func processes(dev dmtable.Device) []string {
 	var found []string
 	pids, _ := filepath.Glob("/proc/[0-9]*")
-	rdev := unix.Mkdev(dev.Major, dev.Minor)
 	own := fmt.Sprintf("/proc/%d", os.Getpid()) // what a shell has open, it passes on
 	for _, dir := range pids {
 		if dir == own {
@@ -122,7 +121,7 @@ func processes(dev dmtable.Device) []string {
 		}
 		for _, fd := range fds {
 			var st unix.Stat_t
-			if unix.Stat(dir+"/fd/"+fd.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != rdev {
+			if unix.Stat(dir+"/fd/"+fd.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || dmtable.DeviceOf(st.Rdev) != dev {
 				continue
 			}
 			found = append(found, processName(dir))

@@ -53,8 +53,5 @@ func status(path string) (Attached, error) {
 	if err := ioctl.Pointer(int(f.Fd()), getStatus, &info); err != nil {
 		return Attached{}, err
 	}
-	number := func(dev uint64) dmtable.Device {
-		return dmtable.Device{Major: unix.Major(dev), Minor: unix.Minor(dev)}
-	}
-	return Attached{Path: path, Device: number(info.Device), Inode: info.Inode, Block: number(info.Rdevice)}, nil
+	return Attached{Path: path, Device: dmtable.DeviceOf(info.Device), Inode: info.Inode, Block: dmtable.DeviceOf(info.Rdevice)}, nil
 }

@@ -79,7 +79,7 @@ func try(number int, file *os.File, readOnly bool) (*Device, error) {
 	if err := unix.Fstat(int(loop.Fd()), &st); err != nil {
 		return nil, errors.Join(err, loop.Close())
 	}
-	return &Device{Path: path, Number: dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, file: loop}, nil
+	return &Device{Path: path, Number: dmtable.DeviceOf(st.Rdev), file: loop}, nil
 }
 
 // Detach gives the device back.

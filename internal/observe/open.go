@@ -14,6 +14,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/internal/image"
+	"dmloop/internal/inode"
 	"dmloop/internal/manifest"
 )
 
@@ -65,7 +66,7 @@ func PathNow(img *image.Image, want manifest.Image) string {
 		if err != nil {
 			continue
 		}
-		folder, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		folder, err := os.Readlink(inode.Link(fd))
 		unix.Close(fd)
 		if path := filepath.Join(folder, filepath.Base(want.Path)); err == nil && img.IsAt(path) {
 			return path

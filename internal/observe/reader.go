@@ -19,6 +19,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/frozen"
 	"dmloop/internal/image"
+	"dmloop/internal/inode"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
 	"dmloop/internal/swap"
@@ -241,9 +242,9 @@ func OthersOpen(img *image.Image) guard.Openers {
 		lease  int
 		proves guard.Openers
 	}{{unix.F_WRLCK, guard.Alone}, {unix.F_RDLCK, guard.Readers}} {
-		_, err := unix.FcntlInt(img.File().Fd(), unix.F_SETLEASE, try.lease)
+		err := inode.SetLease(img.File(), try.lease)
 		if err == nil {
-			_, err = unix.FcntlInt(img.File().Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+			err = inode.SetLease(img.File(), unix.F_UNLCK)
 		}
 		switch {
 		case err == nil:

@@ -201,7 +201,7 @@ func uuidOf(f *os.File, filesystem string) (string, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return "", os.NewSyscallError("fstat", err)
 	}
-	return DeviceUUID(dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)})
+	return DeviceUUID(dmtable.DeviceOf(st.Dev))
 }
 
 // DeviceUUID reads the UUID of the file system on a block device. It leaves a device that

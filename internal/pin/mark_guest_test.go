@@ -325,7 +325,7 @@ func TestSetAgainWithTheImmutableFlagOn(t *testing.T) {
 // sets counts the calls that set the flags among which the immutable one is.
 func sets() (calls int) {
 	for _, t := range ioctl.Totals() {
-		if t.Request == setFlags.Name {
+		if t.Request == "FS_IOC_SETFLAGS" {
 			calls += t.Calls
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
-	"dmloop/internal/ioctl"
+	"dmloop/internal/inode"
 )
 
 // sectorSize is what a disk writes whole or not at all when its power is cut.
@@ -80,15 +80,11 @@ func (s fileStore) read(off, n extents.Bytes) ([]byte, error) {
 		return nil, s.fail("mmap", err)
 	}
 	defer unix.Munmap(buf) //nolint:errcheck // of memory that we have just mapped
-	flags, err := unix.FcntlInt(s.f.Fd(), unix.F_GETFL, 0)
-	if err != nil {
-		return nil, s.fail("fcntl F_GETFL", err)
-	}
 	got, err := 0, error(unix.EINVAL)
-	if _, ferr := unix.FcntlInt(s.f.Fd(), unix.F_SETFL, flags|unix.O_DIRECT); ferr == nil {
+	if inode.SetDirect(s.f, true) == nil {
 		got, err = pread(s.fd(), buf, int64(start))
-		if _, ferr := unix.FcntlInt(s.f.Fd(), unix.F_SETFL, flags); ferr != nil {
-			return nil, s.fail("fcntl F_SETFL", ferr)
+		if err := inode.SetDirect(s.f, false); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.f.Name(), err)
 		}
 	}
 	if errors.Is(err, unix.EINVAL) { // no direct I/O on this file system, or not in such pieces
@@ -156,25 +152,21 @@ func (s fileStore) fallocate(mode uint32, off, n extents.Bytes) error {
 	}
 }
 
-// F2FS_IOC_SET_PIN_FILE and F2FS_IOC_GET_PIN_FILE in include/uapi/linux/f2fs.h.
-var (
-	setPinFile = ioctl.Request{Number: 0x4004f50d, Name: "F2FS_IOC_SET_PIN_FILE"}
-	getPinFile = ioctl.Request{Number: 0x8004f50e, Name: "F2FS_IOC_GET_PIN_FILE"}
-)
-
 // truncate cuts the file. A pinned f2fs file can only be cut at a section
 // (f2fs_setattr in fs/f2fs/file.c): then the pin is taken off and set again,
 // which newer kernels refuse for a file that has blocks (EFBIG). The image is
 // plain then, and unpinned.
 func (s fileStore) truncate(size extents.Bytes) error {
 	err := unix.Ftruncate(s.fd(), int64(size))
-	var failures, off, on uint32 = 0, 0, 1
-	if errors.Is(err, unix.EINVAL) && ioctl.Pointer(s.fd(), getPinFile, &failures) == nil {
-		if err := ioctl.Pointer(s.fd(), setPinFile, &off); err != nil {
+	if !errors.Is(err, unix.EINVAL) {
+		return s.fail("ftruncate", err)
+	}
+	if _, notPinned := inode.F2FSPinFailures(s.f); notPinned == nil {
+		if err := inode.SetF2FSPin(s.f, false); err != nil {
 			return s.fail("truncate", err)
 		}
 		err = unix.Ftruncate(s.fd(), int64(size))
-		_ = ioctl.Pointer(s.fd(), setPinFile, &on) // EFBIG is the rule there
+		_ = inode.SetF2FSPin(s.f, true) // EFBIG is the rule there
 	}
 	return s.fail("ftruncate", err)
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"dmloop/internal/inode"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -101,11 +103,7 @@ func (p *Probe) refusesMapping() (bool, error) {
 // noWriter reports whether a read lease shows that nobody has the file open for
 // writing.
 func (p *Probe) noWriter() bool {
-	if _, err := unix.FcntlInt(p.file.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
-		return false
-	}
-	_, err := unix.FcntlInt(p.file.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
-	return err == nil
+	return inode.SetLease(p.file, unix.F_RDLCK) == nil && inode.SetLease(p.file, unix.F_UNLCK) == nil
 }
 
 // refusesCopy copies from behind the end of the file, which is nothing. The kernel

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 
+	"dmloop/internal/inode"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -113,7 +115,7 @@ func Claim(f *os.File) error {
 // the file is open for writing, nobody gets a new one. What else is in the way of
 // an open, swapon says itself.
 func holdOpen(f *os.File) (fd int, leased bool) {
-	fd, err := unix.Open(self(f), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := inode.Reopen(int(f.Fd()), unix.O_RDWR)
 	if err != nil {
 		return -1, errors.Is(err, unix.EWOULDBLOCK)
 	}
@@ -168,7 +170,7 @@ func Room() (bool, error) {
 }
 
 // self returns a name of f that leads to the same inode for as long as f is open.
-func self(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+func self(f *os.File) string { return inode.Link(int(f.Fd())) }
 
 func immutable(f *os.File) bool {
 	var st unix.Statx_t

@@ -157,5 +157,5 @@ func ensureNode(path string, device dmtable.Device) error {
 func isNode(path string, device dmtable.Device, stat func(string, *unix.Stat_t) error) bool {
 	var st unix.Stat_t
 	return stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
-		st.Rdev == unix.Mkdev(device.Major, device.Minor)
+		dmtable.DeviceOf(st.Rdev) == device
 }

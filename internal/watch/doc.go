@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/internal/inode"
 	"dmloop/internal/ration"
 )
 
@@ -81,4 +82,4 @@ func (p *poller) close() error {
 }
 
 // selfPath names the inode of an open file without opening it again.
-func selfPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+func selfPath(f *os.File) string { return inode.Link(int(f.Fd())) }

@@ -35,7 +35,7 @@ func idOf(fd int) (FileID, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return FileID{}, os.NewSyscallError("fstat", err)
 	}
-	dev := dmtable.Device{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
+	dev := dmtable.DeviceOf(st.Dev)
 	return FileID{Device: dev, Inode: st.Ino}, nil
 }
 

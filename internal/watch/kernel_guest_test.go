@@ -250,7 +250,7 @@ func TestUevents(t *testing.T) {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	want := "change " + dmtable.Device{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}.String()
+	want := "change " + dmtable.DeviceOf(st.Rdev).String()
 	for drained := false; !drained; { // creation sends its own
 		select {
 		case <-hints:
