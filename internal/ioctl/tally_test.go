@@ -20,7 +20,10 @@ func TestTotals(t *testing.T) {
 	}
 	ask()
 	Count()
-	defer counting.Store(false)
+	defer func() { // as it was, for the next run
+		counting.Store(false)
+		clear(totals)
+	}()
 	ask()
 	ask()
 	all := Totals()
