@@ -9,20 +9,20 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/exitcodes"
 	"dmloop/internal/lifecycle"
 )
 
-// exitCodes is the one place where a class of error gets its exit code. The codes
-// are an interface; docs/exit-codes.md lists them.
+// exitCodes is the one place where a class of error gets its exit code.
 var exitCodes = map[lifecycle.Class]int{
-	lifecycle.Failure:      1,
-	lifecycle.Usage:        2,
-	lifecycle.NotMappable:  3,
-	lifecycle.StaleMapping: 4,
-	lifecycle.Busy:         5,
-	lifecycle.NotFound:     6,
-	lifecycle.NotPermitted: 7,
-	lifecycle.KernelLacks:  8,
+	lifecycle.Failure:      exitcodes.Failure,
+	lifecycle.Usage:        exitcodes.Usage,
+	lifecycle.NotMappable:  exitcodes.NotMappable,
+	lifecycle.StaleMapping: exitcodes.StaleMapping,
+	lifecycle.Busy:         exitcodes.Busy,
+	lifecycle.NotFound:     exitcodes.NotFound,
+	lifecycle.NotPermitted: exitcodes.NotPermitted,
+	lifecycle.KernelLacks:  exitcodes.KernelLacks,
 }
 
 const exitStatusHelp = `Exit status: 0 done, 1 failed, 2 usage, 3 image not mappable, 4 mapping stale or

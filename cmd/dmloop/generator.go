@@ -16,7 +16,7 @@ import (
 func runGenerator(args []string, stderr io.Writer) int {
 	if len(args) != 1 && len(args) != 3 {
 		fmt.Fprintf(stderr, "%s: takes one or three folders, as systemd.generator(7) has it\n", hostfiles.GeneratorName)
-		return 2
+		return exitcodes.Usage
 	}
 	in := hostfiles.Input{TabPath: tabPath(), Initrd: inInitrd()}
 	var wrong error
@@ -36,7 +36,7 @@ func runGenerator(args []string, stderr io.Writer) int {
 		}
 	}
 	if failed {
-		return 1
+		return exitcodes.Failure
 	}
 	return 0
 }

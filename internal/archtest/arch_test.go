@@ -20,6 +20,7 @@ const module = "dmloop/"
 var level = map[string]int{
 	"dmtable":             0, // tables as plain values
 	"internal/atomicfile": 0,
+	"internal/exitcodes":  0,
 	"internal/helper":     0,
 	"internal/ioctl":      0, // the one place that makes the call
 	"internal/kernlist":   0, // the kernel's lists as text

@@ -87,7 +87,7 @@ func TestProvision(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer img.Close()
-	if _, err := image.ProveSoleOpener(img.File()); err != nil {
+	if _, err := image.AwaitSoleOpener(t.Context(), img.File(), image.Wait{}); err != nil {
 		t.Error(err)
 	}
 }

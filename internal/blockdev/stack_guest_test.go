@@ -210,9 +210,6 @@ func TestStackOfTheKernel(t *testing.T) {
 	if (strings.TrimSpace(readOnly) == "1") != s.Base[0].ReadOnly {
 		t.Errorf("read-only: %s, got %+v", readOnly, s.Base[0])
 	}
-	if path, err := blockdev.DevicePath("/sys", numbers(t, disk)); err != nil || path != disk {
-		t.Errorf("DevicePath: %s, %v", path, err)
-	}
 }
 
 // TestRefusalsOfTheKernel provokes the stacks on which nothing may be mapped.

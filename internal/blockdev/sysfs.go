@@ -103,14 +103,3 @@ func (d device) logicalBlock() (extents.Bytes, error) {
 	}
 	return extents.Bytes(n), nil
 }
-
-// DevicePath returns the path of the device's node as the kernel names it, such
-// as "/dev/dm-0" or "/dev/vda1". Sysfs is /sys but for tests. A device that is
-// not there wraps fs.ErrNotExist.
-func DevicePath(sysfs string, number dmtable.Device) (string, error) {
-	d, err := openDevice(sysfs, number)
-	if err != nil {
-		return "", err
-	}
-	return d.path()
-}

@@ -2,7 +2,6 @@ package blockdev_test
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,18 +95,6 @@ func kernel(t *testing.T) (*dmtest.Kernel, *dm.Conn) {
 		}
 	}
 	return k, c
-}
-
-func TestDevicePath(t *testing.T) {
-	sysfs := snapshot(t)
-	for dev, want := range map[dmtable.Device]string{vda: "/dev/vda", vda2: "/dev/vda2", shim: "/dev/dm-0", loop1: "/dev/loop1"} {
-		if got, err := blockdev.DevicePath(sysfs, dev); err != nil || got != want {
-			t.Errorf("%v: got %q, %v, want %q", dev, got, err, want)
-		}
-	}
-	if got, err := blockdev.DevicePath(sysfs, dmtable.Device{Minor: 42}); !errors.Is(err, fs.ErrNotExist) || got != "" {
-		t.Errorf("anonymous device: %q, %v", got, err)
-	}
 }
 
 func TestBelow(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/internal/exitcodes"
 	"dmloop/internal/helper"
 	"dmloop/internal/manifest"
 )
@@ -137,11 +138,10 @@ func await(ctx context.Context, dir string, start func() (exited <-chan error, e
 	return nil, fmt.Errorf("starting a guard: %w", err)
 }
 
-// beaten reports whether a guard ended because another one runs or starts
-// (exit code 5, busy).
+// beaten reports whether a guard ended because another one runs or starts.
 func beaten(exit error) bool {
 	var code *exec.ExitError
-	return errors.As(exit, &code) && code.ExitCode() == 5
+	return errors.As(exit, &code) && code.ExitCode() == exitcodes.Busy
 }
 
 // lastLine returns the end of a detached guard's log, for error messages.

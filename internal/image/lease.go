@@ -40,18 +40,6 @@ func (l *Lease) Whole() (bool, error) {
 	return kind == unix.F_WRLCK, err
 }
 
-// ProveSoleOpener takes the write lease on f, which the kernel grants only while f is
-// the one open description of the file: no other descriptor, mapping, loop device or
-// active swap, in any process, our own included, and no open that is under way, asleep
-// or not. O_PATH descriptors do not count.
-//
-// It fails with a *ProblemError of the rule open-elsewhere that names whom it can, or
-// with an error that wraps ErrCannotProve: EACCES without CAP_LEASE on a file of
-// somebody else's, EINVAL with fs.leases-enable=0 or on a file system without leases.
-func ProveSoleOpener(f *os.File) (*Lease, error) {
-	return AwaitSoleOpener(context.Background(), f, Wait{})
-}
-
 // Wait says how AwaitSoleOpener waits.
 type Wait struct {
 	Patience time.Duration
@@ -66,8 +54,16 @@ const (
 	sayAfter   = time.Second
 )
 
-// AwaitSoleOpener is ProveSoleOpener with patience for those who have the file open at
-// the moment. It returns the context's error when that ends first.
+// AwaitSoleOpener takes the write lease on f, which the kernel grants only while f is
+// the one open description of the file: no other descriptor, mapping, loop device or
+// active swap, in any process, our own included, and no open that is under way, asleep
+// or not. O_PATH descriptors do not count. It waits for those who have the file open at
+// the moment.
+//
+// It fails with a *ProblemError of the rule open-elsewhere that names whom it can, with
+// the context's error when that ends first, or with an error that wraps ErrCannotProve:
+// EACCES without CAP_LEASE on a file of somebody else's, EINVAL with fs.leases-enable=0
+// or on a file system without leases.
 func AwaitSoleOpener(ctx context.Context, f *os.File, w Wait) (*Lease, error) {
 	begun, said := time.Now(), w.Say == nil
 	var seen []Opener

@@ -18,7 +18,7 @@ import (
 func TestProveSoleOpener(t *testing.T) {
 	path := newFile(t, 4096)
 	img := openImage(t, path)
-	lease, err := ProveSoleOpener(img.File())
+	lease, err := AwaitSoleOpener(t.Context(), img.File(), Wait{})
 	if errors.Is(err, ErrCannotProve) {
 		return // no leases on the file system that the tests run on
 	}
@@ -36,7 +36,7 @@ func TestProveSoleOpener(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ProveSoleOpener(img.File()); !isRule(err, extents.OpenElsewhere) {
+		if _, err := AwaitSoleOpener(t.Context(), img.File(), Wait{}); !isRule(err, extents.OpenElsewhere) {
 			t.Errorf("with another descriptor, flags %d: %v", flag, err)
 		}
 		other.Close()
@@ -47,7 +47,7 @@ func TestProveSoleOpener(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(handle)
-	lease, err = ProveSoleOpener(img.File())
+	lease, err = AwaitSoleOpener(t.Context(), img.File(), Wait{})
 	if err != nil {
 		t.Fatalf("with an O_PATH descriptor: %v", err)
 	}
@@ -73,7 +73,7 @@ func TestMappingKeepsTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Munmap(page)
-	lease, err := ProveSoleOpener(openImage(t, path).File())
+	lease, err := AwaitSoleOpener(t.Context(), openImage(t, path).File(), Wait{})
 	if err == nil {
 		lease.Release()
 	}
@@ -86,7 +86,7 @@ func TestMappingKeepsTheLease(t *testing.T) {
 func TestBreakingTheLeaseIsSurvived(t *testing.T) {
 	path := newFile(t, 4096)
 	img := openImage(t, path)
-	lease, err := ProveSoleOpener(img.File())
+	lease, err := AwaitSoleOpener(t.Context(), img.File(), Wait{})
 	if errors.Is(err, ErrCannotProve) {
 		return
 	}
@@ -160,7 +160,7 @@ func TestParseMaps(t *testing.T) {
 func TestWaitingForALease(t *testing.T) {
 	path := newFile(t, 4096)
 	img := openImage(t, path)
-	lease, err := ProveSoleOpener(img.File())
+	lease, err := AwaitSoleOpener(t.Context(), img.File(), Wait{})
 	if errors.Is(err, ErrCannotProve) {
 		return
 	}

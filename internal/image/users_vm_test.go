@@ -30,7 +30,7 @@ func TestUsersAreFoundOut(t *testing.T) {
 			img := openImage(t, path)
 			sole := func(when, who string) {
 				t.Helper()
-				lease, err := ProveSoleOpener(img.File())
+				lease, err := AwaitSoleOpener(t.Context(), img.File(), Wait{})
 				if err == nil {
 					if err := lease.Release(); err != nil {
 						t.Error(err)
@@ -60,7 +60,7 @@ func TestUsersAreFoundOut(t *testing.T) {
 				t.Fatal(err)
 			}
 			running := openImage(t, filepath.Join(dir, "program"))
-			_, err := ProveSoleOpener(running.File())
+			_, err := AwaitSoleOpener(t.Context(), running.File(), Wait{})
 			if want := fmt.Sprintf("program (pid %d, mapped)", program.Process.Pid); !isRule(err, extents.OpenElsewhere) || !strings.Contains(err.Error(), want) {
 				t.Errorf("as a running program: %v, want %s", err, want)
 			}
@@ -101,7 +101,7 @@ func TestLeasesSwitchedOff(t *testing.T) {
 	img := openImage(t, filepath.Join(dir, "f"))
 	vmtest.Must(t, "sh", "-c", "echo 0 >/proc/sys/fs/leases-enable")
 	t.Cleanup(func() { vmtest.Must(t, "sh", "-c", "echo 1 >/proc/sys/fs/leases-enable") })
-	lease, err := ProveSoleOpener(img.File())
+	lease, err := AwaitSoleOpener(t.Context(), img.File(), Wait{})
 	if err == nil {
 		lease.Release()
 		t.Fatal("the lease was granted")

@@ -58,7 +58,6 @@ func TestNumbersOfThisMachine(t *testing.T) {
 		{IOR('f', 1, long, "FS_IOC_GETFLAGS"), unix.FS_IOC_GETFLAGS},
 		{IOW('f', 2, long, "FS_IOC_SETFLAGS"), unix.FS_IOC_SETFLAGS},
 		{IOWR(0xfd, 9, unix.SizeofDmIoctl, "DM_TABLE_LOAD"), unix.DM_TABLE_LOAD},
-		{IO('L', 0x82, "LOOP_CTL_GET_FREE"), unix.LOOP_CTL_GET_FREE},
 	} {
 		if c.got.Number != c.want {
 			t.Errorf("%s: got %#x, want %#x", c.got.Name, c.got.Number, c.want)

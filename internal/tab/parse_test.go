@@ -125,21 +125,10 @@ func TestParseLimits(t *testing.T) {
 	}
 }
 
-func TestEdit(t *testing.T) {
+func TestFormat(t *testing.T) {
 	line := Format("my disk", "/srv/#a\tb", "", "")
 	if line != `my\040disk	/srv/#a\011b	-	defaults` {
 		t.Errorf("%q", line)
-	}
-	text := Append("x /y", line)
-	if text != "x /y\n"+line+"\n" {
-		t.Errorf("%q", text)
-	}
-	back, found := Remove(text+line, line)
-	if !found || back != "x /y\n"+line {
-		t.Errorf("%v %q", found, back)
-	}
-	if back, found := Remove("x /y\n", line); found || back != "x /y\n" {
-		t.Errorf("%v %q", found, back)
 	}
 }
 

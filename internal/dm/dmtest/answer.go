@@ -70,9 +70,6 @@ func (k *Kernel) load(h wire.Header, buf []byte, d *Device) unix.Errno {
 		return unix.EINVAL
 	}
 	for _, dev := range bases(table) {
-		if k.busy[dev] {
-			return unix.EBUSY
-		}
 		if dev == d.Device {
 			return unix.EINVAL
 		}
@@ -97,7 +94,7 @@ func (k *Kernel) suspend(h wire.Header, buf []byte, d *Device) unix.Errno {
 		return unix.EINVAL
 	}
 	d.Suspended = false
-	return k.device(buf, d, k.uevent())
+	return k.device(buf, d, unix.DM_UEVENT_GENERATED_FLAG)
 }
 
 func (k *Kernel) remove(h wire.Header, buf []byte, d *Device) unix.Errno {
@@ -110,7 +107,7 @@ func (k *Kernel) remove(h wire.Header, buf []byte, d *Device) unix.Errno {
 		return k.reply(buf, h, unix.DM_DEFERRED_REMOVE)
 	}
 	delete(k.devices, d.Name)
-	return k.reply(buf, h, k.uevent())
+	return k.reply(buf, h, unix.DM_UEVENT_GENERATED_FLAG)
 }
 
 func (k *Kernel) rename(h wire.Header, buf []byte, d *Device) unix.Errno {
@@ -127,14 +124,7 @@ func (k *Kernel) rename(h wire.Header, buf []byte, d *Device) unix.Errno {
 	d.Name = name
 	d.EventNr++
 	k.devices[name] = d
-	return k.device(buf, d, k.uevent())
-}
-
-func (k *Kernel) uevent() uint32 {
-	if k.quiet {
-		return 0
-	}
-	return unix.DM_UEVENT_GENERATED_FLAG
+	return k.device(buf, d, unix.DM_UEVENT_GENERATED_FLAG)
 }
 
 // bases returns the devices that linear and striped rows name, each once.

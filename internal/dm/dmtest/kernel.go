@@ -48,9 +48,7 @@ type Kernel struct {
 	seen    int // requests since the last FailNth
 	failAt  int // 0 for none
 	failErr unix.Errno
-	busy    map[dmtable.Device]bool
 	version [3]uint32
-	quiet   bool
 }
 
 // New returns a fake without devices that sends uevents and speaks version
@@ -58,7 +56,6 @@ type Kernel struct {
 func New() *Kernel {
 	return &Kernel{
 		devices: map[string]*Device{},
-		busy:    map[dmtable.Device]bool{},
 		version: [3]uint32{4, 48, 0},
 	}
 }
@@ -80,21 +77,6 @@ func (k *Kernel) SetVersion(major, minor, patch uint32) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.version = [3]uint32{major, minor, patch}
-}
-
-// SetUevents says whether requests generate uevents, as they do by default.
-func (k *Kernel) SetUevents(on bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.quiet = !on
-}
-
-// SetMounted says that somebody else uses device exclusively, so that a table
-// that names it cannot be loaded (EBUSY).
-func (k *Kernel) SetMounted(device dmtable.Device, mounted bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.busy[device] = mounted
 }
 
 // SetOpen sets how often the device is open. At 0 a deferred removal happens.
