@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"dmloop/internal/boot"
+	"dmloop/internal/exitcodes"
 	"dmloop/internal/hostfiles"
 )
 

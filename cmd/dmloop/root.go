@@ -244,3 +244,15 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 func jsonFlag(env *cliEnv, cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&env.json, "json", "J", false, "print JSON, sizes and offsets in bytes")
 }
+
+// each runs do for every target and joins what fails, so that one does not keep
+// the others from their turn.
+func each(targets []string, do func(string) error) error {
+	var failed []error
+	for _, t := range targets {
+		if err := do(t); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}

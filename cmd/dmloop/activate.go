@@ -66,23 +66,6 @@ left as it is. Prints the path of each device. A line with nofail that fails und
 	return cmd
 }
 
-func newDeactivateCommand(env *cliEnv) *cobra.Command {
-	o := &activateOptions{}
-	cmd := &cobra.Command{
-		Use:   "deactivate [NAME...]",
-		Short: "Take down the devices of lines in /etc/dmlooptab",
-		Long: `Take down the lines called NAME of dmlooptab(5), or with --all every line: first the
-images, then the shims. What is not up is no error.`,
-		Args: o.args,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd.Context(), env, args, activate.Runner.Deactivate)
-		},
-		ValidArgsFunction: completeTab(o),
-	}
-	o.addFlags(env, cmd)
-	return cmd
-}
-
 func (o *activateOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "all lines instead of named ones")
 	cmd.Flags().StringVar(&o.path, "tab", tabPath(), "read this `file`")

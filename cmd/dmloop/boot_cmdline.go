@@ -1,107 +1,16 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"dmloop/internal/activate"
 	"dmloop/internal/blockid"
 	"dmloop/internal/boot"
-	"dmloop/internal/helper"
 	"dmloop/internal/lifecycle"
-	"dmloop/internal/tab"
 )
-
-func newBootRootCommand(env *cliEnv) *cobra.Command {
-	path := ""
-	cmd := &cobra.Command{
-		Use:   "root DEVICE",
-		Short: "Print the shim to mount instead of a device",
-		Long: `Print the path of the shim that is to be mounted instead of DEVICE, the value of the
-kernel's root=, when dmlooptab(5) has one for it that is marked x-initrd.attach. An
-initramfs asks this, so that root= need not change.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			table, err := readTab(path)
-			if table == nil && err != nil {
-				return err
-			}
-			devices := blockid.Local()
-			root, err := devices.Find(args[0])
-			if err != nil {
-				return nil // not a device that can have a shim, or not there yet
-			}
-			for _, e := range activate.Auto(table, true) {
-				if e.Kind != tab.Shim {
-					continue
-				}
-				if below, err := devices.Find(e.Source); err != nil || below.Number != root.Number {
-					continue
-				}
-				if _, err := os.Stat(e.Device()); err == nil {
-					fmt.Fprintln(env.stdout, e.Device())
-					return nil
-				}
-			}
-			return nil
-		},
-	}
-	cmd.Flags().StringVar(&path, "tab", tabPath(), "read this `file`")
-	return cmd
-}
-
-func newBootReleaseCommand(env *cliEnv) *cobra.Command {
-	goingDown := false
-	cmd := &cobra.Command{
-		Use:   "release [NAME...]",
-		Short: "Let the host file systems of boot images be unmounted",
-		Long: `End the kernel's claim on sealed images and leave them immutable and mapped. The unit
-dmloop-boot@NAME.service runs this when the machine goes down, before the host file
-system is unmounted; dmloop-guard.service runs it with --going-down when it stops.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if (len(args) == 0) != goingDown {
-				return usageError("a NAME is needed, or --going-down without one")
-			}
-			sys := env.system()
-			defer sys.Close()
-			if goingDown {
-				if !systemStops(cmd.Context()) {
-					return nil
-				}
-				mappings, err := sys.List(cmd.Context())
-				if err != nil {
-					return err
-				}
-				for _, m := range mappings {
-					if m.Image != "" { // else there is no record that tells what to release
-						args = append(args, m.Name)
-					}
-				}
-			}
-			return each(args, func(name string) error { return sys.ReleaseClaim(cmd.Context(), name, !goingDown) })
-		},
-		ValidArgsFunction: completeMappings(env),
-	}
-	cmd.Flags().BoolVar(&goingDown, "going-down", false, "all images that may be let go of, when systemd is stopping the machine; otherwise do nothing")
-	jsonFlag(env, cmd)
-	return cmd
-}
-
-// systemStops reports whether systemd is shutting the machine down: systemctl prints
-// the state, and exits with an error for every state but "running".
-func systemStops(ctx context.Context) bool {
-	cmd, err := helper.Command(ctx, "systemctl", "is-system-running")
-	if err != nil {
-		return false
-	}
-	state, _ := cmd.Output()
-	return strings.TrimSpace(string(state)) == "stopping"
-}
 
 // bootlineOptions are the flags of boot cmdline.
 type bootlineOptions struct {

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"dmloop/internal/blockid"
+	"dmloop/internal/boot"
+)
+
+func newBootSaveCommand(env *cliEnv) *cobra.Command {
+	var store boot.Store
+	var before bool
+	var fallback string
+	cmd := &cobra.Command{
+		Use:   "save NAME|IMAGE",
+		Short: "Save a mapping as it is now for the next boots",
+		Long: `Save a boot manifest of a mapping: which file it is made of and where that lies, on
+which partition, and by which pins it is held. The initramfs has to be made anew
+afterwards (update-initramfs -u, or dracut -f), since it has a copy. An image whose
+blocks have moved since is refused at boot.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o := boot.SaveOptions{Way: boot.Verify, Fallback: boot.Fallback(fallback)}
+			if before {
+				o.Way = boot.BeforeMount
+			}
+			if o.Fallback != boot.Shell && o.Fallback != boot.Loop {
+				return usageError("--fallback is shell or loop, not %q", fallback)
+			}
+			sys := env.system()
+			defer sys.Close()
+			m, err := boot.Make(cmd.Context(), sys, blockid.Local(), args[0], o)
+			if err != nil {
+				return err
+			}
+			return store.Save(m)
+		},
+		ValidArgsFunction: completeMappings(env),
+	}
+	bootDir(cmd, &store)
+	cmd.Flags().BoolVar(&before, "before-mount", false, "map from the manifest alone, before the host file system is mounted")
+	cmd.Flags().StringVar(&fallback, "fallback", string(boot.Shell), "what a refused image leads to: shell, or loop for a loop device")
+	jsonFlag(env, cmd)
+	return cmd
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/internal/lifecycle"
+)
+
+func newMapCommand(env *cliEnv) *cobra.Command {
+	o := &lifecycle.MapOptions{}
+	dryRun, seal := false, false
+	cmd := &cobra.Command{
+		Use:   "map IMAGE [NAME]",
+		Short: "Make a block device of an image and print its path",
+		Long: `Verify that IMAGE is a file whose blocks can be lent to a device, pin it, map it
+and print /dev/mapper/NAME. NAME is the image's base name without its extension
+unless given.`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				o.Name = args[1]
+				if o.Name == "" {
+					return usageError("the name of a mapping cannot be empty")
+				}
+			}
+			switch {
+			case dryRun && seal:
+				return usageError("--dry-run changes nothing, so it cannot tell what would be loaded after --seal")
+			case dryRun:
+				return runPlan(cmd.Context(), env, *o, args[0])
+			case seal:
+				return runSealedMap(cmd.Context(), env, *o, args[0])
+			}
+			return runMap(cmd.Context(), env, *o, args[0])
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&o.ReadOnly, "read-only", "r", false, "make the device read-only")
+	surveyFlags(cmd, &o.SurveyOptions)
+	f.BoolVarP(&o.PartScan, "partscan", "P", false, "make devices of the partitions inside, NAMEp1 and so on")
+	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "auto, immutable, swap or none")
+	f.StringVar(&o.OnChange, "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")
+	f.StringVar(&o.UdevRules, "udev-rules", lifecycle.UdevLinks, "links: udev makes links and leaves LVM, md and bcache inside alone; or all")
+	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")
+	f.BoolVar(&o.Unsafe, "unsafe", false, "accept a pin that is weaker than guarded")
+	f.StringVar(&o.UUID, "uuid", "", "use this UUID (32 hex digits) instead of a random one")
+	f.BoolVar(&seal, "seal", false, "seal the image first, unless it is sealed")
+	f.BoolVar(&dryRun, "dry-run", false, "verify, print what would be loaded, and change nothing")
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func runMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	return mapWith(ctx, env, sys, o, path)
+}
+
+func mapWith(ctx context.Context, env *cliEnv, sys *lifecycle.System, o lifecycle.MapOptions, path string) error {
+	st, err := sys.Map(ctx, path, o)
+	if err != nil {
+		return err
+	}
+	if env.json {
+		return printJSON(env, mappingsJSON{[]mappingJSON{toMappingJSON(st)}})
+	}
+	fmt.Fprintln(env.stdout, st.Device)
+	return nil
+}
+
+// runSealedMap seals the image only when nothing else than the image can be in the
+// way of mapping it.
+func runSealedMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	looked, err := sys.Look(path) // what is sealed is what was judged, and is mapped
+	if err != nil {
+		return err
+	}
+	defer looked()
+	if err := sys.CanMap(path, o); err != nil {
+		return err
+	}
+	if err := sys.Seal(ctx, path, o.Pin == lifecycle.PinSwap); err != nil {
+		return err
+	}
+	return mapWith(ctx, env, sys, o, path)
+}
+
+func runPlan(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	plan, err := sys.PlanMap(ctx, path, o)
+	if err == nil {
+		err = sys.CanMap(path, o)
+	}
+	if err != nil {
+		return err
+	}
+	if env.json {
+		return printJSON(env, mappingsJSON{[]mappingJSON{toMappingJSON(plan.Status)}})
+	}
+	fmt.Fprintf(env.stdout, "would make /dev/mapper/%s of %s, grade %s:\n%s", plan.Name, printable(path), plan.Grade, plan.Survey.Table)
+	return nil
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/extents"
+	"dmloop/internal/backing"
+	"dmloop/internal/lifecycle"
+)
+
+func newSealCommand(env *cliEnv) *cobra.Command {
+	var create extents.Bytes
+	adopt := false
+	cmd := &cobra.Command{
+		Use:   "seal IMAGE",
+		Short: "Prepare an image so that the kernel itself can hold it still",
+		Long: `Move the first pages of IMAGE to its end and put a swap header in their place. While
+it is mapped, the kernel treats the image as an active swap file and refuses every
+change to it. In place, a few pages whatever the size, and undone by unseal. A
+seal or unseal that was cut off is finished.
+
+An extended attribute of the file says that it is sealed; what an image holds is never
+asked. With --adopt a copy that lost the attribute gets it again: you say that dmloop
+sealed it, and not somebody who could write its content.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("create") && create == 0 {
+				return errNoBytes
+			}
+			if adopt {
+				sys := env.system()
+				defer sys.Close()
+				return sys.AdoptSeal(cmd.Context(), args[0])
+			}
+			return runSeal(cmd.Context(), env, create, false, args[0])
+		},
+	}
+	cmd.Flags().Var(sizeValue{&create}, "create", "make a new image of this size first")
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "mark a sealed image that lost its attribute, and change nothing else")
+	cmd.MarkFlagsMutuallyExclusive("create", "adopt")
+	jsonFlag(env, cmd)
+	return cmd
+}
+
+func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, said bool, path string) error {
+	sys := env.system()
+	defer sys.Close()
+	if create > 0 {
+		if err := sys.Awake(ctx, path, filepath.Dir(path)); err != nil {
+			return err
+		}
+		show, done := progress(env, "create")
+		err := backing.Create(ctx, path, create, backing.Options{Progress: show})
+		done()
+		if err != nil {
+			return backingError(path, err, lifecycle.Usage)
+		}
+	}
+	return sys.Seal(ctx, path, said)
+}
