@@ -78,10 +78,8 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	}
 	defer conn.Close()
 	log := slog.New(handler)
-	finish := func(ctx context.Context) error {
-		client := newGuardClient(o.stateDir) // this process, by its own socket
-		defer client.close()
-		return lifecycle.NewSystem(o.stateDir, log).WithConn(conn).WithGuard(client).WithPatience(finishPatience).Finish(ctx)
+	finish := func(ctx context.Context, own *guardd.Own) error {
+		return lifecycle.NewSystem(o.stateDir, log).WithConn(conn).WithGuard(own).WithPatience(finishPatience).Finish(ctx)
 	}
 	pace := guard.DefaultPace
 	pace.Tick, pace.Bound = o.interval, o.bound

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"dmloop/internal/guardrpc"
 	"dmloop/internal/vmtest"
 )
 
@@ -133,16 +134,14 @@ func startGuard(t testing.TB, args ...string) {
 	go cmd.Wait()
 	await(t, "an answer of the guard", 10*time.Second, func() bool {
 		_, err := os.Stat("/run/dmloop/guard.sock")
-		return err == nil && newGuardClient("/run/dmloop").alive(t)
+		return err == nil && guardAnswers(t)
 	})
 }
 
-// alive reports whether the guard answers.
-func (g *guardClient) alive(t testing.TB) bool {
+func guardAnswers(t testing.TB) bool {
+	g := guardrpc.NewGuard("/run/dmloop")
+	defer g.Close()
 	names, err := g.Watched(t.Context())
-	if g.client != nil {
-		g.client.Close()
-	}
 	return err == nil && names != nil
 }
 

@@ -426,7 +426,7 @@ func (h *matrixHost) release(t *testing.T) {
 		h.target.writer.stop()
 		if r := dmloop(t, "unmap", "vol"); r.Code != 0 {
 			t.Logf("unmap: %s", r.Stderr)
-			if err := newGuardClient(manifest.DefaultDir).Drop(t.Context(), "vol"); err != nil {
+			if err := guardrpc.NewGuard(manifest.DefaultDir).Drop(t.Context(), "vol"); err != nil {
 				t.Errorf("drop: %v", err)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"dmloop/internal/guardrpc"
 	"dmloop/internal/ioctl"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/manifest"
@@ -68,7 +69,7 @@ func (e *cliEnv) system() *lifecycle.System {
 	if e.verbose {
 		ioctl.Count()
 	}
-	return lifecycle.NewSystem(e.stateDir, e.logger()).WithGuard(newGuardClient(e.stateDir)).WithLeasePatience(leasePatience)
+	return lifecycle.NewSystem(e.stateDir, e.logger()).WithGuard(guardrpc.NewGuard(e.stateDir)).WithLeasePatience(leasePatience)
 }
 
 // run executes one command line and returns its exit code.

@@ -57,7 +57,7 @@ type Config struct {
 	MetricsPublic bool
 	// Finish ends what killed commands left and what could not be released then. Nil
 	// leaves it to the next command.
-	Finish func(context.Context) error
+	Finish func(context.Context, *Own) error
 }
 
 // Daemon is a running guard.

@@ -130,7 +130,11 @@ func (d *Daemon) add(ctx context.Context, s *guardrpc.Session, name string) (gua
 func (d *Daemon) preparedImage(s *guardrpc.Session, m manifest.Manifest) *image.Image {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, p := range d.sessions[s].images {
+	own := d.sessions[s]
+	if own == nil { // the guard's own wish
+		return nil
+	}
+	for _, p := range own.images {
 		if img, err := duplicate(p.file, m); err == nil {
 			return img
 		}

@@ -140,7 +140,7 @@ func (d *Daemon) finish(ctx context.Context) {
 		return
 	}
 	d.Log.Debug("finishing what a command left", "mappings", names)
-	if err := d.Finish(ctx); err != nil {
+	if err := d.Finish(ctx, &Own{d}); err != nil {
 		d.Log.Debug("what a command left cannot be finished yet", "mappings", names, "error", err)
 	}
 	for _, name := range names {

@@ -191,7 +191,11 @@ func (r *rig) start() (c *guardrpc.Client, stop func()) {
 
 func (r *rig) config() Config {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	return Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle, Finish: r.finish}
+	c := Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle}
+	if r.finish != nil {
+		c.Finish = func(ctx context.Context, _ *Own) error { return r.finish(ctx) }
+	}
+	return c
 }
 
 func (r *rig) await(what string, ok func() bool) {

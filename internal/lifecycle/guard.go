@@ -6,34 +6,37 @@ import (
 	"os"
 	"time"
 
+	"dmloop/internal/guardrpc"
 	"dmloop/internal/manifest"
 )
 
-// Guard is the running watchdog as the use cases see it; cmd wires the client of
-// the guard's socket to it.
+// Guard is the running watchdog as the use cases see it: guardrpc.Guard, or the guard
+// itself when it finishes what a command left.
 type Guard interface {
-	// Ensure starts a guard when none runs.
 	Ensure(ctx context.Context) error
-	// Prepare marks the image before it is pinned, and says whether opens by others
-	// will be denied from then on.
 	Prepare(ctx context.Context, image *os.File) (denies bool, err error)
-	// Add returns once the guard watches the mapping and has found it as recorded.
 	Add(ctx context.Context, name string) error
-	// Drop makes the guard forget the mapping. A guard that does not run forgot it.
 	Drop(ctx context.Context, name string) error
-	// Record returns the record of a watched mapping as the guard remembers it, without
-	// layout and table; an error of any kind when it does not.
 	Record(ctx context.Context, name string) (manifest.Manifest, error)
-	// Watched lists the mappings that a running guard watches.
 	Watched(ctx context.Context) (map[string]bool, error)
-	// OpenImage returns a descriptor, open for reading, of an image that the guard
-	// watches: of the inode that want names, wherever its path leads to by now. For any
-	// other, and without a running guard, it returns ErrNotWatched.
 	OpenImage(ctx context.Context, want manifest.Image) (*os.File, error)
 }
 
-// ErrNotWatched says that no guard watches the image.
-var ErrNotWatched = errors.New("no guard watches the image")
+var _ Guard = (*guardrpc.Guard)(nil)
+
+// refusal gives what a guard refused the class that decides the exit code. Any other
+// error is returned as it is.
+func refusal(err error) error {
+	var refused *guardrpc.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	classes := map[guardrpc.ErrorKind]Class{
+		guardrpc.KindNotFound: NotFound, guardrpc.KindDifferent: StaleMapping,
+		guardrpc.KindBusy: Busy, guardrpc.KindLacks: KernelLacks, guardrpc.KindFailed: Failure,
+	}
+	return &Error{Class: classes[refused.Kind], Message: "the guard refuses: " + refused.Message}
+}
 
 // guardPatience bounds how long a command waits for a guard that does not answer.
 const guardPatience = 5 * time.Second
@@ -70,7 +73,7 @@ func (s *System) dropWatch(ctx context.Context, name string) error {
 	defer cancel()
 	err := s.guard.Drop(ctx, name)
 	s.noteHung(err)
-	return err
+	return refusal(err)
 }
 
 // noteHung remembers a guard that does not answer, so that a command waits for it
@@ -96,7 +99,7 @@ func (j *mapJob) prepareGuard(ctx context.Context) error {
 	}
 	denies, err := j.guard.Prepare(ctx, j.img.File())
 	j.denies = denies
-	return err
+	return refusal(err)
 }
 
 // watch has the guard confirm that it watches the live mapping.
@@ -106,5 +109,5 @@ func (j *mapJob) watch(ctx context.Context) error {
 	}
 	// The guard reads the record, whose state stays Mapping until the guard has
 	// confirmed, so that a killed run is undone.
-	return j.guard.Add(ctx, j.m.Name)
+	return refusal(j.guard.Add(ctx, j.m.Name))
 }

@@ -13,6 +13,7 @@ import (
 
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
+	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
@@ -118,7 +119,7 @@ func (c *changes) Watched(context.Context) (map[string]bool, error) {
 }
 
 func (c *changes) OpenImage(context.Context, manifest.Image) (*os.File, error) {
-	return nil, ErrNotWatched
+	return nil, guardrpc.ErrNotWatched
 }
 
 // A list that comes between two steps of an unmap does not take what is half undone

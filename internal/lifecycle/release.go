@@ -176,7 +176,7 @@ func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Man
 	if s.guard == nil || !m.Guard || m.State == manifest.Failed {
 		return nil
 	}
-	return s.guard.Add(ctx, m.Name)
+	return refusal(s.guard.Add(ctx, m.Name))
 }
 
 // UnmapOptions are the choices of `dmloop unmap`.

@@ -15,6 +15,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/dm"
+	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/manifest"
 	"dmloop/internal/watch"
@@ -290,10 +291,11 @@ func (s *System) askGuard(ctx context.Context, want manifest.Image) (*os.File, e
 		ctx, cancel := context.WithTimeout(ctx, guardPatience)
 		defer cancel()
 		f, err = s.guard.OpenImage(ctx, want)
+		err = refusal(err)
 		s.noteHung(err)
 	}
 	switch {
-	case errors.Is(err, ErrNotWatched):
+	case errors.Is(err, guardrpc.ErrNotWatched):
 		return nil, nil
 	case err != nil:
 		return nil, &Error{Class: Failure, Subject: want.Path, Message: "the guard does not hand out the image", Err: err,

@@ -14,6 +14,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
+	"dmloop/internal/guardrpc"
 	"dmloop/internal/manifest"
 )
 
@@ -324,7 +325,7 @@ func (g *tellable) Drop(ctx context.Context, name string) error {
 }
 
 func (g *tellable) OpenImage(ctx context.Context, _ manifest.Image) (*os.File, error) {
-	return nil, cmp.Or(ctx.Err(), ErrNotWatched)
+	return nil, cmp.Or(ctx.Err(), guardrpc.ErrNotWatched)
 }
 
 // Ctrl-C does not end what an unmap has begun, and the guard hears of its end.
