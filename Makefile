@@ -37,10 +37,13 @@ BOOT        ?= uml
 REBOOTS     ?= 1
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+UNPARAM     := mvdan.cc/unparam@v0.0.0-20260823230713-2fa3d841b0c8
+ERRORLINT   := github.com/polyfloyd/go-errorlint@v1.8.0
+DEADCODE    := golang.org/x/tools/cmd/deadcode@v0.49.0
 
 # Debian packages that the tests use; gcc is for the race detector.
 PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fdisk fio gcc kmod \
-	libc6-dev lvm2 mount qemu-system-x86 strace user-mode-linux util-linux xfsprogs xz-utils zstd
+	libc6-dev lvm2 mount qemu-system-x86 shellcheck strace user-mode-linux util-linux xfsprogs xz-utils zstd
 
 # Those that only the boot tests use: whole Debian guests and a kernel made for them.
 BOOT_PACKAGES := bc bison cryptsetup-bin debootstrap flex libelf-dev libssl-dev lintian make rpm
@@ -116,12 +119,17 @@ fuzz:
 		done; \
 	done
 
-lint:
+lint: deps
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted: $$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags vmtest,runner,boot ./...
 	$(GO) vet -tags man ./cmd/dmloop
 	$(GO) run $(STATICCHECK) -tags vmtest,runner,boot ./...
+	$(GO) run $(UNPARAM) -tests=false ./...
+	$(GO) run $(ERRORLINT) -test=false ./...
+	@dead=$$($(GO) run $(DEADCODE) -test -tags vmtest,runner,boot ./...); if [ -n "$$dead" ]; then echo "$$dead"; exit 1; fi
+	shellcheck -x -S warning internal/hostfiles/packages/prerm-guard \
+		$$(git ls-files | while read -r f; do head -n 1 "$$f" | grep -qaE '^#!.*(/|env )(ba)?sh( |$$)' && echo "$$f"; done)
 
 # The program for every architecture that Linux and Go have in common; nothing is run.
 cross:

@@ -74,11 +74,11 @@ func interrupted(err error) error {
 // onlyCanceled reports whether an end that was asked for is all that err tells: what
 // could not be undone then is to be read.
 func onlyCanceled(err error) bool {
-	switch e := err.(type) {
-	case interface{ Unwrap() []error }:
-		return !slices.ContainsFunc(e.Unwrap(), func(one error) bool { return !onlyCanceled(one) })
-	case interface{ Unwrap() error }:
-		return e.Unwrap() != nil && onlyCanceled(e.Unwrap())
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(joined.Unwrap(), func(one error) bool { return !onlyCanceled(one) })
+	}
+	if cause := errors.Unwrap(err); cause != nil {
+		return onlyCanceled(cause)
 	}
 	return errors.Is(err, context.Canceled)
 }

@@ -62,7 +62,8 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 	for {
 		info, err := conn.Info(dm.ByUUID(uuid))
 		if errors.Is(err, dm.ErrNotFound) {
-			return true, s.unlink(name)
+			s.unlink(name)
+			return true, nil
 		}
 		if err != nil {
 			return false, err
@@ -72,7 +73,9 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 		}
 		err = s.removeOnce(conn, uuid, false)
 		if err == nil || errors.Is(err, dm.ErrNotFound) {
-			return true, errors.Join(s.unlink(info.Name), s.unlink(name)) // somebody may have renamed the device
+			s.unlink(info.Name)
+			s.unlink(name) // somebody may have renamed the device
+			return true, nil
 		}
 		if !errors.Is(err, dm.ErrBusy) {
 			return false, err
@@ -86,11 +89,10 @@ func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err 
 
 // unlink removes what led to the device. What somebody put in the place of the link
 // is not ours to remove, and keeps nothing else from being released.
-func (s *System) unlink(name string) error {
+func (s *System) unlink(name string) {
 	if err := udev.Unlink(name); err != nil {
 		s.log.Warn("the device is gone, the path to it is not", "device", name, "error", err)
 	}
-	return nil
 }
 
 func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {

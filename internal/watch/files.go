@@ -92,7 +92,7 @@ func (w *Files) Watch(key string, image *os.File, path string) error {
 
 func watchError(path string, err error) error {
 	hint := ""
-	if err == unix.ENOSPC {
+	if errors.Is(err, unix.ENOSPC) {
 		hint = " (raise fs.inotify.max_user_watches)"
 	}
 	return fmt.Errorf("watching %s: inotify_add_watch: %w%s", path, err, hint)

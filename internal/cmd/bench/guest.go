@@ -83,9 +83,9 @@ func (b *bed) report(r row) {
 }
 
 // host makes an ext4 on a shim over dev and mounts it; the result takes it away.
-func (b *bed) host(dev string, mkfs ...string) (undo func()) {
+func (b *bed) host(dev string) (undo func()) {
 	must(b.program, "shim", dev, "host")
-	must("mkfs.ext4", append([]string{"-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"}, append(mkfs, "/dev/mapper/host")...)...)
+	must("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", "/dev/mapper/host")
 	must("mount", "/dev/mapper/host", b.dir)
 	return func() {
 		must("umount", b.dir)

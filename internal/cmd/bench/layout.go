@@ -77,7 +77,7 @@ func (b *bed) againstScript() {
 	b.report(row{What: "map / filefrag + awk + dmsetup create, 100,000 extents", Ours: us, Theirs: them, Unit: "ms", AtMost: true, Goal: goal})
 	whole, kernel := []float64{}, []float64{}
 	for range b.rounds {
-		_, log, ms, _ := execute(b.program, "-v", "map", "--no-guard", file, "big")
+		_, log, ms := execute(b.program, "-v", "map", "--no-guard", file, "big")
 		must(b.program, "unmap", "big")
 		whole = append(whole, ms)
 		kernel = append(kernel, ioctlTime(log))

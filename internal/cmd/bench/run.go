@@ -17,12 +17,12 @@ func must(name string, args ...string) string {
 
 // timed is must with the time from start to end in milliseconds.
 func timed(name string, args ...string) (stdout string, ms float64) {
-	out, _, ms, _ := execute(name, args...)
+	out, _, ms := execute(name, args...)
 	return out, ms
 }
 
-// execute runs a program that has to succeed: its outputs, time and peak memory in MiB.
-func execute(name string, args ...string) (stdout, stderr string, ms, mib float64) {
+// execute runs a program that has to succeed: its outputs, and its time in milliseconds.
+func execute(name string, args ...string) (stdout, stderr string, ms float64) {
 	var out, errOut bytes.Buffer
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -32,10 +32,7 @@ func execute(name string, args ...string) (stdout, stderr string, ms, mib float6
 	if err != nil {
 		check(fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, errOut.String()))
 	}
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		mib = float64(usage.Maxrss) / 1024
-	}
-	return out.String(), errOut.String(), ms, mib
+	return out.String(), errOut.String(), ms
 }
 
 // silent runs a program with its output thrown away by the kernel, so that

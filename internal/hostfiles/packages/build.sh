@@ -28,6 +28,8 @@ done
 {
 	echo "dmloop, block devices from regular files."
 	echo "Copyright 2026 the dmloop authors."
+	printf '\nLicensed under the Apache License, Version 2.0: /usr/share/common-licenses/Apache-2.0 on\n'
+	echo "Debian, https://www.apache.org/licenses/LICENSE-2.0 elsewhere."
 	go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/dmloop | sort -u |
 		while read -r module version dir; do
 			printf '\nThe program contains %s %s:\n\n' "$module" "$version"
@@ -45,8 +47,16 @@ done
 	printf '\nThe program contains the standard library of Go:\n\n'
 	cat "$(go env GOROOT)/LICENSE"
 } >bin/package/copyright
-printf 'dmloop (%s) unstable; urgency=medium\n\n  * The changes are in the history of the source.\n\n -- dmloop maintainers <maintainers@dmloop.example>  %s\n' \
-	"$VERSION" "$(date -R -u -d "@$SOURCE_DATE_EPOCH")" | gzip -9nc >bin/package/changelog.gz
+# The newest version's entries of CHANGELOG.md, as deb-changelog(5) has them.
+{
+	printf 'dmloop (%s) unstable; urgency=medium\n\n' "$VERSION"
+	awk '/^## /{ version++; next } version == 1 && NF { gsub(/\*\*/, ""); print }' CHANGELOG.md |
+		awk '/^- /{ if (entry) print entry; entry = substr($0, 3); next } { sub(/^ +/, ""); if (entry) entry = entry " " $0 } END { print entry }' |
+		while read -r entry; do
+			printf '%s\n' "$entry" | fold -s -w 74 | sed -e 's/ *$//' -e '1s/^/  * /' -e '1!s/^/    /'
+		done
+	printf '\n -- dmloop maintainers <maintainers@dmloop.example>  %s\n' "$(date -R -u -d "@$SOURCE_DATE_EPOCH")"
+} | gzip -9nc >bin/package/changelog.gz
 
 for package in dmloop dmloop-initramfs; do
 	for packager in deb rpm; do

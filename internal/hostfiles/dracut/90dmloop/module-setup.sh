@@ -1,5 +1,6 @@
 #!/bin/bash
 # dracut module: shims and images that the root file system needs.
+# shellcheck disable=SC2154 # dracut sets the variables of its own
 
 check() {
     require_binaries dmloop || return 1
