@@ -90,7 +90,7 @@ func Worst(findings []Finding) Severity {
 	return worst
 }
 
-// Reason joins the messages of the findings of severity s, as a manifest keeps
+// Reason joins the messages of the findings of severity s, as a record keeps
 // them.
 func Reason(findings []Finding, s Severity) string {
 	var parts []string

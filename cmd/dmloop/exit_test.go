@@ -17,7 +17,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/dm"
 	"dmloop/internal/lifecycle"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // The contract's numbers, written out: renumbering the classes must not change them.
@@ -87,7 +87,7 @@ func TestErrorsGetTheirCode(t *testing.T) {
 		"no space":                       {path(unix.ENOSPC), 1},
 		"wrapped twice":                  {fmt.Errorf("a: %w", fmt.Errorf("b: %w", path(unix.ENOENT))), 6},
 		"no device-mapper":               {fmt.Errorf("x: %w", dm.ErrNoDeviceMapper), 8},
-		"no such mapping":                {fmt.Errorf("x: %w", manifest.ErrNotFound), 6},
+		"no such mapping":                {fmt.Errorf("x: %w", record.ErrNotFound), 6},
 		"a rule":                         {problem(extents.Hole), 3},
 		"in use":                         {problem(extents.OpenElsewhere), 5},
 		"swap in use":                    {problem(extents.ActiveSwap, extents.OpenElsewhere), 5},

@@ -20,7 +20,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/vmtest"
 	"dmloop/internal/watch"
 )
@@ -122,7 +122,7 @@ func TestGuardLatency(t *testing.T) {
 		var times []time.Duration
 		before := len(stopTimes(t))
 		for range trials {
-			client, err := guardrpc.Dial(t.Context(), manifest.DefaultDir)
+			client, err := guardrpc.Dial(t.Context(), record.DefaultDir)
 			must(err)
 			_, err = client.Add(t.Context(), "vol")
 			must(err)
@@ -278,7 +278,7 @@ func TestFullGuardCheckCost(t *testing.T) {
 		name := fmt.Sprintf("cost%d", n)
 		vmtest.FragmentedFile(t, dir, name, n, 4096)
 		mustDmloop(t, "map", filepath.Join(dir, name), name)
-		client, err := guardrpc.Dial(t.Context(), manifest.DefaultDir)
+		client, err := guardrpc.Dial(t.Context(), record.DefaultDir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,7 +300,7 @@ func TestFullGuardCheckCost(t *testing.T) {
 
 func guardStatus(t testing.TB) guardrpc.Status {
 	t.Helper()
-	client, err := guardrpc.Dial(t.Context(), manifest.DefaultDir)
+	client, err := guardrpc.Dial(t.Context(), record.DefaultDir)
 	if err != nil {
 		t.Fatal(err)
 	}

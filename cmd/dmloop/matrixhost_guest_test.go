@@ -24,7 +24,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/ioctl"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/vmtest"
 )
 
@@ -341,7 +341,7 @@ func (h *matrixHost) torn(t *testing.T) bool {
 // checkNow makes the guard, if any, check the mapping in full.
 func (h *matrixHost) checkNow(t *testing.T) {
 	t.Helper()
-	client, err := guardrpc.Dial(t.Context(), manifest.DefaultDir)
+	client, err := guardrpc.Dial(t.Context(), record.DefaultDir)
 	if err != nil {
 		t.Fatalf("no guard: %v", err)
 	}
@@ -426,7 +426,7 @@ func (h *matrixHost) release(t *testing.T) {
 		h.target.writer.stop()
 		if r := dmloop(t, "unmap", "vol"); r.Code != 0 {
 			t.Logf("unmap: %s", r.Stderr)
-			if err := guardrpc.NewGuard(manifest.DefaultDir).Drop(t.Context(), "vol"); err != nil {
+			if err := guardrpc.NewGuard(record.DefaultDir).Drop(t.Context(), "vol"); err != nil {
 				t.Errorf("drop: %v", err)
 			}
 		}

@@ -17,7 +17,7 @@ import (
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/ioctl"
 	"dmloop/internal/lifecycle"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // cliEnv is what every command gets: where to print and what to work on.
@@ -74,7 +74,7 @@ func (e *cliEnv) system() *lifecycle.System {
 
 // run executes one command line and returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	return runWith(ctx, &cliEnv{stdout: stdout, stderr: stderr, stateDir: manifest.DefaultDir}, args)
+	return runWith(ctx, &cliEnv{stdout: stdout, stderr: stderr, stateDir: record.DefaultDir}, args)
 }
 
 func runWith(ctx context.Context, env *cliEnv, args []string) int {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/vmtest"
 )
 
@@ -50,7 +50,7 @@ func volume(t testing.TB, size string) (disk, lv string) {
 // checkedAgain has the guard read everything about vol anew.
 func checkedAgain(t testing.TB) {
 	t.Helper()
-	client, err := guardrpc.Dial(t.Context(), manifest.DefaultDir)
+	client, err := guardrpc.Dial(t.Context(), record.DefaultDir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ var level = map[string]int{
 	"internal/blockid":    2,
 	"internal/btrfs":      2,
 	"internal/dm":         2,
-	"internal/manifest":   2,
+	"internal/record":     2,
 	"internal/pin":        2,
 	"internal/size":       2,
 	"internal/swap":       2,

@@ -8,7 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Lister is a TableSource that knows all devices; *dm.Conn is one.
@@ -43,7 +43,7 @@ func Above(sysfs string, src Lister, number dmtable.Device) ([]dm.Entry, error) 
 	}
 	var above []dm.Entry
 	for _, e := range all {
-		if e.Device == number || slices.Contains(below, e.Device) || strings.HasPrefix(e.UUID, manifest.UUIDPrefix) {
+		if e.Device == number || slices.Contains(below, e.Device) || strings.HasPrefix(e.UUID, record.UUIDPrefix) {
 			continue
 		}
 		theirs, err := w.uses(e.Device)
@@ -104,7 +104,7 @@ func (w walk) ground(seg dmtable.Segment) ([]dmtable.Segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	if mapped && !strings.HasPrefix(info.UUID, manifest.UUIDPrefix) {
+	if mapped && !strings.HasPrefix(info.UUID, record.UUIDPrefix) {
 		return w.rows(seg.Device, table, seg.Start, min(seg.End(), table.Size()))
 	}
 	disk, start, err := d.disk()

@@ -17,7 +17,7 @@ import (
 	"dmloop/internal/hostfiles"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // System is what a boot needs of the use cases; *lifecycle.System is one.
@@ -25,8 +25,8 @@ type System interface {
 	EnsureShim(ctx context.Context, path, name string) (device string, there bool, err error)
 	EnsureMapped(ctx context.Context, path string, o lifecycle.MapOptions) (st lifecycle.Status, there bool, err error)
 	Inspect(ctx context.Context, path string) (image.Identity, extents.Layout, error)
-	Recorded(ctx context.Context, target string) (manifest.Manifest, image.Mount, error)
-	Restore(ctx context.Context, m manifest.Manifest) (lifecycle.Status, error)
+	Recorded(ctx context.Context, target string) (record.Record, image.Mount, error)
+	Restore(ctx context.Context, m record.Record) (lifecycle.Status, error)
 	Unmap(ctx context.Context, target string, o lifecycle.UnmapOptions) error
 	MapLoop(ctx context.Context, path string, o lifecycle.MapOptions) (device string, err error)
 }
@@ -150,18 +150,18 @@ func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockid.Devi
 	if err != nil {
 		return nil, err
 	}
-	record := m.Record
-	if record.Table, err = m.Table(device.Number); err != nil {
+	rec := m.Record
+	if rec.Table, err = m.Table(device.Number); err != nil {
 		return nil, err
 	}
-	record.Image.Path = filepath.Join(Point(record.Name), m.Path)
-	record.Image.Major, record.Image.Minor = below.Number.Major, below.Number.Minor
-	record.Base = manifest.Base{Device: below.Number, Name: m.Host.Shim, Table: fmt.Sprintf("0 %d linear %s 0\n", device.Size, device.Number)}
-	if record.Base.UUID, err = dmUUID(b.Devices.Sys, below.Name); err != nil {
+	rec.Image.Path = filepath.Join(Point(rec.Name), m.Path)
+	rec.Image.Major, rec.Image.Minor = below.Number.Major, below.Number.Minor
+	rec.Base = record.Base{Device: below.Number, Name: m.Host.Shim, Table: fmt.Sprintf("0 %d linear %s 0\n", device.Size, device.Number)}
+	if rec.Base.UUID, err = dmUUID(b.Devices.Sys, below.Name); err != nil {
 		return nil, err
 	}
-	record.Guard = true
-	if _, err := b.System.Restore(ctx, record); err != nil {
+	rec.Guard = true
+	if _, err := b.System.Restore(ctx, rec); err != nil {
 		return reasonsOf(err), nil
 	}
 	return nil, nil
@@ -177,7 +177,7 @@ func dmUUID(sys, name string) (string, error) {
 // guard starts in the real root.
 func mapOptions(m Manifest) lifecycle.MapOptions {
 	r := m.Record
-	id := strings.TrimPrefix(r.UUID, manifest.UUIDPrefix)
+	id := strings.TrimPrefix(r.UUID, record.UUIDPrefix)
 	if len(id) > 32 {
 		id = id[:32]
 	}

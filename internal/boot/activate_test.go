@@ -14,14 +14,14 @@ import (
 	"dmloop/internal/blockid"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // fakeSystem records what it is asked.
 type fakeSystem struct {
 	t        *testing.T
 	shims    []string
-	restored []manifest.Manifest
+	restored []record.Record
 	err      error // of Restore
 }
 
@@ -40,11 +40,11 @@ func (f *fakeSystem) Inspect(context.Context, string) (image.Identity, extents.L
 	return image.Identity{}, extents.Layout{}, nil
 }
 
-func (f *fakeSystem) Recorded(context.Context, string) (manifest.Manifest, image.Mount, error) {
-	return manifest.Manifest{}, image.Mount{}, errors.New("no record")
+func (f *fakeSystem) Recorded(context.Context, string) (record.Record, image.Mount, error) {
+	return record.Record{}, image.Mount{}, errors.New("no record")
 }
 
-func (f *fakeSystem) Restore(_ context.Context, m manifest.Manifest) (lifecycle.Status, error) {
+func (f *fakeSystem) Restore(_ context.Context, m record.Record) (lifecycle.Status, error) {
 	f.restored = append(f.restored, m)
 	return lifecycle.Status{}, f.err
 }

@@ -16,7 +16,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Version is the version of the stored format.
@@ -53,12 +53,12 @@ type Host struct {
 
 // Manifest is what is known of an image when the machine starts.
 type Manifest struct {
-	Version  int               `json:"version"`
-	Way      Way               `json:"way"`
-	Fallback Fallback          `json:"fallback"`
-	Host     Host              `json:"host"`
-	Path     string            `json:"path"` // of the image, from the root of its file system
-	Record   manifest.Manifest `json:"-"`
+	Version  int           `json:"version"`
+	Way      Way           `json:"way"`
+	Fallback Fallback      `json:"fallback"`
+	Host     Host          `json:"host"`
+	Path     string        `json:"path"` // of the image, from the root of its file system
+	Record   record.Record `json:"-"`
 }
 
 // Point is where the host file system of the mapping called name is mounted.
@@ -75,11 +75,11 @@ func Encode(m Manifest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	record, err := manifest.Encode(m.Record)
+	encoded, err := record.Encode(m.Record)
 	if err != nil {
 		return nil, err
 	}
-	b := append(append(head, '\n'), record...)
+	b := append(append(head, '\n'), encoded...)
 	sum := sha256.Sum256(b)
 	return append(b, sumPrefix+hex.EncodeToString(sum[:])+"\n"...), nil
 }
@@ -92,7 +92,7 @@ func Decode(b []byte) (Manifest, error) {
 	if !found || text != hex.EncodeToString(sum[:])+"\n" {
 		return Manifest{}, errors.New("damaged: the checksum does not hold")
 	}
-	head, record, _ := bytes.Cut(b[:at], []byte("\n"))
+	head, stored, _ := bytes.Cut(b[:at], []byte("\n"))
 	var m Manifest
 	if err := json.Unmarshal(head, &m); err != nil {
 		return Manifest{}, fmt.Errorf("not a boot manifest: %w", err)
@@ -101,7 +101,7 @@ func Decode(b []byte) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("boot manifest of version %d, this dmloop knows version %d", m.Version, Version)
 	}
 	var err error
-	if m.Record, err = manifest.Decode(record); err != nil {
+	if m.Record, err = record.Decode(stored); err != nil {
 		return Manifest{}, err
 	}
 	return m, m.check()

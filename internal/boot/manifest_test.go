@@ -11,7 +11,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // sample is a manifest of an image of two pieces.
@@ -25,12 +25,12 @@ func sample(t *testing.T) Manifest {
 	return Manifest{
 		Version: Version, Way: Verify, Fallback: Shell, Path: "/images/root.img",
 		Host: Host{Filesystem: "ext4", UUID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", PartUUID: "1234abcd-01", Sectors: 1 << 20, Shim: "host", Base: base},
-		Record: manifest.Manifest{
-			Version: manifest.Version, Name: "root", UUID: "DMLOOP-00112233445566778899aabbccddeeff-root", State: manifest.Healthy,
-			Image: manifest.Image{Path: "/mnt/images/root.img", Inode: 12, Generation: 7, Birth: 99, Size: 2 << 20, Filesystem: "ext4"},
+		Record: record.Record{
+			Version: record.Version, Name: "root", UUID: "DMLOOP-00112233445566778899aabbccddeeff-root", State: record.Healthy,
+			Image: record.Image{Path: "/mnt/images/root.img", Inode: 12, Generation: 7, Birth: 99, Size: 2 << 20, Filesystem: "ext4"},
 			Size:  2 << 20, Extents: 2, Grade: "kernel", OnChange: "error", Guard: true,
-			Pins:   []manifest.Pin{{Kind: "immutable", Ours: true}},
-			Base:   manifest.Base{Device: dmtable.Device{Major: 254}, Name: "host", UUID: "DMLOOPSHIM-1-host", Table: "0 1048576 linear 8:1 0\n"},
+			Pins:   []record.Pin{{Kind: "immutable", Ours: true}},
+			Base:   record.Base{Device: dmtable.Device{Major: 254}, Name: "host", UUID: "DMLOOPSHIM-1-host", Table: "0 1048576 linear 8:1 0\n"},
 			Layout: extents.Layout{Size: 2 << 20, Extents: []extents.Extent{{Logical: 0, Physical: 2 << 20, Length: 1 << 20}, {Logical: 1 << 20, Physical: 8 << 20, Length: 1 << 20}}},
 			Table:  table,
 		},

@@ -10,12 +10,12 @@ import (
 	"dmloop/internal/blockid"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Recorder has the records of live mappings; *lifecycle.System is one.
 type Recorder interface {
-	Recorded(ctx context.Context, target string) (manifest.Manifest, image.Mount, error)
+	Recorded(ctx context.Context, target string) (record.Record, image.Mount, error)
 }
 
 // SaveOptions are the choices of `dmloop boot save`.
@@ -26,14 +26,14 @@ type SaveOptions struct {
 
 // Make returns the manifest of a live, sound mapping.
 func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target string, o SaveOptions) (Manifest, error) {
-	record, mount, err := sys.Recorded(ctx, target)
+	rec, mount, err := sys.Recorded(ctx, target)
 	if err != nil {
 		return Manifest{}, err
 	}
 	refuse := func(format string, args ...any) (Manifest, error) {
 		return Manifest{}, &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: fmt.Sprintf(format, args...)}
 	}
-	base, reason := shimBase(record.Base)
+	base, reason := shimBase(rec.Base)
 	if reason != "" {
 		return Manifest{}, &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: reason,
 			Hint: "mount the host file system from a shim: dmloop shim --help"}
@@ -58,27 +58,27 @@ func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target stri
 	if err != nil {
 		return Manifest{}, err
 	}
-	inside, ok := strings.CutPrefix(record.Image.Path, strings.TrimSuffix(mount.Point, "/"))
+	inside, ok := strings.CutPrefix(rec.Image.Path, strings.TrimSuffix(mount.Point, "/"))
 	if !ok || !strings.HasPrefix(inside, "/") {
 		return refuse("the image is not found below the mount point %s any more", mount.Point)
 	}
 	m := Manifest{
-		Way: o.Way, Fallback: o.Fallback, Record: record, Path: path.Join(mount.Root, inside),
-		Host: Host{Filesystem: fs.Type, UUID: fs.UUID, PartUUID: partUUID, Sectors: device.Size, Shim: record.Base.Name, Base: base},
+		Way: o.Way, Fallback: o.Fallback, Record: rec, Path: path.Join(mount.Root, inside),
+		Host: Host{Filesystem: fs.Type, UUID: fs.UUID, PartUUID: partUUID, Sectors: device.Size, Shim: rec.Base.Name, Base: base},
 	}
-	if len(record.Parts) > 0 {
+	if len(rec.Parts) > 0 {
 		return refuse("partitions inside an image are not brought up at boot: map it without --partscan")
 	}
-	if record.Sealed && fs.Type == "f2fs" {
+	if rec.Sealed && fs.Type == "f2fs" {
 		return refuse("%v", errSealedOnF2FS)
 	}
-	m.Record.State, m.Record.Reason, m.Record.Device = manifest.Healthy, "", dmtable.Device{}
+	m.Record.State, m.Record.Reason, m.Record.Device = record.Healthy, "", dmtable.Device{}
 	return m, m.check()
 }
 
 // shimBase returns the device below a host device that shows one whole other device,
 // which is what a shim does and what can be made again at boot from a UUID alone.
-func shimBase(host manifest.Base) (dmtable.Device, string) {
+func shimBase(host record.Base) (dmtable.Device, string) {
 	table, err := dmtable.ParseText(host.Table)
 	if err != nil {
 		return dmtable.Device{}, err.Error()

@@ -13,9 +13,9 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/frozen"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 // actions carries out what package guard decides about one mapping.
@@ -58,9 +58,9 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 // dmloop's to set. When it fails, those that are in force stay so, and the next check
 // asks anew who has the image open, as long as the kernel does not hold it.
 func (a *actions) Restore(ctx context.Context, lost []string) error {
-	record := a.m.record
+	rec := a.m.record
 	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
-		return !slices.Contains(lost, string(k)) || k == pin.Swap && pin.ClaimMoves(record.Image.Filesystem)
+		return !slices.Contains(lost, string(k)) || k == pin.Swap && pin.ClaimMoves(rec.Image.Filesystem)
 	})
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)
@@ -85,7 +85,7 @@ func (a *actions) Restore(ctx context.Context, lost []string) error {
 	if err != nil {
 		return err
 	}
-	a.d.Log.Warn("lost pins were set again", "mapping", record.Name, "pins", lost)
+	a.d.Log.Warn("lost pins were set again", "mapping", rec.Name, "pins", lost)
 	return nil
 }
 
@@ -116,9 +116,9 @@ func (a *actions) pin(ctx context.Context, kinds []pin.Kind) error {
 	if err := frozen.Ask(ctx, int(a.m.image.File().Fd()), thawPatience); err != nil {
 		return err // the next check tries again
 	}
-	record := a.m.record
-	_, err := pin.Set(a.m.image.File(), record.Image.Filesystem, record.Name, kinds, &claim.Claim{
-		Context: ctx, Image: a.m.image, Log: a.d.Log, Unsafe: record.Unsafe, Wait: image.Wait{Patience: briefly}})
+	rec := a.m.record
+	_, err := pin.Set(a.m.image.File(), rec.Image.Filesystem, rec.Name, kinds, &claim.Claim{
+		Context: ctx, Image: a.m.image, Log: a.d.Log, Unsafe: rec.Unsafe, Wait: image.Wait{Patience: briefly}})
 	return err
 }
 
@@ -152,7 +152,7 @@ func (a *actions) Report(r guard.Report) {
 	if r.ActError != "" {
 		reason += "; " + r.ActError
 	}
-	state := manifest.State(r.Decision.State)
+	state := record.State(r.Decision.State)
 	if state != a.m.record.State || r.Checks > 1 {
 		a.d.records.update(a.m.record, state, reason, a.proof)
 	}

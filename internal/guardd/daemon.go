@@ -24,9 +24,9 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/ration"
+	"dmloop/internal/record"
 	"dmloop/internal/watch"
 )
 
@@ -63,7 +63,7 @@ type Config struct {
 // Daemon is a running guard.
 type Daemon struct {
 	Config
-	store    *manifest.Store
+	store    *record.Store
 	started  time.Time
 	counts   *counters
 	budget   *guard.Budget
@@ -93,7 +93,7 @@ type Daemon struct {
 // adopts what is mapped, tells the service manager that it is ready, and serves
 // until ctx ends. It leaves all mappings as they are.
 func Run(ctx context.Context, c Config) error {
-	store, err := manifest.Open(c.Dir, true)
+	store, err := record.Open(c.Dir, true)
 	if err != nil {
 		return err
 	}

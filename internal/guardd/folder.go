@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/watch"
 )
 
@@ -192,7 +192,7 @@ func (d *Daemon) unrecorded(name string) bool {
 }
 
 // remembered is the record of a watched mapping as it has to be now.
-func (d *Daemon) remembered(name string) (m manifest.Manifest, watched bool) {
+func (d *Daemon) remembered(name string) (m record.Record, watched bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	mp := d.mappings[name]
@@ -203,9 +203,9 @@ func (d *Daemon) remembered(name string) (m manifest.Manifest, watched bool) {
 	if s := mp.saved; s.UUID == m.UUID { // what map adds while it is watched already
 		m.State, m.Reason, m.Parts, m.Pins, m.Grade, m.Proof = s.State, s.Reason, s.Parts, s.Pins, s.Grade, s.Proof
 	}
-	if m.State != manifest.Releasing {
+	if m.State != record.Releasing {
 		r := mp.watch.Last()
-		m.State, m.Reason = manifest.State(r.Decision.State), r.Decision.Reason
+		m.State, m.Reason = record.State(r.Decision.State), r.Decision.Reason
 	}
 	return m, true
 }

@@ -14,7 +14,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/watch"
 )
 
@@ -106,7 +106,7 @@ func (d *Daemon) Add(ctx context.Context, s *guardrpc.Session, name string) (sta
 
 func (d *Daemon) add(ctx context.Context, s *guardrpc.Session, name string) (guardrpc.MappingState, error) {
 	m, err := d.store.Load(name)
-	if errors.Is(err, manifest.ErrNotFound) {
+	if errors.Is(err, record.ErrNotFound) {
 		return guardrpc.MappingState{}, guardrpc.Errorf(guardrpc.KindNotFound, "%v", err)
 	}
 	if err != nil {
@@ -127,7 +127,7 @@ func (d *Daemon) add(ctx context.Context, s *guardrpc.Session, name string) (gua
 
 // preparedImage returns a duplicate of the descriptor that the client prepared m's
 // image with, or nil when there is none of use.
-func (d *Daemon) preparedImage(s *guardrpc.Session, m manifest.Manifest) *image.Image {
+func (d *Daemon) preparedImage(s *guardrpc.Session, m record.Record) *image.Image {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	own := d.sessions[s]
@@ -155,7 +155,7 @@ func (d *Daemon) Drop(_ context.Context, name string) error {
 // Open implements guardrpc.Handler. A client of an earlier version names no inode: then
 // the path is looked up, and where nothing is any more, the mapping that was made there
 // is meant.
-func (d *Daemon) Open(_ context.Context, want manifest.Image) (*os.File, error) {
+func (d *Daemon) Open(_ context.Context, want record.Image) (*os.File, error) {
 	id := watch.FileID{Device: want.Device(), Inode: want.Inode}
 	gone := false
 	if want.Inode == 0 {
@@ -181,7 +181,7 @@ func (d *Daemon) Open(_ context.Context, want manifest.Image) (*os.File, error) 
 }
 
 // Record implements guardrpc.Handler.
-func (d *Daemon) Record(_ context.Context, name string) (manifest.Manifest, error) {
+func (d *Daemon) Record(_ context.Context, name string) (record.Record, error) {
 	m, watched := d.remembered(name)
 	if !watched {
 		return m, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", name)

@@ -16,22 +16,22 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
+	"dmloop/internal/record"
 	"dmloop/internal/watch"
 )
 
 // mapping is one watched mapping.
 type mapping struct {
 	d       *Daemon
-	record  manifest.Manifest
+	record  record.Record
 	devices map[dmtable.Device]bool // whose uevents concern it
 	watch   *guard.Watch
 	reader  *observe.Reader // of the watch's goroutine; nil until the image is open
 	stop    context.CancelFunc
 	done    chan struct{}
 
-	saved manifest.Manifest // its record's head as saved last since it is watched; with Daemon.mu held
+	saved record.Record // its record's head as saved last since it is watched; with Daemon.mu held
 
 	// Set once, with Daemon.mu held.
 	image  *image.Image
@@ -43,7 +43,7 @@ type mapping struct {
 // is opened by its path, again and again, until that works or the watch runs out
 // of patience. When the check finds the mapping different, what its policy says has
 // been done, and the error says what was found.
-func (d *Daemon) begin(ctx context.Context, m manifest.Manifest, img *image.Image) (*mapping, error) {
+func (d *Daemon) begin(ctx context.Context, m record.Record, img *image.Image) (*mapping, error) {
 	mp := &mapping{d: d, record: m, devices: concerned(m), done: make(chan struct{})}
 	if img != nil {
 		if err := mp.attach(img); err != nil {
@@ -62,7 +62,7 @@ func (d *Daemon) begin(ctx context.Context, m manifest.Manifest, img *image.Imag
 		mp.watch.Run(running)
 	}()
 	switch worst := guard.Worst(report.Findings); {
-	case worst == guard.Different && m.State != manifest.Stale:
+	case worst == guard.Different && m.State != record.Stale:
 		return mp, guardrpc.Errorf(guardrpc.KindDifferent, "%s", report.Decision.Reason)
 	case report.Checks == 0:
 		return mp, ctx.Err()
@@ -123,7 +123,7 @@ func (m *mapping) Full(ctx context.Context, quick guard.Observed) guard.Observed
 
 // concerned lists the devices whose uevents are hints for m: the host device, the
 // mapping's own, and those that its rows lie on.
-func concerned(m manifest.Manifest) map[dmtable.Device]bool {
+func concerned(m record.Record) map[dmtable.Device]bool {
 	devices := map[dmtable.Device]bool{m.Base.Device: true, m.Device: true}
 	for _, row := range m.Table {
 		if segment, err := row.Segment(); err == nil {
@@ -137,13 +137,13 @@ func concerned(m manifest.Manifest) map[dmtable.Device]bool {
 // is gone. It is asked when the device is gone, so that the rest can be released now.
 func (m *mapping) leaving() bool {
 	now, err := m.d.store.Head(m.record.Name)
-	if errors.Is(err, manifest.ErrNotFound) {
+	if errors.Is(err, record.ErrNotFound) {
 		return true
 	}
-	if err == nil && now.State == manifest.Releasing {
+	if err == nil && now.State == record.Releasing {
 		m.d.releases.expect(m.record.Name)
 	}
-	return err == nil && (now.UUID != m.record.UUID || now.State == manifest.Releasing || now.State == manifest.Mapping)
+	return err == nil && (now.UUID != m.record.UUID || now.State == record.Releasing || now.State == record.Mapping)
 }
 
 // hostStopped reports whether the image lies within another mapped image that was
@@ -151,7 +151,7 @@ func (m *mapping) leaving() bool {
 // outer mapping, a suspension perhaps, has no effect on this one.
 func (m *mapping) hostStopped() bool {
 	base := m.record.Base
-	if !strings.HasPrefix(base.UUID, manifest.UUIDPrefix) {
+	if !strings.HasPrefix(base.UUID, record.UUIDPrefix) {
 		return false
 	}
 	m.d.mu.Lock()
@@ -161,7 +161,7 @@ func (m *mapping) hostStopped() bool {
 		return guard.Worst(outer.watch.Last().Findings) == guard.Different
 	}
 	now, err := m.d.store.Head(base.Name)
-	return err == nil && now.UUID == base.UUID && (now.State.Broken() || now.State == manifest.Suspended)
+	return err == nil && now.UUID == base.UUID && (now.State.Broken() || now.State == record.Suspended)
 }
 
 // forgetGone forgets the mappings of which neither record nor device is left, in case
@@ -192,7 +192,7 @@ func (d *Daemon) gone(name string) bool {
 // askUnrecorded asks device-mapper for the device of a watched mapping that has no
 // record. It asks about no other.
 func (d *Daemon) askUnrecorded(name string) (asked bool, err error) {
-	if _, err := d.store.Head(name); !errors.Is(err, manifest.ErrNotFound) {
+	if _, err := d.store.Head(name); !errors.Is(err, record.ErrNotFound) {
 		return false, nil
 	}
 	d.mu.Lock()
@@ -283,7 +283,7 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 			d.Log.Error("a record cannot be read, its mapping is not watched", "mapping", name, "error", err)
 			continue
 		}
-		if m.State == manifest.Releasing || m.State == manifest.Mapping {
+		if m.State == record.Releasing || m.State == record.Mapping {
 			d.releases.expect(name)
 		}
 		if !adoptable(m) && !d.lingers(m) {
@@ -304,14 +304,14 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 
 // adoptable reports whether m is live and as it was recorded, as far as its record
 // says. What a command has under way is that command's.
-func adoptable(m manifest.Manifest) bool {
-	return m.Guard && (m.State == manifest.Healthy || m.State == manifest.Weakened || m.State == manifest.Stale)
+func adoptable(m record.Record) bool {
+	return m.Guard && (m.State == record.Healthy || m.State == record.Weakened || m.State == record.Stale)
 }
 
 // lingers reports whether m is being released and live all the same, until the last
 // user closes its device (unmap --deferred). Its blocks have to stay as long.
-func (d *Daemon) lingers(m manifest.Manifest) bool {
-	if !m.Guard || m.State != manifest.Releasing {
+func (d *Daemon) lingers(m record.Record) bool {
+	if !m.Guard || m.State != record.Releasing {
 		return false
 	}
 	info, err := d.Mapper.Info(dm.ByUUID(m.UUID))
@@ -320,7 +320,7 @@ func (d *Daemon) lingers(m manifest.Manifest) bool {
 
 // duplicate returns an Image of the same open description as f, which counts as one
 // opener only, or nil when f is no read-only descriptor of m's image.
-func duplicate(f *os.File, m manifest.Manifest) (*image.Image, error) {
+func duplicate(f *os.File, m record.Record) (*image.Image, error) {
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl F_GETFL", err)

@@ -6,7 +6,7 @@ import (
 	"os"
 
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Own is the guard as the use case sees it with which it finishes what a command left: the
@@ -31,7 +31,7 @@ func (o *Own) Add(ctx context.Context, name string) error {
 func (o *Own) Drop(ctx context.Context, name string) error { return o.d.Drop(ctx, name) }
 
 // Record returns the record of a watched mapping, without layout and table.
-func (o *Own) Record(ctx context.Context, name string) (manifest.Manifest, error) {
+func (o *Own) Record(ctx context.Context, name string) (record.Record, error) {
 	return o.d.Record(ctx, name)
 }
 
@@ -45,7 +45,7 @@ func (o *Own) Watched(context.Context) (map[string]bool, error) {
 }
 
 // OpenImage returns a descriptor of an image that is watched, or guardrpc.ErrNotWatched.
-func (o *Own) OpenImage(ctx context.Context, want manifest.Image) (*os.File, error) {
+func (o *Own) OpenImage(ctx context.Context, want record.Image) (*os.File, error) {
 	f, err := o.d.Open(ctx, want)
 	var refused *guardrpc.Error
 	if errors.As(err, &refused) && refused.Kind == guardrpc.KindNotFound {

@@ -7,13 +7,13 @@ import (
 	"sync"
 	"time"
 
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // recorder brings records up to date with what the guard found. It waits for the
 // state folder's lock as long as it takes, in a goroutine of its own.
 type recorder struct {
-	store  *manifest.Store
+	store  *record.Store
 	log    *slog.Logger
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -25,7 +25,7 @@ type recorder struct {
 
 type change struct {
 	name, uuid string
-	state      manifest.State
+	state      record.State
 	reason     string
 	proof      *bool // what the record says of the proof from now on; nil leaves it
 }
@@ -33,7 +33,7 @@ type change struct {
 // goodbye is how long the end of the guard waits for records to be written.
 const goodbye = 5 * time.Second
 
-func newRecorder(store *manifest.Store, log *slog.Logger) *recorder {
+func newRecorder(store *record.Store, log *slog.Logger) *recorder {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &recorder{
 		store: store, log: log, cancel: cancel,
@@ -45,7 +45,7 @@ func newRecorder(store *manifest.Store, log *slog.Logger) *recorder {
 
 // update has the state of m's record changed soon, and its proof unless that is nil. It
 // does not wait.
-func (r *recorder) update(m manifest.Manifest, state manifest.State, reason string, proof *bool) {
+func (r *recorder) update(m record.Record, state record.State, reason string, proof *bool) {
 	r.mu.Lock()
 	r.pending[m.UUID] = change{name: m.Name, uuid: m.UUID, state: state, reason: reason, proof: proof}
 	r.mu.Unlock()
@@ -123,13 +123,13 @@ func (r *recorder) writeAll() {
 // being taken down by a command.
 func (r *recorder) write(c change) error {
 	m, err := r.store.Head(c.name)
-	if errors.Is(err, manifest.ErrNotFound) {
+	if errors.Is(err, record.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if m.UUID != c.uuid || m.State == manifest.Releasing || m.State == manifest.Mapping {
+	if m.UUID != c.uuid || m.State == record.Releasing || m.State == record.Mapping {
 		return nil
 	}
 	if m.State == c.state && m.Reason == c.reason && (c.proof == nil || *c.proof == m.Proof) {

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Between tries to finish a release: the command at work is given a moment, what
@@ -63,7 +63,7 @@ func (r *releases) count() int {
 // missed.
 func (d *Daemon) recordSaved(file string) {
 	names := []string{file}
-	if name, ok := manifest.NameOf(file); ok {
+	if name, ok := record.NameOf(file); ok {
 		names = []string{name}
 	} else if file != "" {
 		return // not a record
@@ -80,7 +80,7 @@ func (d *Daemon) recordSaved(file string) {
 			mp.saved = m
 		}
 		d.mu.Unlock()
-		if d.Finish != nil && (m.State == manifest.Releasing || m.State == manifest.Mapping) {
+		if d.Finish != nil && (m.State == record.Releasing || m.State == record.Mapping) {
 			d.releases.expect(name)
 		}
 	}
@@ -90,7 +90,7 @@ func (d *Daemon) recordSaved(file string) {
 // or was.
 func (d *Daemon) halfWay(name string) bool {
 	m, err := d.store.Head(name)
-	return err == nil && (m.State == manifest.Releasing || m.State == manifest.Mapping)
+	return err == nil && (m.State == record.Releasing || m.State == record.Mapping)
 }
 
 // tendReleases ends what killed commands left. Finish takes the lock that every

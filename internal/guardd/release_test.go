@@ -10,7 +10,7 @@ import (
 
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // finisher stands for the use case: it removes the device and then the record, as every
@@ -30,7 +30,7 @@ func (r *rig) finisher(failures int32) (calls *atomic.Int32) {
 	return calls
 }
 
-func (r *rig) setState(s manifest.State) {
+func (r *rig) setState(s record.State) {
 	r.t.Helper()
 	m := r.record()
 	m.State = s
@@ -39,11 +39,11 @@ func (r *rig) setState(s manifest.State) {
 
 func (r *rig) gone() bool {
 	_, err := r.store.Head("vol")
-	return errors.Is(err, manifest.ErrNotFound)
+	return errors.Is(err, record.ErrNotFound)
 }
 
 func TestFinishesWhatWasLeftBefore(t *testing.T) {
-	for _, state := range []manifest.State{manifest.Releasing, manifest.Mapping} {
+	for _, state := range []record.State{record.Releasing, record.Mapping} {
 		r := newRig(t)
 		calls := r.finisher(0)
 		r.setState(state)
@@ -66,11 +66,11 @@ func TestFinishesWhatACommandLeaves(t *testing.T) {
 		}
 		return text
 	}
-	r.setState(manifest.Weakened) // not the end of anything
+	r.setState(record.Weakened) // not the end of anything
 	if want := `dmloop_guard_mappings{state="releasing"} 0`; !strings.Contains(metrics(), want) {
 		t.Errorf("the metrics lack %s", want)
 	}
-	r.setState(manifest.Releasing)
+	r.setState(record.Releasing)
 	r.await("the metrics", func() bool { return strings.Contains(metrics(), `dmloop_guard_mappings{state="releasing"} 1`) })
 	r.await("a second try", r.gone)
 	if n := calls.Load(); n != 2 {
@@ -91,7 +91,7 @@ func TestDeferredRemovalIsFinished(t *testing.T) {
 		return r.store.Delete("vol")
 	}
 	c, _ := r.start()
-	r.setState(manifest.Releasing)
+	r.setState(record.Releasing)
 	r.await("the first try", func() bool { return tries.Load() > 0 })
 	if _, err := r.kernel.Conn().Remove(dm.ByUUID(uuid), dm.RemoveOptions{}); err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestAdoptsWhatLingers(t *testing.T) {
 	if _, err := r.kernel.Conn().Remove(dm.ByName("vol"), dm.RemoveOptions{Deferred: true}); err != nil {
 		t.Fatal(err)
 	}
-	r.setState(manifest.Releasing)
+	r.setState(record.Releasing)
 	c, _ := r.start()
 	st, err := c.Status(t.Context())
 	if err != nil || len(st.Mappings) != 1 {
@@ -127,7 +127,7 @@ func TestAdoptsWhatLingers(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await("the tear-down", r.tornDown)
-	if got := r.record().State; got != manifest.Releasing {
+	if got := r.record().State; got != record.Releasing {
 		t.Errorf("the record says %s", got)
 	}
 }

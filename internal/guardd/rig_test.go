@@ -18,7 +18,7 @@ import (
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // rig is a state folder, an image and a fake device-mapper with its mapping.
@@ -27,7 +27,7 @@ type rig struct {
 	dir    string
 	image  string
 	kernel *dmtest.Kernel
-	store  *manifest.Store
+	store  *record.Store
 	pace   guard.Pace
 	idle   time.Duration
 	finish func(context.Context) error
@@ -42,7 +42,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, dir: filepath.Join(dir, "state"), image: filepath.Join(dir, "image"), kernel: dmtest.New(), pace: never}
-	store, err := manifest.Open(r.dir, true)
+	store, err := record.Open(r.dir, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,17 +105,17 @@ func (r *rig) mapImage() {
 	host := r.live("host", "LVM-x", below)
 	own := r.live("vol", uuid, table)
 	id, layout := r.readImage(r.image)
-	r.save(manifest.Manifest{
-		Name: "vol", UUID: uuid, Device: own.Device, State: manifest.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
-		Image: manifest.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
+	r.save(record.Record{
+		Name: "vol", UUID: uuid, Device: own.Device, State: record.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
+		Image: record.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: "ext4"},
 		Size: 64 << 10, Layout: layout, Table: table, OnChange: "error",
-		Base: manifest.Base{Device: host.Device, UUID: "LVM-x", Table: below.String()},
+		Base: record.Base{Device: host.Device, UUID: "LVM-x", Table: below.String()},
 	})
 }
 
 // within maps an image that lies on a file system inside the mapping outer.
-func (r *rig) within(outer manifest.Manifest) manifest.Manifest {
+func (r *rig) within(outer record.Record) record.Record {
 	r.t.Helper()
 	path := filepath.Join(filepath.Dir(r.image), "inner")
 	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
@@ -126,13 +126,13 @@ func (r *rig) within(outer manifest.Manifest) manifest.Manifest {
 	m.Name, m.UUID, m.OnChange = "inner", "DMLOOP-00000000000000000000000000000002-inner", "error"
 	m.Image.Path, m.Image.Inode, m.Image.Generation, m.Image.Birth = path, id.Inode, id.Generation, id.Birth
 	m.Layout = layout
-	m.Base = manifest.Base{Device: outer.Device, Name: outer.Name, UUID: outer.UUID, Table: outer.Table.String()}
+	m.Base = record.Base{Device: outer.Device, Name: outer.Name, UUID: outer.UUID, Table: outer.Table.String()}
 	m.Device = r.live(m.Name, m.UUID, m.Table).Device
 	r.save(m)
 	return m
 }
 
-func (r *rig) save(m manifest.Manifest) {
+func (r *rig) save(m record.Record) {
 	r.t.Helper()
 	if err := r.store.Save(m); err != nil {
 		r.t.Fatal(err)
@@ -140,7 +140,7 @@ func (r *rig) save(m manifest.Manifest) {
 }
 
 // policy gives the mapping another policy and returns its record.
-func (r *rig) policy(onChange string) manifest.Manifest {
+func (r *rig) policy(onChange string) record.Record {
 	r.t.Helper()
 	m := r.record()
 	m.OnChange = onChange
@@ -148,7 +148,7 @@ func (r *rig) policy(onChange string) manifest.Manifest {
 	return m
 }
 
-func (r *rig) record() manifest.Manifest {
+func (r *rig) record() record.Record {
 	r.t.Helper()
 	m, err := r.store.Load("vol")
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Time-outs for callers whose context has no deadline. A first full check of a
@@ -62,9 +62,9 @@ func (c *Client) Prepare(ctx context.Context, image *os.File) (Prepared, error) 
 	return *a.Prepared, nil
 }
 
-// Add makes the guard watch the mapping called name, whose manifest is saved and
+// Add makes the guard watch the mapping called name, whose record is saved and
 // whose device is live. It returns when the guard watches and one full check found
-// nothing different. Adding a watched mapping again reads its manifest again.
+// nothing different. Adding a watched mapping again reads its record again.
 func (c *Client) Add(ctx context.Context, name string) (MappingState, error) {
 	return c.mapping(ctx, request{Op: opAdd, Name: name})
 }
@@ -79,7 +79,7 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 // OpenImage returns a read-only descriptor of a watched image, which an open of
 // the path would not give. Which image is said by its inode, wherever the recorded path
 // leads to; one that is not watched is KindNotFound.
-func (c *Client) OpenImage(ctx context.Context, want manifest.Image) (*os.File, error) {
+func (c *Client) OpenImage(ctx context.Context, want record.Image) (*os.File, error) {
 	_, f, err := c.call(ctx, request{Op: opOpen, Path: want.Path, Inode: want.Inode, Major: want.Major, Minor: want.Minor}, nil)
 	if err != nil {
 		return nil, err
@@ -104,13 +104,13 @@ func (c *Client) OpenImage(ctx context.Context, want manifest.Image) (*os.File, 
 
 // Record returns the record of a watched mapping as the guard remembers it, without
 // layout and table. One that is not watched is KindNotFound.
-func (c *Client) Record(ctx context.Context, name string) (manifest.Manifest, error) {
+func (c *Client) Record(ctx context.Context, name string) (record.Record, error) {
 	a, _, err := c.call(ctx, request{Op: opRecord, Name: name}, nil)
 	if err == nil && a.Record == nil {
 		err = errShort
 	}
 	if err != nil {
-		return manifest.Manifest{}, err
+		return record.Record{}, err
 	}
 	return *a.Record, nil
 }

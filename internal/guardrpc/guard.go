@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"os"
 
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // ErrNotWatched says that no guard watches the image.
@@ -124,7 +124,7 @@ func (g *Guard) Watched(ctx context.Context) (map[string]bool, error) {
 
 // Record returns the record of a watched mapping as the guard remembers it, without
 // layout and table.
-func (g *Guard) Record(ctx context.Context, name string) (m manifest.Manifest, err error) {
+func (g *Guard) Record(ctx context.Context, name string) (m record.Record, err error) {
 	err = g.do(ctx, func(c *Client) (err error) { m, err = c.Record(ctx, name); return err })
 	return m, err
 }
@@ -132,7 +132,7 @@ func (g *Guard) Record(ctx context.Context, name string) (m manifest.Manifest, e
 // OpenImage returns a descriptor, open for reading, of an image that the guard watches: of
 // the inode that want names, wherever its path leads to by now. For any other, and without
 // a running guard, it returns ErrNotWatched.
-func (g *Guard) OpenImage(ctx context.Context, want manifest.Image) (*os.File, error) {
+func (g *Guard) OpenImage(ctx context.Context, want record.Image) (*os.File, error) {
 	var f *os.File
 	err := g.do(ctx, func(c *Client) (err error) { f, err = c.OpenImage(ctx, want); return err })
 	var refused *Error

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"dmloop/guard"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // SocketName, LockName and LogName are the files of the guard in the state folder; the
@@ -65,7 +65,7 @@ type answer struct {
 	Status   *Status       `json:"status,omitempty"`
 	Metrics  string        `json:"metrics,omitempty"`
 
-	Record *manifest.Manifest `json:"record,omitempty"`
+	Record *record.Record `json:"record,omitempty"`
 }
 
 // ErrorKind sorts what a guard refuses, so that commands can choose an exit code.

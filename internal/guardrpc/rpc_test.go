@@ -16,14 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/guard"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // fakeHandler answers like a guard that watches one mapping, "vol".
 type fakeHandler struct {
 	mu       sync.Mutex
-	image    *os.File       // what Open gives
-	opened   manifest.Image // the image that Open was asked for
+	image    *os.File     // what Open gives
+	opened   record.Image // the image that Open was asked for
 	prepared []*os.File
 	closed   []int
 	wait     chan struct{} // Check waits for it
@@ -59,7 +59,7 @@ func (h *fakeHandler) Add(_ context.Context, _ *Session, name string) (MappingSt
 
 func (h *fakeHandler) Drop(context.Context, string) error { return nil }
 
-func (h *fakeHandler) Open(_ context.Context, want manifest.Image) (*os.File, error) {
+func (h *fakeHandler) Open(_ context.Context, want record.Image) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.opened = want
@@ -67,12 +67,12 @@ func (h *fakeHandler) Open(_ context.Context, want manifest.Image) (*os.File, er
 	return os.NewFile(uintptr(fd), h.image.Name()), err
 }
 
-func (h *fakeHandler) Record(_ context.Context, name string) (manifest.Manifest, error) {
+func (h *fakeHandler) Record(_ context.Context, name string) (record.Record, error) {
 	if name != "vol" {
-		return manifest.Manifest{}, Errorf(KindNotFound, "%s is not watched", name)
+		return record.Record{}, Errorf(KindNotFound, "%s is not watched", name)
 	}
-	return manifest.Manifest{Name: "vol", State: manifest.Healthy, Parts: []manifest.Part{{Name: "volp1", Number: 1}},
-		Image: manifest.Image{Inode: 1 << 62, FSUUID: "a"}}, nil
+	return record.Record{Name: "vol", State: record.Healthy, Parts: []record.Part{{Name: "volp1", Number: 1}},
+		Image: record.Image{Inode: 1 << 62, FSUUID: "a"}}, nil
 }
 
 func (h *fakeHandler) Status(context.Context) (Status, error) {
@@ -164,7 +164,7 @@ func TestCalls(t *testing.T) {
 	c := dial(t, dir)
 	ctx := t.Context()
 	path := filepath.Join(dir, "image")
-	if m, err := c.Record(t.Context(), "vol"); err != nil || m.Name != "vol" || m.State != manifest.Healthy || m.Image.Inode != 1<<62 || len(m.Parts) != 1 {
+	if m, err := c.Record(t.Context(), "vol"); err != nil || m.Name != "vol" || m.State != record.Healthy || m.Image.Inode != 1<<62 || len(m.Parts) != 1 {
 		t.Errorf("record: %+v, %v", m, err)
 	}
 	var unknown *Error
@@ -229,7 +229,7 @@ func TestOpenImageIsTheInodeThatWasAskedFor(t *testing.T) {
 	dir, h := serve(t)
 	c := dial(t, dir)
 	work := t.TempDir()
-	var images []manifest.Image
+	var images []record.Image
 	for _, name := range []string{"a", "b"} {
 		path := filepath.Join(work, name)
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -247,7 +247,7 @@ func TestOpenImageIsTheInodeThatWasAskedFor(t *testing.T) {
 	moved := images[1]
 	moved.Path = images[0].Path
 	for _, tt := range []struct {
-		asked manifest.Image
+		asked record.Image
 		want  bool
 	}{{images[0], false}, {images[1], true}, {moved, true}} {
 		got, err := c.OpenImage(t.Context(), tt.asked)
@@ -267,13 +267,13 @@ func TestOpenImageIsTheInodeThatWasAskedFor(t *testing.T) {
 }
 
 // imageOf returns the record's part that says which inode the file at path is.
-func imageOf(t *testing.T, path string) manifest.Image {
+func imageOf(t *testing.T, path string) record.Image {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	return manifest.Image{Path: path, Inode: st.Ino, Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
+	return record.Image{Path: path, Inode: st.Ino, Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
 }
 
 func TestDialWithoutGuard(t *testing.T) {

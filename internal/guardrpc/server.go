@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Handler does what clients ask for. Its methods are called from many goroutines,
@@ -32,9 +32,9 @@ type Handler interface {
 	Drop(ctx context.Context, name string) error
 	// Open returns a descriptor of the caller's own. Of want only the path and which inode
 	// it is are set; a client of an earlier version sets the path only.
-	Open(ctx context.Context, want manifest.Image) (*os.File, error)
+	Open(ctx context.Context, want record.Image) (*os.File, error)
 	// Record returns the record of a watched mapping, of which layout and table are not sent.
-	Record(ctx context.Context, name string) (manifest.Manifest, error)
+	Record(ctx context.Context, name string) (record.Record, error)
 	Status(ctx context.Context) (Status, error)
 	Check(ctx context.Context, name string) (MappingState, error)
 	Metrics(ctx context.Context) (string, error)
@@ -179,9 +179,9 @@ func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (
 	case opDrop:
 		err = h.Drop(ctx, r.Name)
 	case opOpen:
-		out, err = h.Open(ctx, manifest.Image{Path: r.Path, Inode: r.Inode, Major: r.Major, Minor: r.Minor})
+		out, err = h.Open(ctx, record.Image{Path: r.Path, Inode: r.Inode, Major: r.Major, Minor: r.Minor})
 	case opRecord:
-		var m manifest.Manifest
+		var m record.Record
 		m, err = h.Record(ctx, r.Name)
 		a.Record = &m
 	case opStatus:

@@ -15,7 +15,7 @@ import (
 
 	"dmloop/internal/exitcodes"
 	"dmloop/internal/helper"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Unit is the systemd unit that runs the guard.
@@ -37,7 +37,7 @@ func EnsureRunning(ctx context.Context, dir string) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	return await(ctx, dir, func() (<-chan error, error) {
-		if dir == manifest.DefaultDir && startUnit(ctx) {
+		if dir == record.DefaultDir && startUnit(ctx) {
 			return nil, nil
 		}
 		return startDetached(dir)

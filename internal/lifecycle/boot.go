@@ -11,38 +11,38 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/swap"
 )
 
 // Recorded returns the record of a sound mapping, named by name or image, and the
 // mount that its image lies on. A mapping that is not as it was recorded is an error.
-func (s *System) Recorded(ctx context.Context, target string) (manifest.Manifest, image.Mount, error) {
+func (s *System) Recorded(ctx context.Context, target string) (record.Record, image.Mount, error) {
 	var none image.Mount
 	checked, err := s.Verify(ctx, target)
 	if err != nil {
-		return manifest.Manifest{}, none, err
+		return record.Record{}, none, err
 	}
 	store, err := s.openStore(false)
 	if err != nil {
-		return manifest.Manifest{}, none, err
+		return record.Record{}, none, err
 	}
 	if store == nil || len(checked) != 1 {
-		return manifest.Manifest{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
+		return record.Record{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
 	}
 	defer store.Close()
-	if checked[0].State != manifest.Healthy {
-		return manifest.Manifest{}, none, &Error{Class: StaleMapping, Subject: target,
+	if checked[0].State != record.Healthy {
+		return record.Record{}, none, &Error{Class: StaleMapping, Subject: target,
 			Message: fmt.Sprintf("the mapping is %s: %s", checked[0].State, checked[0].Reason), Hint: "unmap it and map it again"}
 	}
 	m, err := store.Load(checked[0].Name)
 	if err != nil {
-		return manifest.Manifest{}, none, err
+		return record.Record{}, none, err
 	}
 	img, err := s.openRecorded(ctx, m.Image)
 	if err != nil {
-		return manifest.Manifest{}, none, fail(target, "", err)
+		return record.Record{}, none, fail(target, "", err)
 	}
 	defer img.Close()
 	facts, err := img.Facts()
@@ -68,7 +68,7 @@ func (s *System) Inspect(ctx context.Context, path string) (image.Identity, exte
 // file system is not mounted yet. The caller has made sure that the record is the
 // right one for the host device. The guard, or Repin and Verify, find out once the
 // file can be read whether it still is what the record says.
-func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, error) {
+func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 	store, unlock, err := s.lockStore(ctx)
 	if err != nil {
 		return Status{}, err
@@ -86,7 +86,7 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 		return Status{}, err
 	}
 	m.ReadOnly = m.ReadOnly || readOnly
-	m.State, m.Reason = manifest.Mapping, ""
+	m.State, m.Reason = record.Mapping, ""
 	if err := store.Save(m); err != nil {
 		return Status{}, err
 	}
@@ -97,7 +97,7 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 	if err != nil {
 		return Status{}, fail(m.Name, "", err)
 	}
-	m.Device, m.State = info.Device, manifest.Healthy
+	m.Device, m.State = info.Device, record.Healthy
 	if err := store.SaveHead(m); err != nil {
 		return Status{}, err
 	}
@@ -107,7 +107,7 @@ func (s *System) Restore(ctx context.Context, m manifest.Manifest) (Status, erro
 
 // restorable proves that every row lies on a base device of the host and under no other
 // live device, and reports whether a base device is read-only.
-func (s *System) restorable(conn *dm.Conn, m manifest.Manifest) (readOnly bool, err error) {
+func (s *System) restorable(conn *dm.Conn, m record.Record) (readOnly bool, err error) {
 	stack, problem, err := blockdev.ReadStack(s.sysfs, conn, m.Base.Device)
 	if err != nil {
 		return false, fail(m.Name, "", err)
@@ -188,7 +188,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 // proveAgain takes the proof anew that nobody else has the image of a live mapping open,
 // unless the kernel holds the image, and records whether it was had: the one from before
 // is void, since the immutable flag has been off.
-func (s *System) proveAgain(ctx context.Context, store *manifest.Store, m manifest.Manifest, img *image.Image) error {
+func (s *System) proveAgain(ctx context.Context, store *record.Store, m record.Record, img *image.Image) error {
 	inForce, err := pinsInForce(img, m, swap.Active)
 	if err != nil {
 		return err

@@ -7,14 +7,14 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // openNow lists the mapping's devices that somebody has open, its own partitions
 // apart, and refuses when one is in use and the options say nothing of that: before
 // anything is undone, so that what is busy keeps its partitions. Something that has one
 // open for a moment, as a udev worker does, is waited for.
-func (s *System) openNow(conn *dm.Conn, m manifest.Manifest, o UnmapOptions) ([]dm.Ref, error) {
+func (s *System) openNow(conn *dm.Conn, m record.Record, o UnmapOptions) ([]dm.Ref, error) {
 	for deadline := time.Now().Add(removePatience); ; time.Sleep(100 * time.Millisecond) {
 		open, last, err := s.inUse(conn, m)
 		if err != nil || len(open) == 0 || o.Force || o.Deferred {
@@ -28,7 +28,7 @@ func (s *System) openNow(conn *dm.Conn, m manifest.Manifest, o UnmapOptions) ([]
 
 // inUse lists the mapping's devices that somebody has open, its own partitions apart,
 // and what the kernel says of the last of them.
-func (s *System) inUse(conn *dm.Conn, m manifest.Manifest) (open []dm.Ref, last dm.Info, err error) {
+func (s *System) inUse(conn *dm.Conn, m record.Record) (open []dm.Ref, last dm.Info, err error) {
 	own := 0 // partitions of ours on top
 	for _, ref := range layers(m) {
 		info, err := conn.Info(ref)
@@ -53,10 +53,10 @@ func (s *System) inUse(conn *dm.Conn, m manifest.Manifest) (open []dm.Ref, last 
 
 // cutOff lets every further access fail. What users have not written yet is written
 // first, unless the blocks may not be ours any more.
-func (s *System) cutOff(conn *dm.Conn, m manifest.Manifest, before manifest.State) error {
+func (s *System) cutOff(conn *dm.Conn, m record.Record, before record.State) error {
 	table := dmtable.ErrorTable(m.Table.Size())
 	ref := dm.ByUUID(m.UUID)
-	if before != manifest.Healthy && before != manifest.Weakened {
+	if before != record.Healthy && before != record.Weakened {
 		_, err := conn.ReplaceNow(ref, table, 0)
 		return err
 	}

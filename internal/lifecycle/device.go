@@ -8,7 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/udev"
 )
 
@@ -38,7 +38,7 @@ func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device, fl
 
 // udevFlags are the flags of a mapping and of what is made of its content: it must not
 // take the links of another disk, whatever its image holds.
-func udevFlags(m manifest.Manifest) udev.Flags {
+func udevFlags(m record.Record) udev.Flags {
 	if m.UdevRules == UdevAll {
 		return udev.LowPriority | udev.UseContent
 	}
@@ -116,5 +116,5 @@ func (s *System) removeOnce(conn *dm.Conn, uuid string, deferred bool) error {
 // liveDevices lists the device-mapper devices whose uuid says that they are mappings.
 func (s *System) liveDevices(conn *dm.Conn) ([]dm.Entry, error) {
 	all, err := conn.List()
-	return slices.DeleteFunc(all, func(d dm.Entry) bool { return !strings.HasPrefix(d.UUID, manifest.UUIDPrefix) }), err
+	return slices.DeleteFunc(all, func(d dm.Entry) bool { return !strings.HasPrefix(d.UUID, record.UUIDPrefix) }), err
 }

@@ -10,7 +10,7 @@ import (
 
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/udev"
 )
 
@@ -93,7 +93,7 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 	}
 	shows, err := table.Segments()
 	same := err == nil && len(shows) == 1 && shows[0].Device == dev && shows[0].Start == 0 && shows[0].Length <= size // the device may have grown
-	if !strings.HasPrefix(info.UUID, manifest.ShimPrefix) || !same || info.Suspended {
+	if !strings.HasPrefix(info.UUID, record.ShimPrefix) || !same || info.Suspended {
 		return false, &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
 			Hint: "see: dmsetup table " + name}
 	}
@@ -122,7 +122,7 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 	if err != nil {
 		return fail(name, "", err)
 	}
-	if !strings.HasPrefix(info.UUID, manifest.ShimPrefix) {
+	if !strings.HasPrefix(info.UUID, record.ShimPrefix) {
 		return &Error{Class: Usage, Subject: name, Message: "not a shim of dmloop"}
 	}
 	_, err = s.removeDevice(conn, name, info.UUID)
@@ -169,7 +169,7 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 	switch {
 	case st.Name != mangledName:
 		return Status{}, false, nil // found by a file of this name
-	case st.State == manifest.Mapping, st.State == manifest.Releasing:
+	case st.State == record.Mapping, st.State == record.Releasing:
 		return st, false, nil // Map finishes that first
 	case st.State.Broken():
 		return st, false, &Error{Class: StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),

@@ -15,7 +15,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/ioctl"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/swap"
 )
 
@@ -73,7 +73,7 @@ func ClassOf(err error) Class {
 	switch {
 	case errors.As(err, &e):
 		return e.Class
-	case errors.Is(err, manifest.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, record.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		return NotFound
 	case errors.Is(err, dm.ErrNoDeviceMapper):
 		return KernelLacks

@@ -12,8 +12,8 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 func TestClassOf(t *testing.T) {
@@ -29,7 +29,7 @@ func TestClassOf(t *testing.T) {
 		"EIO":               {unix.EIO, Failure},
 		"no device-mapper":  {dm.ErrNoDeviceMapper, KernelLacks},
 		"dm not permitted":  {&dm.Error{Op: "DM_DEV_CREATE", Err: unix.EACCES}, NotPermitted},
-		"no mapping":        {fmt.Errorf("x: %w", manifest.ErrNotFound), NotFound},
+		"no mapping":        {fmt.Errorf("x: %w", record.ErrNotFound), NotFound},
 		"classed wins":      {&Error{Class: StaleMapping, Err: path(unix.ENOENT)}, StaleMapping},
 		"the outermost one": {&Error{Class: Busy, Err: &Error{Class: Usage}}, Busy},
 		"first of joined":   {errors.Join(&Error{Class: Usage}, &Error{Class: Busy}), Usage},

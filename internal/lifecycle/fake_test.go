@@ -13,8 +13,8 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
+	"dmloop/internal/record"
 )
 
 // world is a System on a device-mapper in memory and a state folder of its own.
@@ -22,14 +22,14 @@ import (
 type world struct {
 	*System
 	kernel *dmtest.Kernel
-	store  *manifest.Store
+	store  *record.Store
 	dir    string
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	dir := t.TempDir()
-	store, err := manifest.Open(filepath.Join(dir, "state"), true)
+	store, err := record.Open(filepath.Join(dir, "state"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func (w *world) fresh() *System {
 }
 
 // mapped makes an image, its device and its record, as map leaves them.
-func (w *world) mapped(t *testing.T, name string, state manifest.State) manifest.Manifest {
+func (w *world) mapped(t *testing.T, name string, state record.State) record.Record {
 	t.Helper()
 	path := filepath.Join(w.dir, name+".img")
 	if err := os.WriteFile(path, make([]byte, 8192), 0o600); err != nil {
@@ -74,13 +74,13 @@ func (w *world) mapped(t *testing.T, name string, state manifest.State) manifest
 	if err != nil {
 		t.Fatal(err)
 	}
-	uuid, err := manifest.NewUUID(name, "")
+	uuid, err := record.NewUUID(name, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := manifest.Manifest{
+	m := record.Record{
 		Name: name, UUID: uuid, State: state, Size: 8192, Extents: 1, Grade: "unsafe", OnChange: "error",
-		Image: manifest.Image{Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode,
+		Image: record.Image{Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode,
 			Generation: id.Generation, Birth: id.Birth, Size: id.Size, Filesystem: "ext4", Handle: observe.FileHandle(img)},
 		Created: time.Now().UTC(),
 		Layout:  extents.Layout{Size: 8192, Extents: []extents.Extent{{Physical: 1 << 20, Length: 8192}}},

@@ -5,9 +5,9 @@ import (
 	"errors"
 
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 // Forgotten is what stays of a mapping whose record was given up.
@@ -62,7 +62,7 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 }
 
 // forgetUnreadable gives up a record that cannot be read: only its name is known.
-func (s *System) forgetUnreadable(ctx context.Context, store *manifest.Store, target string, unreadable error) (Forgotten, error) {
+func (s *System) forgetUnreadable(ctx context.Context, store *record.Store, target string, unreadable error) (Forgotten, error) {
 	names, err := store.Names()
 	if err != nil {
 		return Forgotten{}, err
@@ -81,7 +81,7 @@ func (s *System) forgetUnreadable(ctx context.Context, store *manifest.Store, ta
 	return Forgotten{}, unreadable
 }
 
-func (s *System) forgetRecord(ctx context.Context, store *manifest.Store, name string) error {
+func (s *System) forgetRecord(ctx context.Context, store *record.Store, name string) error {
 	if err := s.dropWatch(ctx, name); err != nil {
 		s.log.Warn("the guard was not told that the mapping is given up", "mapping", name, "error", err)
 	}

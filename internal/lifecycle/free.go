@@ -6,7 +6,7 @@ import (
 
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // CanMap refuses what Map refuses whatever the image is like: a request that means
@@ -44,19 +44,19 @@ func (s *System) CanMap(path string, o MapOptions) error {
 }
 
 // nameFree refuses a name or uuid that a mapping or another device has.
-func (s *System) nameFree(store *manifest.Store, conn *dm.Conn, name, uuid string) error {
+func (s *System) nameFree(store *record.Store, conn *dm.Conn, name, uuid string) error {
 	if err := recordFree(store, name); err != nil {
 		return err
 	}
 	return deviceFree(conn, name, uuid)
 }
 
-func recordFree(store *manifest.Store, name string) error {
+func recordFree(store *record.Store, name string) error {
 	_, err := store.Head(name)
 	switch {
 	case err == nil:
 		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + shellWord(name)}
-	case errors.Is(err, manifest.ErrNotFound):
+	case errors.Is(err, record.ErrNotFound):
 		return nil
 	}
 	return err
@@ -91,10 +91,10 @@ func (s *System) NotMapped(found *image.Found) error {
 
 // imageFree refuses an image that has a record already. It looks at the inode
 // without opening the file, which a guard would deny.
-func (s *System) imageFree(store *manifest.Store, found *image.Found) error {
+func (s *System) imageFree(store *record.Store, found *image.Found) error {
 	path := found.Given()
 	m, err := findByImage(store, found.Identity())
-	if errors.Is(err, manifest.ErrNotFound) {
+	if errors.Is(err, record.ErrNotFound) {
 		return nil
 	}
 	var untold *Error

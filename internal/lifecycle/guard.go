@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Guard is the running watchdog as the use cases see it: guardrpc.Guard, or the guard
@@ -17,9 +17,9 @@ type Guard interface {
 	Prepare(ctx context.Context, image *os.File) (denies bool, err error)
 	Add(ctx context.Context, name string) error
 	Drop(ctx context.Context, name string) error
-	Record(ctx context.Context, name string) (manifest.Manifest, error)
+	Record(ctx context.Context, name string) (record.Record, error)
 	Watched(ctx context.Context) (map[string]bool, error)
-	OpenImage(ctx context.Context, want manifest.Image) (*os.File, error)
+	OpenImage(ctx context.Context, want record.Image) (*os.File, error)
 }
 
 var _ Guard = (*guardrpc.Guard)(nil)

@@ -14,9 +14,9 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/swap"
 )
 
@@ -33,7 +33,7 @@ type Status struct {
 	Extents  int
 	Pins     []string // in force now
 	Grade    string
-	State    manifest.State
+	State    record.State
 	Reason   string
 	Guard    bool // the guard watches it now
 	Open     int
@@ -51,7 +51,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	if err != nil {
 		return nil, err
 	}
-	var records []manifest.Manifest
+	var records []record.Record
 	unknown := targets // those that no record names
 	if store != nil {
 		defer store.Close()
@@ -92,7 +92,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 
 // wanted reads the records of targets, or all with load, Store's Load or Head, and
 // returns the targets that have none.
-func (s *System) wanted(store *manifest.Store, targets []string, load func(name string) (manifest.Manifest, error)) (records []manifest.Manifest, unknown []string, err error) {
+func (s *System) wanted(store *record.Store, targets []string, load func(name string) (record.Record, error)) (records []record.Record, unknown []string, err error) {
 	if len(targets) == 0 {
 		records, err = allRecords(store, load)
 		return records, nil, err
@@ -131,7 +131,7 @@ func pick(all []Status, names []string) ([]Status, error) {
 // so in the record before it undoes anything, so what is seen beside a record that
 // stays the same is the mapping's own state. It reports whether the mapping is still
 // there.
-func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Conn, m manifest.Manifest, watched map[string]bool) (st Status, there bool) {
+func (s *System) settled(ctx context.Context, store *record.Store, conn *dm.Conn, m record.Record, watched map[string]bool) (st Status, there bool) {
 	for range settleTries {
 		if unreadable(m) {
 			return Status{Name: m.Name, Grade: string(pin.Unsafe), State: m.State, Reason: m.Reason}, true
@@ -140,7 +140,7 @@ func (s *System) settled(ctx context.Context, store *manifest.Store, conn *dm.Co
 		st.Guard = watched[m.Name]
 		now, err := store.Head(m.Name)
 		switch {
-		case errors.Is(err, manifest.ErrNotFound):
+		case errors.Is(err, record.ErrNotFound):
 			return Status{}, false
 		case err != nil, now.UUID == m.UUID && now.State == m.State && now.Reason == m.Reason && now.Grade == m.Grade:
 			return st, true
@@ -155,19 +155,19 @@ const settleTries = 10
 
 // allRecords reads all records with load. One that cannot be used is there as a stale
 // mapping that is unreadable.
-func allRecords(store *manifest.Store, load func(name string) (manifest.Manifest, error)) ([]manifest.Manifest, error) {
+func allRecords(store *record.Store, load func(name string) (record.Record, error)) ([]record.Record, error) {
 	names, err := store.Names()
 	if err != nil {
 		return nil, err
 	}
-	var records []manifest.Manifest
+	var records []record.Record
 	for _, name := range names {
 		m, err := load(name)
-		if errors.Is(err, manifest.ErrNotFound) {
+		if errors.Is(err, record.ErrNotFound) {
 			continue // unmapped meanwhile
 		}
 		if err != nil { // it must not hide the others
-			m = manifest.Manifest{Name: name, State: manifest.Stale, Reason: "its record cannot be used: " + err.Error()}
+			m = record.Record{Name: name, State: record.Stale, Reason: "its record cannot be used: " + err.Error()}
 		}
 		records = append(records, m)
 	}
@@ -175,30 +175,30 @@ func allRecords(store *manifest.Store, load func(name string) (manifest.Manifest
 }
 
 // unreadable reports whether a record only stands for one that cannot be read.
-func unreadable(m manifest.Manifest) bool { return m.UUID == "" }
+func unreadable(m record.Record) bool { return m.UUID == "" }
 
 // status compares a record with the kernel. Whether the guard watches is left to the
 // caller.
-func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest) Status {
+func (s *System) status(ctx context.Context, conn *dm.Conn, m record.Record) Status {
 	st := Status{
 		Name: m.Name, UUID: m.UUID, Image: m.Image.Path, Size: m.Size, ReadOnly: m.ReadOnly,
-		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == manifest.Suspended,
+		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == record.Suspended,
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	switch {
 	case err == nil:
 		st.Device, st.MajMin, st.Open = "/dev/mapper/"+info.Name, info.Device.String(), info.OpenCount
-		if info.Suspended && st.State == manifest.Healthy {
-			st.State, st.Reason = manifest.Suspended, "somebody suspended the device"
+		if info.Suspended && st.State == record.Healthy {
+			st.State, st.Reason = record.Suspended, "somebody suspended the device"
 		}
-	case errors.Is(err, dm.ErrNotFound) && (m.State == manifest.Mapping || m.State == manifest.Releasing):
+	case errors.Is(err, dm.ErrNotFound) && (m.State == record.Mapping || m.State == record.Releasing):
 	case errors.Is(err, dm.ErrNotFound):
-		st.State = manifest.Failed
+		st.State = record.Failed
 		if st.Reason == "" {
 			st.Reason = "somebody removed the device; dmloop unmap " + m.Name + " releases the image"
 		}
 	default:
-		st.State, st.Reason = manifest.Stale, err.Error()
+		st.State, st.Reason = record.Stale, err.Error()
 	}
 	s.judgeBelow(conn, &st, m)
 	s.judgePins(ctx, &st, m)
@@ -207,8 +207,8 @@ func (s *System) status(ctx context.Context, conn *dm.Conn, m manifest.Manifest)
 
 // judgeBelow says what is known of the devices that the live table names, of a mapping
 // that nothing is known against so far.
-func (s *System) judgeBelow(conn *dm.Conn, st *Status, m manifest.Manifest) {
-	if st.Device == "" || st.State != manifest.Healthy && st.State != manifest.Weakened {
+func (s *System) judgeBelow(conn *dm.Conn, st *Status, m record.Record) {
+	if st.Device == "" || st.State != record.Healthy && st.State != record.Weakened {
 		return
 	}
 	devices, err := conn.Deps(dm.ByUUID(m.UUID))
@@ -226,10 +226,10 @@ func (s *System) judgeBelow(conn *dm.Conn, st *Status, m manifest.Manifest) {
 	for _, f := range guard.Check(guard.Expected{ReadOnly: m.ReadOnly}, guard.Observed{Below: guard.Read(found, nil)}) {
 		switch f.Kind {
 		case guard.BelowLost:
-			st.State, st.Reason = manifest.Failed, f.String()
+			st.State, st.Reason = record.Failed, f.String()
 			return
 		case guard.BelowAiling:
-			st.State, st.Reason = manifest.Stale, f.String()
+			st.State, st.Reason = record.Stale, f.String()
 		case guard.BelowFixed:
 			st.ReadOnly = true
 			st.Reason = cmp.Or(st.Reason, f.String())
@@ -238,7 +238,7 @@ func (s *System) judgeBelow(conn *dm.Conn, st *Status, m manifest.Manifest) {
 }
 
 // judgePins fills in what pins the image now, and what that is worth.
-func (s *System) judgePins(ctx context.Context, st *Status, m manifest.Manifest) {
+func (s *System) judgePins(ctx context.Context, st *Status, m record.Record) {
 	img, err := s.openRecorded(ctx, m.Image)
 	if err == nil {
 		defer img.Close()
@@ -275,7 +275,7 @@ func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
 	}
 	area, err := swap.Area(img.File())
 	if page := int64(os.Getpagesize()); err == nil && area.Size != page {
-		st.State = manifest.Stale
+		st.State = record.Stale
 		st.Reason = fmt.Sprintf("the kernel uses %d bytes of the image as swap space instead of one page of %d", area.Size, page)
 	}
 }
@@ -283,14 +283,14 @@ func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
 // deleted is what is said of a mapping whose image has no name any more: without a guard
 // nobody else says it.
 func (s *Status) deleted() {
-	if s.State == manifest.Healthy || s.State == manifest.Weakened {
-		s.State, s.Reason = manifest.Stale, "the image was deleted: its blocks are the file system's again as soon as nobody has it open"
+	if s.State == record.Healthy || s.State == record.Weakened {
+		s.State, s.Reason = record.Stale, "the image was deleted: its blocks are the file system's again as soon as nobody has it open"
 	}
 }
 
 // judgeLoss says what a lost pin means for a mapping that was healthy.
-func (s *System) judgeLoss(st *Status, m manifest.Manifest, now []pin.Kind, grade pin.Grade) {
-	if st.State != manifest.Healthy && st.State != manifest.Weakened {
+func (s *System) judgeLoss(st *Status, m record.Record, now []pin.Kind, grade pin.Grade) {
+	if st.State != record.Healthy && st.State != record.Weakened {
 		return
 	}
 	var lost []string
@@ -302,9 +302,9 @@ func (s *System) judgeLoss(st *Status, m manifest.Manifest, now []pin.Kind, grad
 	switch {
 	case len(lost) == 0:
 	case string(grade) == m.Grade:
-		st.State, st.Reason = manifest.Weakened, "pin lost: "+strings.Join(lost, ", ")
+		st.State, st.Reason = record.Weakened, "pin lost: "+strings.Join(lost, ", ")
 	default:
-		st.State = manifest.Stale
+		st.State = record.Stale
 		st.Reason = fmt.Sprintf("pin lost: %s; grade %s became %s", strings.Join(lost, ", "), m.Grade, grade)
 	}
 }
@@ -312,7 +312,7 @@ func (s *System) judgeLoss(st *Status, m manifest.Manifest, now []pin.Kind, grad
 // orphans lists live devices of dmloop that no record names. A map saves its record
 // before it makes the device, so the records are read after the devices. store may be
 // nil.
-func (s *System) orphans(store *manifest.Store, conn *dm.Conn) ([]Status, error) {
+func (s *System) orphans(store *record.Store, conn *dm.Conn) ([]Status, error) {
 	devices, err := s.liveDevices(conn)
 	if err != nil {
 		return nil, err
@@ -345,7 +345,7 @@ func (s *System) orphans(store *manifest.Store, conn *dm.Conn) ([]Status, error)
 		found = append(found, Status{
 			Name: info.Name, UUID: info.UUID, Device: "/dev/mapper/" + info.Name, MajMin: info.Device.String(),
 			Size:     extents.Bytes(table.Size()) * dmtable.SectorSize,
-			ReadOnly: info.ReadOnly, Open: info.OpenCount, Grade: string(pin.Unsafe), State: manifest.Stale,
+			ReadOnly: info.ReadOnly, Open: info.OpenCount, Grade: string(pin.Unsafe), State: record.Stale,
 			Reason: "no record names this device: remove it with dmloop unmap " + info.Name + " and map its image again",
 		})
 	}
@@ -361,7 +361,7 @@ func listedClaim(f *os.File) (bool, error) {
 
 // pinsInForce lists what pins the image now, the kernel's swap claim included, for
 // which it asks claimed: swap.Active or listedClaim.
-func pinsInForce(img *image.Image, m manifest.Manifest, claimed func(*os.File) (bool, error)) ([]pin.Kind, error) {
+func pinsInForce(img *image.Image, m record.Record, claimed func(*os.File) (bool, error)) ([]pin.Kind, error) {
 	kinds, err := pin.InForce(img.File(), m.Image.Filesystem)
 	if err != nil || !m.Sealed {
 		return kinds, err
@@ -374,6 +374,6 @@ func pinsInForce(img *image.Image, m manifest.Manifest, claimed func(*os.File) (
 }
 
 // evidence is what a grade is computed from.
-func evidence(m manifest.Manifest, inForce []pin.Kind) pin.Evidence {
+func evidence(m record.Record, inForce []pin.Kind) pin.Evidence {
 	return pin.Evidence{Filesystem: m.Image.Filesystem, Reflink: m.Image.Reflink, InForce: inForce, Proof: m.Proof}
 }

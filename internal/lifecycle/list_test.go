@@ -15,8 +15,8 @@ import (
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 func byName(t *testing.T, all []Status, name string) Status {
@@ -49,10 +49,10 @@ func TestListWithoutAnything(t *testing.T) {
 // The record says what was; list says what is.
 func TestListComparesWithTheKernel(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "fine", manifest.Healthy)
-	gone := w.mapped(t, "gone", manifest.Healthy)
-	paused := w.mapped(t, "paused", manifest.Healthy)
-	failed := w.mapped(t, "failed", manifest.Failed)
+	w.mapped(t, "fine", record.Healthy)
+	gone := w.mapped(t, "gone", record.Healthy)
+	paused := w.mapped(t, "paused", record.Healthy)
+	failed := w.mapped(t, "failed", record.Failed)
 	failed.Reason = "moved"
 	if err := w.store.Save(failed); err != nil {
 		t.Fatal(err)
@@ -64,11 +64,11 @@ func TestListComparesWithTheKernel(t *testing.T) {
 	if _, err := conn.Suspend(dm.ByUUID(paused.UUID), dm.SuspendOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	orphan, err := manifest.NewUUID("orphan", "")
+	orphan, err := record.NewUUID("orphan", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, uuid := range map[string]string{"orphan": orphan, "lvm": "LVM-abc", "shim": manifest.ShimPrefix + "x", "plain": ""} {
+	for name, uuid := range map[string]string{"orphan": orphan, "lvm": "LVM-abc", "shim": record.ShimPrefix + "x", "plain": ""} {
 		if _, err := conn.Create(name, uuid); err != nil {
 			t.Fatal(err)
 		}
@@ -87,19 +87,19 @@ func TestListComparesWithTheKernel(t *testing.T) {
 		t.Errorf("listed %q, want %q", names, want)
 	}
 	fine := byName(t, all, "fine")
-	if fine.State != manifest.Healthy || fine.Open != 3 || fine.Device != "/dev/mapper/fine" || fine.MajMin == "" || fine.Reason != "" {
+	if fine.State != record.Healthy || fine.Open != 3 || fine.Device != "/dev/mapper/fine" || fine.MajMin == "" || fine.Reason != "" {
 		t.Errorf("%+v", fine)
 	}
-	if st := byName(t, all, "gone"); st.State != manifest.Failed || st.Device != "" || st.Reason == "" {
+	if st := byName(t, all, "gone"); st.State != record.Failed || st.Device != "" || st.Reason == "" {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "paused"); st.State != manifest.Suspended || st.Reason == "" || st.Broken() {
+	if st := byName(t, all, "paused"); st.State != record.Suspended || st.Reason == "" || st.Broken() {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "failed"); st.State != manifest.Failed || st.Reason != "moved" || !st.Broken() {
+	if st := byName(t, all, "failed"); st.State != record.Failed || st.Reason != "moved" || !st.Broken() {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "orphan"); st.State != manifest.Stale || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "record") {
+	if st := byName(t, all, "orphan"); st.State != record.Stale || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "record") {
 		t.Errorf("%+v", st)
 	}
 }
@@ -118,7 +118,7 @@ func (c *changes) Watched(context.Context) (map[string]bool, error) {
 	return nil, nil
 }
 
-func (c *changes) OpenImage(context.Context, manifest.Image) (*os.File, error) {
+func (c *changes) OpenImage(context.Context, record.Image) (*os.File, error) {
 	return nil, guardrpc.ErrNotWatched
 }
 
@@ -126,13 +126,13 @@ func (c *changes) OpenImage(context.Context, manifest.Image) (*os.File, error) {
 // for a lost pin.
 func TestListBesideAnUnmap(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
-	m.Pins, m.Grade = []manifest.Pin{{Kind: "immutable", Ours: true}}, "kernel" // which the unmap has just cleared
+	m := w.mapped(t, "image", record.Healthy)
+	m.Pins, m.Grade = []record.Pin{{Kind: "immutable", Ours: true}}, "kernel" // which the unmap has just cleared
 	if err := w.store.Save(m); err != nil {
 		t.Fatal(err)
 	}
 	begun := m
-	begun.State = manifest.Releasing
+	begun.State = record.Releasing
 	for _, targets := range [][]string{nil, {"image"}} {
 		if err := w.store.Save(m); err != nil {
 			t.Fatal(err)
@@ -142,7 +142,7 @@ func TestListBesideAnUnmap(t *testing.T) {
 				t.Error(err)
 			}
 		}})
-		if st := byName(t, must(s.List(background(t), targets...))(t), "image"); st.State != manifest.Releasing {
+		if st := byName(t, must(s.List(background(t), targets...))(t), "image"); st.State != record.Releasing {
 			t.Errorf("%q: %+v", targets, st)
 		}
 		if err := w.store.Save(m); err != nil {
@@ -158,11 +158,11 @@ func TestListBesideAnUnmap(t *testing.T) {
 		if len(all) != 0 || targets == nil && err != nil || targets != nil && ClassOf(err) != NotFound {
 			t.Errorf("%q: %+v, %v", targets, all, err)
 		}
-		w.mapped(t, "image", manifest.Healthy)
+		w.mapped(t, "image", record.Healthy)
 		m = must(w.store.Load("image"))(t)
-		m.Pins, m.Grade = []manifest.Pin{{Kind: "immutable", Ours: true}}, "kernel"
+		m.Pins, m.Grade = []record.Pin{{Kind: "immutable", Ours: true}}, "kernel"
 		begun = m
-		begun.State = manifest.Releasing
+		begun.State = record.Releasing
 	}
 }
 
@@ -177,7 +177,7 @@ func (g *hungGuard) Watched(context.Context) (map[string]bool, error) {
 	return nil, os.ErrDeadlineExceeded
 }
 
-func (g *hungGuard) OpenImage(context.Context, manifest.Image) (*os.File, error) {
+func (g *hungGuard) OpenImage(context.Context, record.Image) (*os.File, error) {
 	g.asked++
 	return nil, os.ErrDeadlineExceeded
 }
@@ -187,7 +187,7 @@ func (g *hungGuard) OpenImage(context.Context, manifest.Image) (*os.File, error)
 func TestListWithAHungGuard(t *testing.T) {
 	w := newWorld(t)
 	for _, name := range []string{"a", "b", "c"} {
-		w.mapped(t, name, manifest.Healthy)
+		w.mapped(t, name, record.Healthy)
 	}
 	g := &hungGuard{}
 	all, err := w.fresh().WithGuard(g).List(background(t))
@@ -195,7 +195,7 @@ func TestListWithAHungGuard(t *testing.T) {
 		t.Errorf("asked %d times: %+v, %v", g.asked, all, err)
 	}
 	for _, st := range all {
-		if st.Guard || st.State != manifest.Healthy {
+		if st.Guard || st.State != record.Healthy {
 			t.Errorf("%+v", st)
 		}
 	}
@@ -204,7 +204,7 @@ func TestListWithAHungGuard(t *testing.T) {
 // An open that a hanging guard holds up is given up, and not tried again.
 func TestHeldOpen(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	s := w.fresh()
 	s.hung = os.ErrDeadlineExceeded
 	img, err := s.openHeld(m.Image, openUnwatched)
@@ -229,14 +229,14 @@ func TestHeldOpen(t *testing.T) {
 // A device that no record names is found by its name as well.
 func TestListOfAnOrphanByName(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
-	w.mapped(t, "other", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
+	w.mapped(t, "other", record.Healthy)
 	deleteRecord(t, w, m)
 	all, err := w.fresh().List(background(t), "other", "image")
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if st := byName(t, all, "image"); st.State != manifest.Stale || st.Size != 8192 {
+	if st := byName(t, all, "image"); st.State != record.Stale || st.Size != 8192 {
 		t.Errorf("%+v", st)
 	}
 	if all, err := w.fresh().List(background(t), "/dev/mapper/image", "/dev/mapper/other"); err != nil || len(all) != 2 {
@@ -257,7 +257,7 @@ func TestListOfAnOrphanByName(t *testing.T) {
 // What is in the way of mapping any image is known before this one is touched.
 func TestCanMap(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	if _, err := w.kernel.Conn().Create("device", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +288,7 @@ func TestCanMap(t *testing.T) {
 // To pin a mapped image by hand would lift its pin for a moment.
 func TestPinRefusesAMappedImage(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	if _, err := w.fresh().Pin(background(t), m.Image.Path, false); ClassOf(err) != Busy || !strings.Contains(err.Error(), "mapped already as image") {
 		t.Errorf("%v", err)
 	}
@@ -297,20 +297,20 @@ func TestPinRefusesAMappedImage(t *testing.T) {
 // A pin that the record has and the file has not.
 func TestListSeesLostPins(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
-	m.Pins, m.Grade = []manifest.Pin{{Kind: "immutable", Ours: true}}, "kernel"
+	m := w.mapped(t, "image", record.Healthy)
+	m.Pins, m.Grade = []record.Pin{{Kind: "immutable", Ours: true}}, "kernel"
 	if err := w.store.Save(m); err != nil {
 		t.Fatal(err)
 	}
 	st := byName(t, must(w.fresh().List(background(t), "image"))(t), "image")
-	if st.State != manifest.Stale || st.Grade != "unsafe" || !strings.Contains(st.Reason, "immutable") || len(st.Pins) != 0 {
+	if st.State != record.Stale || st.Grade != "unsafe" || !strings.Contains(st.Reason, "immutable") || len(st.Pins) != 0 {
 		t.Errorf("%+v", st)
 	}
 	m.Grade = "unsafe" // nothing is lost that the grade needed
 	if err := w.store.Save(m); err != nil {
 		t.Fatal(err)
 	}
-	if st := byName(t, must(w.fresh().List(background(t)))(t), "image"); st.State != manifest.Weakened {
+	if st := byName(t, must(w.fresh().List(background(t)))(t), "image"); st.State != record.Weakened {
 		t.Errorf("%+v", st)
 	}
 }
@@ -328,8 +328,8 @@ func must[T any](v T, err error) func(*testing.T) T {
 // One record that cannot be read must not hide the others, nor look like a healthy one.
 func TestListWithAnUnreadableRecord(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "fine", manifest.Healthy)
-	w.mapped(t, "broken", manifest.Healthy)
+	w.mapped(t, "fine", record.Healthy)
+	w.mapped(t, "broken", record.Healthy)
 	if err := os.WriteFile(filepath.Join(w.dir, "state", "broken.mapping"), []byte("junk\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -337,10 +337,10 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if st := byName(t, all, "broken"); st.State != manifest.Stale || st.Reason == "" {
+	if st := byName(t, all, "broken"); st.State != record.Stale || st.Reason == "" {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "fine"); st.State != manifest.Healthy {
+	if st := byName(t, all, "fine"); st.State != record.Healthy {
 		t.Errorf("%+v", st)
 	}
 	if _, err := w.fresh().List(background(t), "broken"); err == nil {
@@ -365,7 +365,7 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 		t.Fatalf("%+v, %v", verified, err)
 	}
 	for _, v := range verified {
-		if v.Name == "broken" && v.State != manifest.Stale {
+		if v.Name == "broken" && v.State != record.Stale {
 			t.Errorf("%+v", v)
 		}
 	}
@@ -375,7 +375,7 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 func TestListWhenTheNthRequestFails(t *testing.T) {
 	for n := 1; ; n++ {
 		w := newWorld(t)
-		w.mapped(t, "image", manifest.Healthy)
+		w.mapped(t, "image", record.Healthy)
 		w.kernel.FailNth(n, unix.EIO)
 		all, err := w.fresh().List(background(t))
 		if n > len(w.kernel.Calls()) {
@@ -384,7 +384,7 @@ func TestListWhenTheNthRequestFails(t *testing.T) {
 			}
 			return
 		}
-		if err == nil && byName(t, all, "image").State == manifest.Healthy && n == 1 {
+		if err == nil && byName(t, all, "image").State == record.Healthy && n == 1 {
 			t.Errorf("request %d failed: %+v", n, all)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 	"dmloop/internal/btrfs"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // notLive refuses an image on whose blocks a device-mapper device lies. It asks the
@@ -80,7 +80,7 @@ func (s *System) liveError(subject string, m stranger) error {
 		message += ", in use by " + strings.Join(users, ", ")
 	}
 	hint := "see: dmsetup table " + shellWord(m.Name) + "; remove it first: dmsetup remove " + shellWord(m.Name)
-	if strings.HasPrefix(m.uuid, manifest.UUIDPrefix) {
+	if strings.HasPrefix(m.uuid, record.UUIDPrefix) {
 		hint = "it was mapped where this command sees no record of it (in a container or a chroot, or with another state folder): unmap it there, or here: dmloop unmap " + shellWord(m.Name)
 	}
 	return &Error{Class: Busy, Subject: subject, Message: message, Hint: hint}
@@ -182,7 +182,7 @@ func (s *System) othersThan(conn *dm.Conn, host dmtable.Device, own ...string) (
 		switch {
 		case !slices.Contains(below, d.Device):
 			others = append(others, one)
-		case strings.HasPrefix(d.UUID, manifest.UUIDPrefix):
+		case strings.HasPrefix(d.UUID, record.UUIDPrefix):
 			outer = append(outer, one)
 		}
 	}

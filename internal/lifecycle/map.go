@@ -17,9 +17,9 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/swap"
 )
 
@@ -79,7 +79,7 @@ func noFile(path string) error {
 
 // newUUID returns the device-mapper uuid of a mapping. Its length limits the name.
 func newUUID(name, id string) (string, error) {
-	uuid, err := manifest.NewUUID(name, id)
+	uuid, err := record.NewUUID(name, id)
 	if err == nil {
 		err = dmtable.CheckUUID(uuid)
 	}
@@ -181,15 +181,15 @@ func (o *MapOptions) request(path string) (name, uuid string, err error) {
 	return name, uuid, err
 }
 
-func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) manifest.Manifest {
+func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) record.Record {
 	id := v.Identity
-	var below []manifest.Below
+	var below []record.Below
 	for _, b := range v.Stack.Base {
-		below = append(below, manifest.Below{Device: b.Device, Name: b.Name})
+		below = append(below, record.Below{Device: b.Device, Name: b.Name})
 	}
-	return manifest.Manifest{
-		Name: name, UUID: uuid, State: manifest.Mapping,
-		Image: manifest.Image{
+	return record.Record{
+		Name: name, UUID: uuid, State: record.Mapping,
+		Image: record.Image{
 			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
 			Handle: observe.FileHandle(img), FSUUID: observe.FilesystemUUID(img.File(), v.Facts.Filesystem),
@@ -198,23 +198,23 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) m
 		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Sealed: v.Sealed,
 		Extents: len(v.Layout.Extents), OnChange: o.OnChange, UdevRules: o.UdevRules, Guard: !o.NoGuard, Unsafe: o.Unsafe,
 		Created: time.Now().UTC(), Layout: v.Layout, Table: v.Table,
-		Base: manifest.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()}, Below: below,
+		Base: record.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()}, Below: below,
 	}
 }
 
 // mapJob is one run of map: the steps in order, each of which undo can take back.
 type mapJob struct {
 	*System
-	store   *manifest.Store
+	store   *record.Store
 	conn    *dm.Conn
 	img     *image.Image
 	survey  *Survey
 	options MapOptions
-	m       manifest.Manifest
-	lease   *image.Lease     // the proof that nobody else has the image open; nil while there is none
-	probe   *swap.Probe      // asks whether the kernel holds the image
-	denies  bool             // the guard denies opens of the image by others
-	staged  *manifest.Staged // the record that is about to be seen; nil before and after
+	m       record.Record
+	lease   *image.Lease   // the proof that nobody else has the image open; nil while there is none
+	probe   *swap.Probe    // asks whether the kernel holds the image
+	denies  bool           // the guard denies opens of the image by others
+	staged  *record.Staged // the record that is about to be seen; nil before and after
 }
 
 func (j *mapJob) run(ctx context.Context) error {
@@ -240,7 +240,7 @@ func (j *mapJob) run(ctx context.Context) error {
 			return err
 		}
 	}
-	j.m.State = manifest.Healthy
+	j.m.State = record.Healthy
 	return j.store.SaveHead(j.m)
 }
 
@@ -268,7 +268,7 @@ func (j *mapJob) setPins(ctx context.Context) error {
 		j.m.Proof = true
 	}
 	for _, k := range inForce {
-		j.m.Pins = append(j.m.Pins, manifest.Pin{Kind: string(k), Ours: slices.Contains(ours, k)})
+		j.m.Pins = append(j.m.Pins, record.Pin{Kind: string(k), Ours: slices.Contains(ours, k)})
 	}
 	grade := pin.GradeOf(evidence(j.m, inForce))
 	j.m.Grade = string(grade)
@@ -514,7 +514,7 @@ func (j *mapJob) undo(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := j.store.Head(j.m.Name); errors.Is(err, manifest.ErrNotFound) {
+	if _, err := j.store.Head(j.m.Name); errors.Is(err, record.ErrNotFound) {
 		return nil
 	}
 	return j.finish(ctx, j.store, &j.m, j.img)

@@ -8,8 +8,8 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
 	"dmloop/internal/parttable"
+	"dmloop/internal/record"
 )
 
 // partUUID is the device-mapper uuid of a partition inside a mapping, as kpartx
@@ -31,7 +31,7 @@ func (j *mapJob) addPartitions(context.Context) error {
 		return &Error{Class: Failure, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Hint: hint}
 	}
 	for _, p := range found {
-		part := manifest.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.Number), Number: p.Number}
+		part := record.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.Number), Number: p.Number}
 		j.m.Parts = append(j.m.Parts, part)
 		if err := j.store.SaveHead(j.m); err != nil {
 			return err
@@ -68,7 +68,7 @@ func (j *mapJob) readPartitions(path string) ([]parttable.Partition, error) {
 }
 
 // removeParts removes the partition devices on top of a mapping, last first.
-func (s *System) removeParts(conn *dm.Conn, m *manifest.Manifest) error {
+func (s *System) removeParts(conn *dm.Conn, m *record.Record) error {
 	for i := len(m.Parts) - 1; i >= 0; i-- {
 		p := m.Parts[i]
 		gone, err := s.removeDevice(conn, p.Name, partUUID(p.Number, m.UUID))
@@ -83,7 +83,7 @@ func (s *System) removeParts(conn *dm.Conn, m *manifest.Manifest) error {
 }
 
 // layers lists the devices of a mapping, what lies on top first.
-func layers(m manifest.Manifest) []dm.Ref {
+func layers(m record.Record) []dm.Ref {
 	var refs []dm.Ref
 	for i := len(m.Parts) - 1; i >= 0; i-- {
 		refs = append(refs, dm.ByUUID(partUUID(m.Parts[i].Number, m.UUID)))

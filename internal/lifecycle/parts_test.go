@@ -10,7 +10,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/blockdev"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/vmtest/partcorpus"
 )
 
@@ -23,7 +23,7 @@ func TestPartitionsOfADevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		var log bytes.Buffer
-		job := &mapJob{System: NewSystem("", slog.New(slog.NewTextHandler(&log, nil))), m: manifest.Manifest{Size: partcorpus.Size},
+		job := &mapJob{System: NewSystem("", slog.New(slog.NewTextHandler(&log, nil))), m: record.Record{Size: partcorpus.Size},
 			survey: &Survey{Stack: blockdev.Stack{Base: []blockdev.Base{{LogicalBlock: extents.Bytes(c.Block)}}}}}
 		got, err := job.readPartitions(path)
 		if want := len(strings.Fields(strings.Trim(c.Shown(), "-"))); c.Refuse == "" && (err != nil || len(got) != want) {

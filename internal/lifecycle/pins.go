@@ -8,8 +8,8 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/swap"
 )
 
@@ -105,7 +105,7 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 			return nil, fail(path, "", errors.Join(pinningError(path, err), pin.UndoFor(img.File(), v.Facts.Filesystem, "", hold)))
 		}
 	}
-	inForce, err := pinsInForce(img, manifest.Manifest{Image: manifest.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed}, swap.Active)
+	inForce, err := pinsInForce(img, record.Record{Image: record.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed}, swap.Active)
 	if err != nil {
 		return nil, fail(path, "", err)
 	}

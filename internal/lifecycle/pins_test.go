@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 // A flag that map has set and that is gone before the device goes live is a refusal; so
@@ -23,10 +23,10 @@ func TestClearedPinIsNoProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer img.Close()
-	j := &mapJob{img: img, survey: &Survey{Path: path}, m: manifest.Manifest{Image: manifest.Image{Filesystem: "ext4"}}}
+	j := &mapJob{img: img, survey: &Survey{Path: path}, m: record.Record{Image: record.Image{Filesystem: "ext4"}}}
 	_, unknown := pin.InForce(img.File(), "ext4")
 	for kind, lost := range map[pin.Kind]bool{pin.Immutable: true, pin.Swap: false} { // proveClaim asks for the claim
-		j.m.Pins = []manifest.Pin{{Kind: string(kind), Ours: true}}
+		j.m.Pins = []record.Pin{{Kind: string(kind), Ours: true}}
 		err := j.provePins()
 		if want := lost || unknown != nil; (err != nil) != want {
 			t.Errorf("%s: %v, and the flags cannot be read: %v", kind, err, unknown)

@@ -5,8 +5,8 @@ import (
 	"slices"
 
 	"dmloop/extents"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 // The choices of --pin.
@@ -54,7 +54,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	}
 	p.Status = Status{
 		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Extents: len(v.Layout.Extents),
-		Grade: string(p.Grade), State: manifest.Mapping, Guard: !o.NoGuard,
+		Grade: string(p.Grade), State: record.Mapping, Guard: !o.NoGuard,
 	}
 	for _, k := range pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)) {
 		p.Status.Pins = append(p.Status.Pins, string(k))

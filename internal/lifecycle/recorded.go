@@ -7,13 +7,13 @@ import (
 
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
+	"dmloop/internal/record"
 )
 
 // openRecorded opens the image of a record, wherever it is by now. It returns
 // observe.ErrImageGone when the file system says that the inode is no more.
-func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.Image, error) {
+func (s *System) openRecorded(ctx context.Context, want record.Image) (*image.Image, error) {
 	f, err := s.askGuard(ctx, want)
 	if f != nil {
 		img, err := image.Adopt(f)
@@ -39,7 +39,7 @@ func (s *System) openRecorded(ctx context.Context, want manifest.Image) (*image.
 
 // openToChange is openRecorded for who is going to change something of the image, which
 // its file system has to take.
-func (s *System) openToChange(ctx context.Context, m manifest.Manifest) (*image.Image, error) {
+func (s *System) openToChange(ctx context.Context, m record.Record) (*image.Image, error) {
 	want := m.Image
 	if err := s.hostRuns(m); err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (s *System) openToChange(ctx context.Context, m manifest.Manifest) (*image.
 // hostRuns refuses, as Busy, a mapping whose host device is suspended, before a path is
 // walked there: a folder that is not in memory is read from the disk, and nothing ends that
 // wait. Where the number is another device's by now the file system is asked when it is open.
-func (s *System) hostRuns(m manifest.Manifest) error {
+func (s *System) hostRuns(m record.Record) error {
 	conn, err := s.mapper()
 	if err != nil {
 		return nil // the next steps say so
@@ -79,7 +79,7 @@ const heldPatience = 2 * time.Second
 // openHeld is observe.Open where the guard hangs. Whether it denies opens cannot be
 // asked: then the kernel has every open wait for it, and nothing but the end of this
 // process ends that.
-func (s *System) openHeld(want manifest.Image, byPath func(*image.Found) (*image.Image, error)) (*image.Image, error) {
+func (s *System) openHeld(want record.Image, byPath func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	refused := &Error{Class: Failure, Subject: want.Path, Message: "opens of the image wait for a guard that does not answer", Err: s.hung,
 		Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
 	if s.held {

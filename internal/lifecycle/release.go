@@ -13,9 +13,9 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 // finish takes a mapping down to nothing: partitions, device, page cache, pins and
@@ -23,15 +23,15 @@ import (
 // half, map's undo, and what recover does for a killed command. When a step fails
 // the record stays, in state releasing with the reason. img may be nil. The end of ctx
 // does not end it: a guard that was not told would go on denying opens of the image.
-func (s *System) finish(ctx context.Context, store *manifest.Store, m *manifest.Manifest, img *image.Image) error {
+func (s *System) finish(ctx context.Context, store *record.Store, m *record.Record, img *image.Image) error {
 	err := s.takeDown(context.WithoutCancel(ctx), m, img)
 	if err == nil {
 		return store.Delete(m.Name)
 	}
-	if m.State == manifest.Releasing && m.Reason == err.Error() {
+	if m.State == record.Releasing && m.Reason == err.Error() {
 		return err // as recorded: the guard, which looks at every change, need not try again at once
 	}
-	m.State, m.Reason = manifest.Releasing, err.Error()
+	m.State, m.Reason = record.Releasing, err.Error()
 	return errors.Join(err, s.unlessFull(m.Name, store.Save(*m)))
 }
 
@@ -48,7 +48,7 @@ func (s *System) unlessFull(name string, err error) error {
 
 var errPending = errors.New("removal is pending until the last user closes the device")
 
-func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.Image) error {
+func (s *System) takeDown(ctx context.Context, m *record.Record, img *image.Image) error {
 	conn, err := s.mapper()
 	if err != nil {
 		return err
@@ -71,7 +71,7 @@ func (s *System) takeDown(ctx context.Context, m *manifest.Manifest, img *image.
 
 // releasePins drops the file's page cache, so that it reads what the device wrote,
 // and clears the pins that were set for this mapping.
-func (s *System) releasePins(ctx context.Context, m *manifest.Manifest, img *image.Image) error {
+func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.Image) error {
 	if img == nil {
 		var err error
 		if img, err = s.openToChange(ctx, *m); err != nil {
@@ -113,14 +113,14 @@ func (s *System) Finish(ctx context.Context) error {
 // recover finishes or undoes what killed commands left: the caller holds the lock, so
 // a record in a half-way state belongs to nobody. What cannot be finished yet stays
 // listed, and only a log line says so: it must not stop other work.
-func (s *System) recover(ctx context.Context, store *manifest.Store) error {
+func (s *System) recover(ctx context.Context, store *record.Store) error {
 	names, err := store.Names()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		m, err := store.Head(name)
-		if err == nil && m.State != manifest.Mapping && m.State != manifest.Releasing {
+		if err == nil && m.State != record.Mapping && m.State != record.Releasing {
 			continue
 		}
 		if err == nil {
@@ -154,7 +154,7 @@ func (s *System) recover(ctx context.Context, store *manifest.Store) error {
 // keep undoes an unmap that was killed before it removed the device, now that the
 // device is in use: it is the mapping that it was, unless it had been torn down, by the
 // guard or by that unmap.
-func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Manifest) error {
+func (s *System) keep(ctx context.Context, store *record.Store, m record.Record) error {
 	conn, err := s.mapper()
 	if err != nil {
 		return err
@@ -163,17 +163,17 @@ func (s *System) keep(ctx context.Context, store *manifest.Store, m manifest.Man
 	if err != nil {
 		return err
 	}
-	m.State, m.Reason = manifest.Healthy, ""
+	m.State, m.Reason = record.Healthy, ""
 	if !live.Equal(m.Table) {
-		m.State, m.Reason = manifest.Failed, "an unmap was cut off, and the device has not the table of the mapping"
-	} else if v := s.verify(ctx, m); v.State != manifest.Healthy {
+		m.State, m.Reason = record.Failed, "an unmap was cut off, and the device has not the table of the mapping"
+	} else if v := s.verify(ctx, m); v.State != record.Healthy {
 		m.State, m.Reason = v.State, "an unmap was cut off, and the mapping is not as it was recorded: "+v.Reason
 	}
 	if err := store.SaveHead(m); err != nil {
 		return err
 	}
 	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name, "state", m.State)
-	if s.guard == nil || !m.Guard || m.State == manifest.Failed {
+	if s.guard == nil || !m.Guard || m.State == record.Failed {
 		return nil
 	}
 	return refusal(s.guard.Add(ctx, m.Name))
@@ -215,7 +215,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	before := m.State
-	if before == manifest.Releasing && !s.removalPending(conn, m) {
+	if before == record.Releasing && !s.removalPending(conn, m) {
 		return s.notReleased(m, errors.New(m.Reason)) // recover has just tried
 	}
 	open, err := s.openNow(conn, m, o)
@@ -232,7 +232,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	if img != nil {
 		defer img.Close()
 	}
-	m.State, m.Reason = manifest.Releasing, ""
+	m.State, m.Reason = record.Releasing, ""
 	if err := s.unlessFull(m.Name, store.SaveHead(m)); err != nil {
 		return err
 	}
@@ -259,7 +259,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 // toRelease opens the image of a mapping that is going to be released, before anything of
 // it is undone: the error says that its file system takes no changes now, and so the
 // pins could not be cleared. Nil without an error is for releasePins to look into.
-func (s *System) toRelease(ctx context.Context, m manifest.Manifest) (*image.Image, error) {
+func (s *System) toRelease(ctx context.Context, m record.Record) (*image.Image, error) {
 	if err := s.hostRuns(m); err != nil {
 		return nil, err
 	}
@@ -293,8 +293,8 @@ func (s *System) justReleased(target string) bool {
 // innermost refuses to let go of an image while another live device lies on its blocks:
 // the mapping of an image inside it, whose own file system need not be mounted any more,
 // or what somebody made by hand.
-func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
-	if m.State == manifest.Failed || len(m.Table) == 0 {
+func (s *System) innermost(conn *dm.Conn, m record.Record) error {
+	if m.State == record.Failed || len(m.Table) == 0 {
 		return nil
 	}
 	segments, err := m.Table.Segments()
@@ -312,13 +312,13 @@ func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
 	// count as a stranger; releasing the pins looks again.
 	host, err := conn.Info(dm.ByDevice(m.Base.Device))
 	if err != nil || host.UUID != m.Base.UUID || host.Name != m.Base.Name {
-		others = slices.DeleteFunc(others, func(o stranger) bool { return !strings.HasPrefix(o.uuid, manifest.UUIDPrefix) })
+		others = slices.DeleteFunc(others, func(o stranger) bool { return !strings.HasPrefix(o.uuid, record.UUIDPrefix) })
 	}
 	inside, err := sharing(segments, nil, others)
 	if err != nil || len(inside) == 0 {
 		return fail(m.Name, "", err)
 	}
-	if !strings.HasPrefix(inside[0].uuid, manifest.UUIDPrefix) {
+	if !strings.HasPrefix(inside[0].uuid, record.UUIDPrefix) {
 		return s.liveError(m.Name, inside[0])
 	}
 	return &Error{Class: Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
@@ -328,7 +328,7 @@ func (s *System) innermost(conn *dm.Conn, m manifest.Manifest) error {
 // removeWhenClosed has the kernel remove the mapping's devices as soon as nobody has
 // them open, now perhaps; with Force nothing that is done to them has an effect
 // until then.
-func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before manifest.State, o UnmapOptions) error {
+func (s *System) removeWhenClosed(conn *dm.Conn, m record.Record, before record.State, o UnmapOptions) error {
 	if o.Force {
 		if err := s.cutOff(conn, m, before); err != nil {
 			return err
@@ -348,7 +348,7 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m manifest.Manifest, before man
 
 // notReleased is the answer when the device is gone, or going, and something else
 // of the mapping is not.
-func (s *System) notReleased(m manifest.Manifest, err error) error {
+func (s *System) notReleased(m record.Record, err error) error {
 	if errors.Is(err, errPending) {
 		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: "stop the users; the guard or the next dmloop command releases the image then"}
 	}
@@ -363,9 +363,9 @@ func (s *System) notReleased(m manifest.Manifest, err error) error {
 // unmapOrphan removes a live device of dmloop that no record names, and reports
 // whether there was one. What pinned its image only a guard that watches it knows, if
 // any; unpin clears it.
-func (s *System) unmapOrphan(ctx context.Context, store *manifest.Store, conn *dm.Conn, target string) (gone bool, err error) {
+func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.Conn, target string) (gone bool, err error) {
 	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, devMapper)))
-	if err != nil || !strings.HasPrefix(info.UUID, manifest.UUIDPrefix) {
+	if err != nil || !strings.HasPrefix(info.UUID, record.UUIDPrefix) {
 		return false, nil // not a name of ours: the caller knows what to say
 	}
 	records, err := allRecords(store, store.Head)
@@ -391,8 +391,8 @@ func (s *System) unmapOrphan(ctx context.Context, store *manifest.Store, conn *d
 }
 
 // guardRecord asks the guard for the record of the device with this uuid.
-func (s *System) guardRecord(ctx context.Context, uuid string) (m manifest.Manifest, known bool) {
-	name, ok := manifest.NameInUUID(uuid)
+func (s *System) guardRecord(ctx context.Context, uuid string) (m record.Record, known bool) {
+	name, ok := record.NameInUUID(uuid)
 	if !ok || s.guard == nil || s.hung != nil {
 		return m, false
 	}
@@ -404,13 +404,13 @@ func (s *System) guardRecord(ctx context.Context, uuid string) (m manifest.Manif
 }
 
 // find returns the record of a mapping by its name or by its image's path.
-func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, error) {
+func (s *System) find(store *record.Store, target string) (record.Record, error) {
 	for _, name := range namesOf(target) {
 		m, err := store.Load(name)
 		switch {
 		case err == nil:
 			return m, nil
-		case !errors.Is(err, manifest.ErrNotFound):
+		case !errors.Is(err, record.ErrNotFound):
 			return m, unusableRecord(store, target, "its record cannot be used", err)
 		}
 	}
@@ -420,15 +420,15 @@ func (s *System) find(store *manifest.Store, target string) (manifest.Manifest, 
 		if untold := (*Error)(nil); errors.As(err, &untold) {
 			untold.Subject = target
 		}
-		if err == nil || !errors.Is(err, manifest.ErrNotFound) {
+		if err == nil || !errors.Is(err, record.ErrNotFound) {
 			return m, err
 		}
 	}
-	return manifest.Manifest{}, noSuchMapping(target)
+	return record.Record{}, noSuchMapping(target)
 }
 
 // unusableRecord is what is said of a record that cannot be read: dmloop does not guess.
-func unusableRecord(store *manifest.Store, subject, message string, err error) error {
+func unusableRecord(store *record.Store, subject, message string, err error) error {
 	return &Error{Class: Failure, Subject: subject, Message: message, Err: err,
 		Hint: "by hand: see what the device is (dmsetup table), remove it (dmsetup remove), and then the record (dmloop unmap --forget NAME) from " + store.Dir()}
 }
@@ -456,21 +456,21 @@ func namesOf(target string) []string {
 }
 
 // isOf reports whether the mapping is one of this inode.
-func isOf(m manifest.Manifest, id image.Identity) bool {
+func isOf(m record.Record, id image.Identity) bool {
 	same, _ := observe.Same(m.Image, id, observe.PlaceOf(id))
 	return same == observe.TheSame
 }
 
 // findByImage returns the record of the mapping of an inode.
-func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, error) {
+func findByImage(store *record.Store, id image.Identity) (record.Record, error) {
 	names, err := store.Names()
 	if err != nil {
-		return manifest.Manifest{}, err
+		return record.Record{}, err
 	}
-	missing := manifest.ErrNotFound
+	missing := record.ErrNotFound
 	for _, name := range names {
 		m, err := store.Head(name)
-		if errors.Is(err, manifest.ErrNotFound) {
+		if errors.Is(err, record.ErrNotFound) {
 			continue
 		}
 		if err != nil {
@@ -485,11 +485,11 @@ func findByImage(store *manifest.Store, id image.Identity) (manifest.Manifest, e
 				Hint: "unmount the copy, if it is on one; the mapping itself is named so: dmloop status " + shellWord(m.Name)}
 		}
 	}
-	return manifest.Manifest{}, missing
+	return record.Record{}, missing
 }
 
 // removalPending reports whether the kernel removes the device at its last close.
-func (s *System) removalPending(conn *dm.Conn, m manifest.Manifest) bool {
+func (s *System) removalPending(conn *dm.Conn, m record.Record) bool {
 	for _, ref := range layers(m) {
 		if info, err := conn.Info(ref); err == nil && info.DeferredRemove {
 			return true

@@ -12,7 +12,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/udev"
 )
 
@@ -53,7 +53,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if err != nil {
 		return "", fail(path, "", err)
 	}
-	uuid, err := manifest.NewShimUUID(name)
+	uuid, err := record.NewShimUUID(name)
 	if err != nil {
 		return "", err
 	}
@@ -77,7 +77,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 // halfMade reports whether the device is a shim that shows nothing: whoever made it was
 // killed before it went live.
 func halfMade(info dm.Info) bool {
-	return strings.HasPrefix(info.UUID, manifest.ShimPrefix) && !info.ActiveTable
+	return strings.HasPrefix(info.UUID, record.ShimPrefix) && !info.ActiveTable
 }
 
 // dropHalfMade removes a half-made shim of this name: the caller holds the lock, so nobody
@@ -108,7 +108,7 @@ func (s *System) reachedElsewhere(conn *dm.Conn, path, name string, dev dmtable.
 	}
 	e := &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("the device-mapper device %s shows the same sectors: "+
 		"a file system could be mounted through both at a time, which would destroy it", above[0].Name)}
-	if strings.HasPrefix(above[0].UUID, manifest.ShimPrefix) {
+	if strings.HasPrefix(above[0].UUID, record.ShimPrefix) {
 		e.Hint = fmt.Sprintf("use that shim: mount /dev/mapper/%[1]s; or take it away first: umount /dev/mapper/%[1]s && dmsetup remove %[1]s", above[0].Name)
 	} else {
 		e.Hint = fmt.Sprintf("put the shim on /dev/mapper/%[1]s, or remove that device first: dmsetup ls --tree; dmsetup remove %[1]s", above[0].Name)

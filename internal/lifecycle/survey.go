@@ -16,8 +16,8 @@ import (
 	"dmloop/internal/claim"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/seal"
 )
 
@@ -300,7 +300,7 @@ func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable
 	var mappings []blockdev.Mapping
 	var rest []stranger
 	for _, o := range others {
-		if strings.HasPrefix(o.uuid, manifest.UUIDPrefix) {
+		if strings.HasPrefix(o.uuid, record.UUIDPrefix) {
 			mappings = append(mappings, o.Mapping)
 		} else {
 			rest = append(rest, o)

@@ -17,7 +17,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 	"dmloop/internal/watch"
 )
 
@@ -36,7 +36,7 @@ type System struct {
 	held     bool                      // opens of images wait for the guard that hangs
 	patience time.Duration             // how long to wait for another command's lock
 	leases   time.Duration             // how long to wait for those who have an image open
-	released []manifest.Manifest       // finished for an earlier command, by recover
+	released []record.Record           // finished for an earlier command, by recover
 	looked   *image.Found              // what Look found; nil when nothing is kept
 	asleep   map[dmtable.Device]*Error // why a file system, by its device, takes no changes; see awake
 
@@ -97,8 +97,8 @@ func (s *System) DeviceMapperVersion() (string, error) {
 
 // openStore opens the state folder, making it when create is set. Without create,
 // a folder that was never made gives a nil store: there are no mappings.
-func (s *System) openStore(create bool) (*manifest.Store, error) {
-	store, err := manifest.Open(s.stateDir, create)
+func (s *System) openStore(create bool) (*record.Store, error) {
+	store, err := record.Open(s.stateDir, create)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !create:
 		return nil, nil
@@ -110,7 +110,7 @@ func (s *System) openStore(create bool) (*manifest.Store, error) {
 
 // lockStore opens the state folder and takes its lock, then finishes or undoes
 // what killed commands left half-way.
-func (s *System) lockStore(ctx context.Context) (*manifest.Store, func(), error) {
+func (s *System) lockStore(ctx context.Context) (*record.Store, func(), error) {
 	store, err := s.openStore(true)
 	if err != nil {
 		return nil, nil, err
@@ -136,7 +136,7 @@ func (s *System) lockStore(ctx context.Context) (*manifest.Store, func(), error)
 // lockHeld says who has the lock.
 func (s *System) lockHeld(cause error) error {
 	message, hint := "another dmloop command", ""
-	for _, pid := range image.LockHolders(filepath.Join(s.stateDir, manifest.LockName)) {
+	for _, pid := range image.LockHolders(filepath.Join(s.stateDir, record.LockName)) {
 		message += fmt.Sprintf(" (process %d)", pid)
 		hint = fmt.Sprintf("see what it waits for: ps -o pid,stat,wchan:32,args %d; state D is a frozen file system, or a device that does not answer", pid)
 	}
@@ -194,7 +194,7 @@ func (s *System) openImage(ctx context.Context, path string) (*image.Image, erro
 // lockImage looks the image at path up, refuses one whose file system takes no changes,
 // takes the lock, refuses an image that is mapped, and opens it. It is opened with the lock held, so that the lease of another run does
 // not see it; no such open waits for a lease of somebody else.
-func (s *System) lockImage(ctx context.Context, path string) (*manifest.Store, *image.Image, func(), error) {
+func (s *System) lockImage(ctx context.Context, path string) (*record.Store, *image.Image, func(), error) {
 	none := func() {}
 	found, err := s.lookUp(path)
 	if err != nil {
@@ -270,7 +270,7 @@ func openError(path string, err error) error {
 // does not answer may hold up every open of the image, so that is an error.
 func (s *System) openWatched(ctx context.Context, found *image.Found) (*image.Image, error) {
 	id := found.Identity()
-	f, err := s.askGuard(ctx, manifest.Image{Path: found.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode})
+	f, err := s.askGuard(ctx, record.Image{Path: found.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode})
 	if err != nil {
 		return nil, fail(found.Given(), "", err)
 	}
@@ -281,7 +281,7 @@ func (s *System) openWatched(ctx context.Context, found *image.Found) (*image.Im
 }
 
 // askGuard returns the guard's own descriptor of an inode, or nil when no guard watches it.
-func (s *System) askGuard(ctx context.Context, want manifest.Image) (*os.File, error) {
+func (s *System) askGuard(ctx context.Context, want record.Image) (*os.File, error) {
 	if s.guard == nil {
 		return nil, nil
 	}

@@ -15,7 +15,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 func background(t *testing.T) context.Context {
@@ -25,11 +25,11 @@ func background(t *testing.T) context.Context {
 
 func TestUnmapByNameAndByImage(t *testing.T) {
 	w := newWorld(t)
-	for i, target := range []func(m manifest.Manifest) string{
-		func(m manifest.Manifest) string { return m.Name },
-		func(m manifest.Manifest) string { return "/dev/mapper/" + m.Name }, // as map prints it
-		func(m manifest.Manifest) string { return m.Image.Path },
-		func(m manifest.Manifest) string { // another way to the same inode
+	for i, target := range []func(m record.Record) string{
+		func(m record.Record) string { return m.Name },
+		func(m record.Record) string { return "/dev/mapper/" + m.Name }, // as map prints it
+		func(m record.Record) string { return m.Image.Path },
+		func(m record.Record) string { // another way to the same inode
 			link := filepath.Join(w.dir, "link")
 			if err := os.Symlink(m.Image.Path, link); err != nil {
 				t.Fatal(err)
@@ -37,7 +37,7 @@ func TestUnmapByNameAndByImage(t *testing.T) {
 			return link
 		},
 	} {
-		m := w.mapped(t, "image", manifest.Healthy)
+		m := w.mapped(t, "image", record.Healthy)
 		if err := w.fresh().Unmap(background(t), target(m), UnmapOptions{}); err != nil {
 			t.Errorf("%d: %v", i, err)
 		}
@@ -70,7 +70,7 @@ func TestUnmapWhenTheNthRequestFails(t *testing.T) {
 		failed := 0
 		for n := 1; ; n++ {
 			w := newWorld(t)
-			m := w.mapped(t, "image", manifest.Healthy)
+			m := w.mapped(t, "image", record.Healthy)
 			w.kernel.SetOpen("image", c.open)
 			w.kernel.FailNth(n, c.errno)
 			err := w.fresh().Unmap(background(t), "image", c.o)
@@ -111,13 +111,13 @@ func TestUnmapWhenTheNthRequestFails(t *testing.T) {
 
 func TestUnmapBusy(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", manifest.Weakened)
+	w.mapped(t, "image", record.Weakened)
 	w.kernel.SetOpen("image", 1)
 	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
 		t.Errorf("%v", err)
 	}
 	m, err := w.store.Load("image")
-	if err != nil || m.State != manifest.Weakened || m.Reason != "" {
+	if err != nil || m.State != record.Weakened || m.Reason != "" {
 		t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
 	}
 	if d, ok := w.kernel.Device("image"); !ok || d.Deferred || d.Suspended {
@@ -127,13 +127,13 @@ func TestUnmapBusy(t *testing.T) {
 
 func TestUnmapDeferred(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", manifest.Healthy)
+	w.mapped(t, "image", record.Healthy)
 	w.kernel.SetOpen("image", 1)
 	for range 2 { // asked for twice is no error
 		if err := w.fresh().Unmap(background(t), "image", UnmapOptions{Deferred: true}); err != nil {
 			t.Fatal(err)
 		}
-		if m, err := w.store.Load("image"); err != nil || m.State != manifest.Releasing || m.Reason == "" {
+		if m, err := w.store.Load("image"); err != nil || m.State != record.Releasing || m.Reason == "" {
 			t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
 		}
 	}
@@ -166,7 +166,7 @@ func runNothing(t *testing.T, s *System) {
 
 func TestUnmapForce(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", manifest.Healthy)
+	w.mapped(t, "image", record.Healthy)
 	w.kernel.SetOpen("image", 2)
 	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{Force: true}); err != nil {
 		t.Fatal(err)
@@ -187,12 +187,12 @@ func TestUnmapForce(t *testing.T) {
 // A command that was killed at any point leaves a record in state mapping or
 // releasing, with the device or without; any next command clears it.
 func TestRecover(t *testing.T) {
-	for _, state := range []manifest.State{manifest.Mapping, manifest.Releasing} {
+	for _, state := range []record.State{record.Mapping, record.Releasing} {
 		for _, device := range []bool{true, false} {
 			for _, again := range []bool{true, false} {
 				w := newWorld(t)
 				m := w.mapped(t, "image", state)
-				w.mapped(t, "other", manifest.Healthy)
+				w.mapped(t, "other", record.Healthy)
 				if !device {
 					if err := w.fresh().removeOnce(w.kernel.Conn(), m.UUID, false); err != nil {
 						t.Fatal(err)
@@ -215,7 +215,7 @@ func TestRecover(t *testing.T) {
 // A record whose image was deleted must not stay for ever.
 func TestRecoverWithoutImage(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Mapping)
+	m := w.mapped(t, "image", record.Mapping)
 	if len(m.Image.Handle.Hex) == 0 || os.Geteuid() != 0 {
 		t.Log("images are found by their path only here")
 		return
@@ -234,7 +234,7 @@ func TestRecoverWithoutImage(t *testing.T) {
 // Another file under the image's name is never unpinned, and never taken for it.
 func TestAnotherFileInItsPlace(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	moved := m.Image.Path + ".moved"
 	if err := errors.Join(os.Rename(m.Image.Path, moved), os.WriteFile(m.Image.Path, make([]byte, 8192), 0o600)); err != nil {
 		t.Fatal(err)
@@ -252,8 +252,8 @@ func TestAnotherFileInItsPlace(t *testing.T) {
 
 func TestUnreadableRecordStopsNothingElse(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", manifest.Healthy)
-	w.mapped(t, "broken", manifest.Healthy)
+	w.mapped(t, "image", record.Healthy)
+	w.mapped(t, "broken", record.Healthy)
 	path := filepath.Join(w.dir, "state", "broken.mapping")
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
@@ -275,7 +275,7 @@ func TestUnreadableRecordStopsNothingElse(t *testing.T) {
 // A file that is called as a mapping was is not what deactivate and unmap --all mean.
 func TestUnmapByNameOnly(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	t.Chdir(w.dir)
 	if err := os.Symlink(m.Image.Path, "word"); err != nil {
 		t.Fatal(err)
@@ -291,7 +291,7 @@ func TestUnmapByNameOnly(t *testing.T) {
 // A device that somebody renamed is the mapping's all the same.
 func TestUnmapARenamedDevice(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	if _, err := w.kernel.Conn().Rename(dm.ByUUID(m.UUID), "other", 0); err != nil {
 		t.Fatal(err)
 	}
@@ -324,14 +324,14 @@ func (g *tellable) Drop(ctx context.Context, name string) error {
 	return nil
 }
 
-func (g *tellable) OpenImage(ctx context.Context, _ manifest.Image) (*os.File, error) {
+func (g *tellable) OpenImage(ctx context.Context, _ record.Image) (*os.File, error) {
 	return nil, cmp.Or(ctx.Err(), guardrpc.ErrNotWatched)
 }
 
 // Ctrl-C does not end what an unmap has begun, and the guard hears of its end.
 func TestUnmapInterrupted(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", manifest.Healthy)
+	w.mapped(t, "image", record.Healthy)
 	m, err := w.store.Load("image")
 	if err != nil {
 		t.Fatal(err)
@@ -353,10 +353,10 @@ func TestUnmapInterrupted(t *testing.T) {
 func TestRecoverADeviceInUse(t *testing.T) {
 	for _, torn := range []bool{false, true} {
 		w := newWorld(t)
-		m := w.mapped(t, "image", manifest.Releasing)
-		want := manifest.Stale
+		m := w.mapped(t, "image", record.Releasing)
+		want := record.Stale
 		if torn {
-			want = manifest.Failed
+			want = record.Failed
 			if _, err := w.kernel.Conn().ReplaceNow(dm.ByUUID(m.UUID), dmtable.ErrorTable(m.Table.Size()), 0); err != nil {
 				t.Fatal(err)
 			}
@@ -377,16 +377,16 @@ func TestRecoverADeviceInUse(t *testing.T) {
 // knowing is a guard that watches a mapping whose record somebody removed.
 type knowing struct {
 	tellable
-	record manifest.Manifest
+	record record.Record
 }
 
-func (g *knowing) Record(context.Context, string) (manifest.Manifest, error) { return g.record, nil }
+func (g *knowing) Record(context.Context, string) (record.Record, error) { return g.record, nil }
 
 // What the guard remembers is enough to take a mapping down without its record: its
 // partitions go first, and the image is released.
 func TestUnmapByTheGuardsMemory(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	if err := w.store.Delete("image"); err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +398,7 @@ func TestUnmapByTheGuardsMemory(t *testing.T) {
 		t.Error("the device is left")
 	}
 	// The memory of another mapping of the name does not count.
-	m = w.mapped(t, "image", manifest.Healthy)
+	m = w.mapped(t, "image", record.Healthy)
 	if err := w.store.Delete("image"); err != nil {
 		t.Fatal(err)
 	}
@@ -411,10 +411,10 @@ func TestUnmapByTheGuardsMemory(t *testing.T) {
 // An unmap of a busy mapping removes nothing of it, its partitions neither.
 func TestBusyUnmapKeepsPartitions(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", manifest.Healthy)
+	m := w.mapped(t, "image", record.Healthy)
 	conn := w.kernel.Conn()
 	for n := 1; n <= 2; n++ {
-		part := manifest.Part{Name: fmt.Sprintf("imagep%d", n), Number: n}
+		part := record.Part{Name: fmt.Sprintf("imagep%d", n), Number: n}
 		uuid := partUUID(n, m.UUID)
 		if _, err := conn.Create(part.Name, uuid); err != nil {
 			t.Fatal(err)
@@ -435,7 +435,7 @@ func TestBusyUnmapKeepsPartitions(t *testing.T) {
 	if _, there := w.kernel.Device("imagep1"); !there {
 		t.Error("the partition is gone, and the mapping stays")
 	}
-	if now, err := w.store.Load("image"); err != nil || now.State != manifest.Healthy {
+	if now, err := w.store.Load("image"); err != nil || now.State != record.Healthy {
 		t.Errorf("%s, %v", now.State, err)
 	}
 	w.kernel.SetOpen("image", 1)

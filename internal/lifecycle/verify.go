@@ -5,14 +5,14 @@ import (
 	"errors"
 
 	"dmloop/guard"
-	"dmloop/internal/manifest"
 	"dmloop/internal/observe"
+	"dmloop/internal/record"
 )
 
 // Verified is what a check of one mapping found.
 type Verified struct {
 	Name     string
-	State    manifest.State
+	State    record.State
 	Reason   string
 	Findings []guard.Finding
 }
@@ -48,8 +48,8 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 		switch {
 		case err == nil:
 			all = append(all, v)
-		case errors.Is(err, manifest.ErrNotFound) && len(targets) == 0: // unmapped meanwhile
-		case errors.Is(err, manifest.ErrNotFound):
+		case errors.Is(err, record.ErrNotFound) && len(targets) == 0: // unmapped meanwhile
+		case errors.Is(err, record.ErrNotFound):
 			return nil, &Error{Class: NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Hint: "see: dmloop list"}
 		default:
 			return nil, err
@@ -59,9 +59,9 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 }
 
 // verify compares one mapping with its record.
-func (s *System) verify(ctx context.Context, m manifest.Manifest) Verified {
+func (s *System) verify(ctx context.Context, m record.Record) Verified {
 	v := Verified{Name: m.Name, State: m.State, Reason: m.Reason}
-	if m.State != manifest.Releasing && m.State != manifest.Mapping && !unreadable(m) {
+	if m.State != record.Releasing && m.State != record.Mapping && !unreadable(m) {
 		v.Findings = guard.Check(observe.Expect(m), s.observeAll(ctx, m))
 		if !m.State.Broken() {
 			v.State, v.Reason = judged(v.Findings)
@@ -73,7 +73,7 @@ func (s *System) verify(ctx context.Context, m manifest.Manifest) Verified {
 // verifyAlone compares once more while no other command can be changing the mapping:
 // what an unmap has half undone differs from its record too. A lock that cannot be had
 // leaves the first answer as it is, for it may be the truth.
-func (s *System) verifyAlone(ctx context.Context, store *manifest.Store, first Verified) (Verified, error) {
+func (s *System) verifyAlone(ctx context.Context, store *record.Store, first Verified) (Verified, error) {
 	wait, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
 	unlock, err := store.Lock(wait)
@@ -90,18 +90,18 @@ func (s *System) verifyAlone(ctx context.Context, store *manifest.Store, first V
 
 // judged is what findings say of a mapping that nobody tears down for it. What
 // cannot be read is not known to be as it was.
-func judged(findings []guard.Finding) (manifest.State, string) {
+func judged(findings []guard.Finding) (record.State, string) {
 	d := guard.Decide(findings, guard.OnChangeReport)
 	for _, f := range findings {
 		if (f.Kind == guard.Unreadable || f.Kind == guard.BelowAiling) && d.State == guard.Healthy {
-			return manifest.Stale, f.Message
+			return record.Stale, f.Message
 		}
 	}
-	return manifest.State(d.State), d.Reason
+	return record.State(d.State), d.Reason
 }
 
 // observeAll reads everything that a check compares, once, in full.
-func (s *System) observeAll(ctx context.Context, m manifest.Manifest) guard.Observed {
+func (s *System) observeAll(ctx context.Context, m record.Record) guard.Observed {
 	img, err := s.openRecorded(ctx, m.Image)
 	if err != nil {
 		return guard.Observed{Identity: guard.Read(guard.Identity{}, err)}

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"dmloop/internal/dm"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // A verify that comes between two steps of an unmap does not take what is half undone
@@ -15,26 +15,26 @@ import (
 func TestVerifyBesideAnotherCommand(t *testing.T) {
 	for _, c := range []struct {
 		what    string
-		during  func(t *testing.T, w *world, m manifest.Manifest) // while the other command holds the lock
+		during  func(t *testing.T, w *world, m record.Record) // while the other command holds the lock
 		targets []string
 		wait    time.Duration // patience
-		want    []manifest.State
+		want    []record.State
 		class   Class // of the error, if there is to be one
 	}{
 		{"unmapped meanwhile", deleteRecord, nil, time.Minute, nil, 0},
 		{"unmapped meanwhile, named", deleteRecord, []string{"image"}, time.Minute, nil, NotFound},
-		{"killed half-way", func(t *testing.T, w *world, m manifest.Manifest) {
-			m.State = manifest.Releasing
+		{"killed half-way", func(t *testing.T, w *world, m record.Record) {
+			m.State = record.Releasing
 			if err := w.store.Save(m); err != nil {
 				t.Error(err)
 			}
-		}, nil, time.Minute, []manifest.State{manifest.Releasing}, 0},
-		{"nothing else changed", func(*testing.T, *world, manifest.Manifest) {}, nil, time.Minute, []manifest.State{manifest.Failed}, 0},
-		{"the lock is not to be had", nil, nil, 10 * time.Millisecond, []manifest.State{manifest.Failed}, 0},
+		}, nil, time.Minute, []record.State{record.Releasing}, 0},
+		{"nothing else changed", func(*testing.T, *world, record.Record) {}, nil, time.Minute, []record.State{record.Failed}, 0},
+		{"the lock is not to be had", nil, nil, 10 * time.Millisecond, []record.State{record.Failed}, 0},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			w := newWorld(t)
-			m := w.mapped(t, "image", manifest.Healthy)
+			m := w.mapped(t, "image", record.Healthy)
 			unlock, err := w.store.Lock(background(t))
 			if err != nil {
 				t.Fatal(err)
@@ -53,7 +53,7 @@ func TestVerifyBesideAnotherCommand(t *testing.T) {
 			if (err != nil) != (c.class != 0) || err != nil && ClassOf(err) != c.class {
 				t.Fatalf("%v", err)
 			}
-			var got []manifest.State
+			var got []record.State
 			for _, v := range all {
 				got = append(got, v.State)
 			}
@@ -64,7 +64,7 @@ func TestVerifyBesideAnotherCommand(t *testing.T) {
 	}
 }
 
-func deleteRecord(t *testing.T, w *world, m manifest.Manifest) {
+func deleteRecord(t *testing.T, w *world, m record.Record) {
 	if err := w.store.Delete(m.Name); err != nil {
 		t.Error(err)
 	}

@@ -5,12 +5,12 @@ package observe
 import (
 	"dmloop/dmtable"
 	"dmloop/guard"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 )
 
 // Expect turns a record into what a check expects to find.
-func Expect(m manifest.Manifest) guard.Expected {
+func Expect(m record.Record) guard.Expected {
 	policy, err := guard.ParsePolicy(m.OnChange)
 	if err != nil {
 		policy = guard.OnChangeError // a word that nobody knows must not mean "do nothing"

@@ -15,7 +15,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // ErrImageGone says that the recorded inode does not exist any more.
@@ -29,27 +29,27 @@ var ErrSeemsGone = errors.New("the image seems not to exist any more")
 // FileHandle returns the file system's own name of the inode, which stays when a
 // folder above it is renamed or the file system is mounted elsewhere. A file system
 // that gives none is found by path only.
-func FileHandle(img *image.Image) manifest.Handle {
+func FileHandle(img *image.Image) record.Handle {
 	h, _, err := unix.NameToHandleAt(int(img.File().Fd()), "", unix.AT_EMPTY_PATH)
 	if err != nil {
-		return manifest.Handle{}
+		return record.Handle{}
 	}
-	return manifest.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
+	return record.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
 }
 
 // FolderHandle is FileHandle of the folder that the image is in.
-func FolderHandle(img *image.Image) manifest.Handle {
+func FolderHandle(img *image.Image) record.Handle {
 	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, filepath.Dir(img.Path()), 0)
 	if err != nil {
-		return manifest.Handle{}
+		return record.Handle{}
 	}
-	return manifest.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
+	return record.Handle{Type: h.Type(), Hex: hex.EncodeToString(h.Bytes())}
 }
 
 // PathNow returns the path that the opened image of a record has now, or that of the
 // record where it is not known. The kernel does not know it of a file that was opened by
 // its handle, and always knows the path of a folder.
-func PathNow(img *image.Image, want manifest.Image) string {
+func PathNow(img *image.Image, want record.Image) string {
 	if path := img.PathNow(); path != "" {
 		return path
 	}
@@ -77,7 +77,7 @@ func PathNow(img *image.Image, want manifest.Image) string {
 
 // openFolder opens the folder that a handle names on the file system that is mounted
 // there, as a place only.
-func openFolder(mountpoint string, h manifest.Handle) (fd int, err error) {
+func openFolder(mountpoint string, h record.Handle) (fd int, err error) {
 	raw, err := hex.DecodeString(h.Hex)
 	if err != nil {
 		return -1, err
@@ -94,7 +94,7 @@ func openFolder(mountpoint string, h manifest.Handle) (fd int, err error) {
 // else by its handle. No other file that is at the path by now is opened. It returns
 // ErrImageGone only when the image's own file system says that the inode is no more, and
 // otherwise what was wrong with the path.
-func Open(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
+func Open(want record.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	img, err := openPath(want, open)
 	if err == nil {
 		return img, nil
@@ -112,7 +112,7 @@ func Open(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*
 	return nil, err
 }
 
-func openPath(want manifest.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
+func openPath(want record.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	found, err := image.Find(want.Path)
 	if err != nil {
 		return nil, err
@@ -134,12 +134,12 @@ func openPath(want manifest.Image, open func(*image.Found) (*image.Image, error)
 }
 
 // Is reports whether img is the image of the record.
-func Is(img *image.Image, want manifest.Image) bool { return isImage(want, img) == nil }
+func Is(img *image.Image, want record.Image) bool { return isImage(want, img) == nil }
 
 var errOther = errors.New("is another file now than the one that was mapped")
 
 // isImage returns nil for the image of the record.
-func isImage(want manifest.Image, img *image.Image) error {
+func isImage(want record.Image, img *image.Image) error {
 	id, err := img.Identity()
 	if err != nil {
 		return err
@@ -158,7 +158,7 @@ func isImage(want manifest.Image, img *image.Image) error {
 }
 
 // openHandle opens the inode through any mount of its file system.
-func openHandle(want manifest.Image) (*image.Image, error) {
+func openHandle(want record.Image) (*image.Image, error) {
 	raw, err := hex.DecodeString(want.Handle.Hex)
 	if err != nil || len(raw) == 0 {
 		return nil, errors.New("the record has no handle")
@@ -199,7 +199,7 @@ func openHandle(want manifest.Image) (*image.Image, error) {
 }
 
 // elsewhere is 0 for a mount of the recorded device number, and else 1.
-func elsewhere(m image.Mount, want manifest.Image) int {
+func elsewhere(m image.Mount, want record.Image) int {
 	if m.Device == want.Device() {
 		return 0
 	}
@@ -210,7 +210,7 @@ func elsewhere(m image.Mount, want manifest.Image) int {
 var errElsewhere = errors.New("another file system")
 
 // openOn opens the inode through one mount.
-func openOn(m image.Mount, want manifest.Image, handle []byte) (*image.Image, error) {
+func openOn(m image.Mount, want record.Image, handle []byte) (*image.Image, error) {
 	if want.FSUUID == "" && m.Device != want.Device() {
 		return nil, errElsewhere
 	}

@@ -20,8 +20,8 @@ import (
 	"dmloop/internal/frozen"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
-	"dmloop/internal/manifest"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/swap"
 )
 
@@ -37,7 +37,7 @@ type Mapper interface {
 type Reader struct {
 	Mapper Mapper
 	Image  *image.Image // open for reading
-	Record manifest.Manifest
+	Record record.Record
 	// Leases makes Quick ask who else has the image open. Image's must then be the only
 	// descriptor of this process.
 	Leases bool
@@ -170,7 +170,7 @@ func (r *Reader) below(o *guard.Observed, fresh bool) (lost bool) {
 
 // Below reads what is known of a device that the rows of a mapping lie on. Without
 // sysfs nothing is, which wraps fs.ErrNotExist.
-func Below(sysfs string, src blockdev.TableSource, m manifest.Manifest, device dmtable.Device) (guard.Below, error) {
+func Below(sysfs string, src blockdev.TableSource, m record.Record, device dmtable.Device) (guard.Below, error) {
 	h, err := blockdev.ReadHealth(sysfs, src, device)
 	return guard.Below{Device: blockdev.Named(device, cmp.Or(h.Name, m.NameBelow(device))),
 		Size: h.Size, Lost: h.Lost, Ailing: h.Ailing, ReadOnly: h.ReadOnly}, err

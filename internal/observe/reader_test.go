@@ -11,7 +11,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // fakeMapper answers with what the record says.
@@ -71,12 +71,12 @@ func mapped(t testing.TB) (*Reader, *fakeMapper) {
 		hostTable: dmtable.Table{{Length: 4096, Target: "linear", Args: "8:0 0"}},
 		table:     dmtable.Table{{Length: 128, Target: "linear", Args: "8:0 2048"}},
 	}
-	return &Reader{Mapper: m, Image: img, Leases: true, Record: manifest.Manifest{
+	return &Reader{Mapper: m, Image: img, Leases: true, Record: record.Record{
 		Name: "vol", UUID: "DMLOOP-x", Grade: "unsafe",
-		Image: manifest.Image{Path: path, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
+		Image: record.Image{Path: path, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: "ext4", Handle: FileHandle(img)},
 		Layout: layout.Clip().Merge(), Table: m.table,
-		Base: manifest.Base{Device: host, UUID: "LVM-x", Table: m.hostTable.String()},
+		Base: record.Base{Device: host, UUID: "LVM-x", Table: m.hostTable.String()},
 	}}, m
 }
 

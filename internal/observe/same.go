@@ -12,7 +12,7 @@ import (
 	"dmloop/internal/btrfs"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 // Sameness is how surely a file is the image of a record.
@@ -31,7 +31,7 @@ type Place struct {
 	UUID func() (string, error) // of the file system
 	// Moved judges a file system of the recorded UUID under another device number, on
 	// which the file is.
-	Moved func(want manifest.Image) (Sameness, error)
+	Moved func(want record.Image) (Sameness, error)
 }
 
 // PlaceOf is the Place of a file of which only the device number is known. On btrfs that
@@ -40,7 +40,7 @@ func PlaceOf(id image.Identity) Place {
 	number := dmtable.Device{Major: id.Major, Minor: id.Minor}
 	return Place{
 		UUID:  func() (string, error) { return DeviceUUID(number) },
-		Moved: func(want manifest.Image) (Sameness, error) { return moved(want, number) },
+		Moved: func(want record.Image) (Sameness, error) { return moved(want, number) },
 	}
 }
 
@@ -48,7 +48,7 @@ func PlaceOf(id image.Identity) Place {
 func placeOf(f *os.File, number dmtable.Device, filesystem string) Place {
 	return Place{
 		UUID: func() (string, error) { return uuidOf(f, filesystem) },
-		Moved: func(want manifest.Image) (Sameness, error) {
+		Moved: func(want record.Image) (Sameness, error) {
 			if filesystem == "btrfs" {
 				return movedBtrfs(want, f)
 			}
@@ -64,7 +64,7 @@ func placeOf(f *os.File, number dmtable.Device, filesystem string) Place {
 // the same in a copy of the whole file system, so under another number place has the last
 // word. What id does not tell (a zero) is not compared. The error says why the answer is
 // Untold, and what to do.
-func Same(want manifest.Image, id image.Identity, place Place) (Sameness, error) {
+func Same(want record.Image, id image.Identity, place Place) (Sameness, error) {
 	differs := func(a, b int64) bool { return a != 0 && b != 0 && a != b }
 	if want.Inode != id.Inode || differs(want.Birth, id.Birth) || differs(int64(want.Generation), int64(id.Generation)) {
 		return Other, nil
@@ -91,7 +91,7 @@ func Same(want manifest.Image, id image.Identity, place Place) (Sameness, error)
 // number, and that it may as well be a copy of the image's.
 var ErrCopies = errors.New("it may be on a copy of the file system")
 
-func copies(want manifest.Image, format string, args ...any) (Sameness, error) {
+func copies(want record.Image, format string, args ...any) (Sameness, error) {
 	return Untold, fmt.Errorf("%w (UUID %s), a snapshot or a dd of it: %s; unmount and detach the copy, or leave it alone and use the mapping's NAME",
 		ErrCopies, want.FSUUID, fmt.Sprintf(format, args...))
 }
@@ -100,7 +100,7 @@ func copies(want manifest.Image, format string, args ...any) (Sameness, error) {
 // is the one that was under the recorded number. While that one is mounted there it is
 // not. Else it is only when no other device carries this UUID: one that shows the same
 // sectors is no other.
-func moved(want manifest.Image, number dmtable.Device) (Sameness, error) {
+func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 	mounts, err := image.MountsOf(want.Device())
 	if err != nil {
 		return copies(want, "what is mounted cannot be told: %v", err)
@@ -137,7 +137,7 @@ func moved(want manifest.Image, number dmtable.Device) (Sameness, error) {
 
 // movedBtrfs is moved for btrfs, whose device numbers are anonymous and new with each
 // mount. The kernel mounts two file systems of one UUID only under different ones.
-func movedBtrfs(want manifest.Image, f *os.File) (Sameness, error) {
+func movedBtrfs(want record.Image, f *os.File) (Sameness, error) {
 	fs, err := btrfs.ReadFilesystem(f)
 	if err != nil {
 		return copies(want, "its devices cannot be told: %v", err)

@@ -5,19 +5,19 @@ import (
 	"testing"
 
 	"dmloop/internal/image"
-	"dmloop/internal/manifest"
+	"dmloop/internal/record"
 )
 
 func TestSame(t *testing.T) {
-	want := manifest.Image{Major: 254, Minor: 3, Inode: 12, Generation: 7, Birth: 1000, FSUUID: "a"}
-	with := func(change func(*manifest.Image)) manifest.Image { m := want; change(&m); return m }
-	old := with(func(m *manifest.Image) { m.FSUUID = "" })
-	unborn := with(func(m *manifest.Image) { m.Birth = 0 })
+	want := record.Image{Major: 254, Minor: 3, Inode: 12, Generation: 7, Birth: 1000, FSUUID: "a"}
+	with := func(change func(*record.Image)) record.Image { m := want; change(&m); return m }
+	old := with(func(m *record.Image) { m.FSUUID = "" })
+	unborn := with(func(m *record.Image) { m.Birth = 0 })
 	there := image.Identity{Major: 254, Minor: 3, Inode: 12, Generation: 7, Birth: 1000}
 	moved := image.Identity{Major: 254, Minor: 9, Inode: 12, Generation: 7, Birth: 1000}
 	for _, c := range []struct {
 		name   string
-		record manifest.Image
+		record record.Image
 		id     image.Identity
 		uuid   string // empty: cannot be read
 		want   Sameness
@@ -45,7 +45,7 @@ func TestSame(t *testing.T) {
 					}
 					return c.uuid, nil
 				},
-				Moved: func(manifest.Image) (Sameness, error) {
+				Moved: func(record.Image) (Sameness, error) {
 					asked = true
 					if moved == Untold {
 						return Untold, ErrCopies

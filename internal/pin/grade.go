@@ -8,7 +8,7 @@ import "slices"
 // Kind is one thing that keeps blocks in place.
 type Kind string
 
-// The kinds of pins, as manifests and `list` name them.
+// The kinds of pins, as records and `list` name them.
 const (
 	Immutable Kind = "immutable" // FS_IMMUTABLE_FL
 	NoDefrag  Kind = "nodefrag"  // FS_XFLAG_NODEFRAG, xfs only; xfs_fsr honours it

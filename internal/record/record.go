@@ -1,10 +1,10 @@
-// Package manifest stores one record per mapping under /run/dmloop: what the
+// Package record stores one record per mapping under /run/dmloop: what the
 // image was, where it lay, which table was loaded, what pins it and what state
 // the mapping is in. It calls neither device-mapper nor FIEMAP.
 //
 // A multi-step change writes its record first and moves it on after each step,
 // so that a command that finds the record of a killed one can finish or undo it.
-package manifest
+package record
 
 import (
 	"time"
@@ -91,7 +91,7 @@ type Below struct {
 
 // NameBelow returns the name that a device below had when the image was mapped, or
 // nothing: records of earlier versions have none.
-func (m Manifest) NameBelow(device dmtable.Device) string {
+func (m Record) NameBelow(device dmtable.Device) string {
 	for _, b := range m.Below {
 		if b.Device == device {
 			return b.Name
@@ -100,8 +100,8 @@ func (m Manifest) NameBelow(device dmtable.Device) string {
 	return ""
 }
 
-// Manifest is the stored record of one mapping, a plain value.
-type Manifest struct {
+// Record is the stored record of one mapping, a plain value.
+type Record struct {
 	Version   int            `json:"version"`
 	Name      string         `json:"name"`   // device-mapper name, mangled
 	UUID      string         `json:"uuid"`   // device-mapper uuid, DMLOOP-<32 hex>-NAME
@@ -132,7 +132,7 @@ type Manifest struct {
 }
 
 // PinKinds lists the kinds of the recorded pins, in order.
-func (m Manifest) PinKinds() []string {
+func (m Record) PinKinds() []string {
 	kinds := make([]string, 0, len(m.Pins))
 	for _, p := range m.Pins {
 		kinds = append(kinds, p.Kind)

@@ -1,4 +1,4 @@
-package manifest
+package record
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func encode(t testing.TB, m Manifest) []byte {
+func encode(t testing.TB, m Record) []byte {
 	t.Helper()
 	b, err := Encode(m)
 	if err != nil {
@@ -91,7 +91,7 @@ func TestDecodeRefuses(t *testing.T) {
 
 func TestNoNullLists(t *testing.T) {
 	// Scripts read the records too, and guard.Expected compares the kinds.
-	if kinds := (Manifest{}).PinKinds(); kinds == nil || len(kinds) != 0 {
+	if kinds := (Record{}).PinKinds(); kinds == nil || len(kinds) != 0 {
 		t.Errorf("%#v", kinds)
 	}
 }

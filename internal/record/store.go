@@ -1,4 +1,4 @@
-package manifest
+package record
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultDir is where manifests and the guard's socket live.
+// DefaultDir is where records and the guard's socket live.
 const DefaultDir = "/run/dmloop"
 
 // sizeCap bounds what is read into memory: a million extents make about 100 MB.
@@ -26,10 +26,10 @@ const suffix = ".mapping"
 // LockName is the file that Lock locks.
 const LockName = ".lock"
 
-// ErrNotFound is wrapped by errors about a name that no manifest has.
+// ErrNotFound is wrapped by errors about a name that no record has.
 var ErrNotFound = errors.New("no such mapping")
 
-// Store is the folder of manifests. All access goes through one descriptor of the
+// Store is the folder of records. All access goes through one descriptor of the
 // folder, so that a path swapped later changes nothing.
 type Store struct {
 	root atomic.Pointer[os.Root]
@@ -146,7 +146,7 @@ func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
 }
 
 // Save writes m durably: a reader sees the old record or the new one, whole.
-func (s *Store) Save(m Manifest) error {
+func (s *Store) Save(m Record) error {
 	staged, err := s.Stage(m)
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ type Staged struct {
 }
 
 // Stage does the long part of Save.
-func (s *Store) Stage(m Manifest) (*Staged, error) {
+func (s *Store) Stage(m Record) (*Staged, error) {
 	return s.stage(m.Name, func(w *os.File) error { return m.encode(w) })
 }
 
@@ -170,10 +170,10 @@ func (s *Store) Stage(m Manifest) (*Staged, error) {
 // changed since it was saved, and what Head returned may be saved so: the rest is
 // copied as it is stored, which for a hundred thousand extents takes a fraction of the
 // time. A stored record of another mapping or with another number of rows is an error.
-func (s *Store) SaveHead(m Manifest) error {
+func (s *Store) SaveHead(m Record) error {
 	current, err := s.open(m.Name + suffix)
 	if err != nil {
-		return fmt.Errorf("manifest of %s: %w", m.Name, err)
+		return fmt.Errorf("record of %s: %w", m.Name, err)
 	}
 	defer current.Close()
 	staged, err := s.stage(m.Name, func(w *os.File) error { return m.replaceHead(w, current) })
@@ -186,7 +186,7 @@ func (s *Store) SaveHead(m Manifest) error {
 func (s *Store) stage(name string, write func(w *os.File) error) (*Staged, error) {
 	staged := &Staged{store: s, name: name}
 	if err := s.write(staged.temp(), write); err != nil {
-		return nil, errors.Join(fmt.Errorf("manifest of %s: %w", name, err), staged.Discard())
+		return nil, errors.Join(fmt.Errorf("record of %s: %w", name, err), staged.Discard())
 	}
 	return staged, nil
 }
@@ -196,7 +196,7 @@ func (r *Staged) temp() string { return "." + r.name + ".new" }
 // Commit makes the record the one that readers see, durably.
 func (r *Staged) Commit() error {
 	if err := r.store.folder().Rename(r.temp(), r.name+suffix); err != nil {
-		return fmt.Errorf("manifest of %s: %w", r.name, err)
+		return fmt.Errorf("record of %s: %w", r.name, err)
 	}
 	return r.store.syncDir()
 }
@@ -228,13 +228,13 @@ func (s *Store) syncDir() error {
 	return f.Sync()
 }
 
-// Load reads the manifest of the mapping called name (mangled form). The error
+// Load reads the record of the mapping called name (mangled form). The error
 // wraps ErrNotFound when there is none.
-func (s *Store) Load(name string) (Manifest, error) {
-	return s.load(name, func(f io.Reader, size int64) (Manifest, error) {
+func (s *Store) Load(name string) (Record, error) {
+	return s.load(name, func(f io.Reader, size int64) (Record, error) {
 		b := make([]byte, size)
 		if _, err := io.ReadFull(f, b); err != nil {
-			return Manifest{}, err
+			return Record{}, err
 		}
 		return Decode(b)
 	})
@@ -242,38 +242,38 @@ func (s *Store) Load(name string) (Manifest, error) {
 
 // Head is Load without layout and table, which may be large. What it returns can only
 // be saved by SaveHead.
-func (s *Store) Head(name string) (Manifest, error) {
-	return s.load(name, func(f io.Reader, _ int64) (Manifest, error) {
+func (s *Store) Head(name string) (Record, error) {
+	return s.load(name, func(f io.Reader, _ int64) (Record, error) {
 		head, _, err := readHead(f)
-		m := head.Manifest
+		m := head.Record
 		m.headOnly = true
 		return m, err
 	})
 }
 
-func (s *Store) load(name string, decode func(f io.Reader, size int64) (Manifest, error)) (Manifest, error) {
+func (s *Store) load(name string, decode func(f io.Reader, size int64) (Record, error)) (Record, error) {
 	m, err := s.read(name+suffix, decode)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Manifest{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+		return Record{}, fmt.Errorf("%s: %w", name, ErrNotFound)
 	}
 	if err == nil && m.Name != name {
 		err = fmt.Errorf("it names %q", m.Name)
 	}
 	if err != nil {
-		return Manifest{}, fmt.Errorf("manifest of %s: %w", name, err)
+		return Record{}, fmt.Errorf("record of %s: %w", name, err)
 	}
 	return m, nil
 }
 
 // read decodes a record.
-func (s *Store) read(name string, decode func(f io.Reader, size int64) (Manifest, error)) (Manifest, error) {
+func (s *Store) read(name string, decode func(f io.Reader, size int64) (Record, error)) (Record, error) {
 	f, err := s.open(name)
 	if err != nil {
-		return Manifest{}, err
+		return Record{}, err
 	}
 	info, err := f.Stat()
 	if err != nil {
-		return Manifest{}, errors.Join(err, f.Close())
+		return Record{}, errors.Join(err, f.Close())
 	}
 	m, err := decode(f, info.Size())
 	return m, errors.Join(err, f.Close())
@@ -311,7 +311,7 @@ func NameOf(file string) (name string, ok bool) {
 	return name, ok && name != ""
 }
 
-// Names lists the names that have a manifest, sorted.
+// Names lists the names that have a record, sorted.
 func (s *Store) Names() ([]string, error) {
 	f, err := s.folder().Open(".")
 	if err != nil {
@@ -332,10 +332,10 @@ func (s *Store) Names() ([]string, error) {
 	return names, nil
 }
 
-// Delete removes the manifest of name; a missing one is no error.
+// Delete removes the record of name; a missing one is no error.
 func (s *Store) Delete(name string) error {
 	if err := ignoreMissing(s.folder().Remove(name + suffix)); err != nil {
-		return fmt.Errorf("manifest of %s: %w", name, err)
+		return fmt.Errorf("record of %s: %w", name, err)
 	}
 	return s.syncDir()
 }

@@ -1,4 +1,4 @@
-package manifest
+package record
 
 import (
 	"os"
@@ -11,9 +11,9 @@ import (
 )
 
 // sample is a record in which every field has a value of its own.
-func sample(name string) Manifest {
+func sample(name string) Record {
 	dev := dmtable.Device{Major: 8, Minor: 1}
-	return Manifest{
+	return Record{
 		Version: Version, Name: name, UUID: UUIDPrefix + "00112233445566778899aabbccddeeff-" + name,
 		Device: dmtable.Device{Major: 253, Minor: 7}, State: Weakened, Reason: "pin lost: immutable",
 		Image: Image{Path: "/srv/a b\n\"ü\".img", Major: 253, Minor: 1, Inode: 1<<63 + 5, Generation: 9, Birth: -3,
@@ -45,7 +45,7 @@ func openStore(t *testing.T) (*Store, string) {
 	return s, dir
 }
 
-func save(t *testing.T, s *Store, m Manifest) {
+func save(t *testing.T, s *Store, m Record) {
 	t.Helper()
 	if err := s.Save(m); err != nil {
 		t.Fatal(err)

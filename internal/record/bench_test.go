@@ -1,4 +1,4 @@
-package manifest
+package record
 
 import (
 	"testing"
@@ -9,7 +9,7 @@ import (
 
 // BenchmarkEncode has the 100,000 extents of the speed goals.
 func BenchmarkEncode(b *testing.B) {
-	m := Manifest{Name: "bench", UUID: "DMLOOP-0-bench"}
+	m := Record{Name: "bench", UUID: "DMLOOP-0-bench"}
 	var segs []dmtable.Segment
 	for i := range 100_000 {
 		at := extents.Bytes(i) * 8192

@@ -1,4 +1,4 @@
-package manifest
+package record
 
 import (
 	"bufio"
@@ -20,14 +20,14 @@ import (
 // in dmsetup's format: inside the JSON a hundred thousand of each would take longer
 // to write than the mapping takes to make.
 type stored struct {
-	Manifest
+	Record
 	FileSize extents.Bytes `json:"layout_size"`
 	Rows     int           `json:"layout_rows"`
 	Targets  int           `json:"table_rows"`
 }
 
 // Encode returns the stored form of m.
-func Encode(m Manifest) ([]byte, error) {
+func Encode(m Record) ([]byte, error) {
 	var b bytes.Buffer
 	if err := m.encode(&b); err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func Encode(m Manifest) ([]byte, error) {
 
 // encode writes the stored form row by row: megabytes of text that are in memory
 // only once cost more time to make than to write.
-func (m Manifest) encode(w io.Writer) error {
+func (m Record) encode(w io.Writer) error {
 	if m.headOnly {
 		return fmt.Errorf("the record of %s was read without its layout and table", m.Name)
 	}
@@ -69,9 +69,9 @@ func (m Manifest) encode(w io.Writer) error {
 }
 
 // encodeHead returns the first line of the stored form.
-func (m Manifest) encodeHead(fileSize extents.Bytes, rows, targets int) ([]byte, error) {
+func (m Record) encodeHead(fileSize extents.Bytes, rows, targets int) ([]byte, error) {
 	m.Version = Version
-	head, err := json.Marshal(stored{Manifest: m, FileSize: fileSize, Rows: rows, Targets: targets})
+	head, err := json.Marshal(stored{Record: m, FileSize: fileSize, Rows: rows, Targets: targets})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the record of %s: %w", m.Name, err)
 	}
@@ -80,7 +80,7 @@ func (m Manifest) encodeHead(fileSize extents.Bytes, rows, targets int) ([]byte,
 
 // replaceHead writes the stored form of m to w, with layout and table taken from
 // current, a stored record of the same mapping.
-func (m Manifest) replaceHead(w, current *os.File) error {
+func (m Record) replaceHead(w, current *os.File) error {
 	old, length, err := readHead(current)
 	if err != nil {
 		return err
@@ -120,7 +120,7 @@ func decodeHead(line []byte) (stored, error) {
 	if err := json.Unmarshal(line, &s); err != nil {
 		return s, fmt.Errorf("not a record: %w", err)
 	}
-	m := s.Manifest
+	m := s.Record
 	if m.Version != Version {
 		return s, fmt.Errorf("record of version %d, this dmloop knows version %d", m.Version, Version)
 	}
@@ -142,25 +142,25 @@ func decodeHead(line []byte) (stored, error) {
 // Decode reads a stored record. Another version, a bad name or uuid, a part that is
 // missing or text that does not parse is an error: a record that cannot be trusted
 // is not used.
-func Decode(b []byte) (Manifest, error) {
+func Decode(b []byte) (Record, error) {
 	head, rest, found := bytes.Cut(b, []byte("\n"))
 	if !found {
-		return Manifest{}, errors.New("not a record: it has no second line")
+		return Record{}, errors.New("not a record: it has no second line")
 	}
 	s, err := decodeHead(head)
 	if err != nil {
-		return Manifest{}, err
+		return Record{}, err
 	}
-	m := s.Manifest
+	m := s.Record
 	if m.Layout.Extents, rest, err = parseRows(rest, s.Rows); err != nil {
-		return Manifest{}, err
+		return Record{}, err
 	}
 	m.Layout.Size = s.FileSize
 	if m.Table, err = dmtable.ParseText(string(rest)); err != nil {
-		return Manifest{}, fmt.Errorf("stored table: %w", err)
+		return Record{}, fmt.Errorf("stored table: %w", err)
 	}
 	if len(m.Table) != s.Targets {
-		return Manifest{}, fmt.Errorf("stored table has %d rows instead of %d", len(m.Table), s.Targets)
+		return Record{}, fmt.Errorf("stored table has %d rows instead of %d", len(m.Table), s.Targets)
 	}
 	return m, nil
 }
