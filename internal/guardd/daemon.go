@@ -8,6 +8,7 @@
 package guardd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,8 @@ type Config struct {
 	// Finish ends what killed commands left and what could not be released then. Nil
 	// leaves it to the next command.
 	Finish func(context.Context, *Own) error
+
+	releaseSoon time.Duration // for tests; 0 is the usual
 }
 
 // Daemon is a running guard.
@@ -116,7 +119,7 @@ func Run(ctx context.Context, c Config) error {
 	d := &Daemon{
 		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
 		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
-		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(), hosts: &observe.Hosts{},
+		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(cmp.Or(c.releaseSoon, releaseSoon)), hosts: &observe.Hosts{},
 		losses: ration.Ration{Burst: lossBurst, Every: lossPause},
 	}
 	defer d.openSources()()

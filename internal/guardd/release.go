@@ -11,21 +11,22 @@ import (
 // Between tries to finish a release: the command at work is given a moment, what
 // cannot be finished is tried less and less often.
 const (
-	releaseSoon = time.Second
+	releaseSoon = time.Second // unless Config says otherwise
 	releaseLate = time.Minute
 )
 
 // releases are the mappings that a command began to make or to release: when it was
 // killed, or could not end, the guard ends it.
 type releases struct {
+	soon time.Duration
 	wake chan struct{}
 
 	mu    sync.Mutex
 	names map[string]bool
 }
 
-func newReleases() *releases {
-	return &releases{wake: make(chan struct{}, 1), names: map[string]bool{}}
+func newReleases(soon time.Duration) *releases {
+	return &releases{soon: soon, wake: make(chan struct{}, 1), names: map[string]bool{}}
 }
 
 // expect has the mapping of this name looked at soon. It does not wait.
@@ -102,9 +103,9 @@ func (d *Daemon) tendReleases(ctx context.Context) {
 			return
 		case <-d.releases.wake:
 		}
-		for wait := releaseSoon; len(d.releases.pending(d.halfWay)) > 0; wait = min(2*wait, releaseLate) {
+		for wait := d.releases.soon; len(d.releases.pending(d.halfWay)) > 0; wait = min(2*wait, releaseLate) {
 			if d.releases.wait(ctx, wait) {
-				wait = releaseSoon
+				wait = d.releases.soon
 			}
 			if ctx.Err() != nil {
 				return
@@ -114,7 +115,7 @@ func (d *Daemon) tendReleases(ctx context.Context) {
 	}
 }
 
-// wait waits, but no longer than releaseSoon from the moment at which something is
+// wait waits, but no longer than soon from the moment at which something is
 // news. It reports whether something was.
 func (r *releases) wait(ctx context.Context, d time.Duration) (news bool) {
 	due := time.NewTimer(d)
@@ -128,7 +129,7 @@ func (r *releases) wait(ctx context.Context, d time.Duration) (news bool) {
 			return news
 		case <-wake:
 			news, wake = true, nil
-			due.Reset(min(releaseSoon, d-time.Since(begun)))
+			due.Reset(min(r.soon, d-time.Since(begun)))
 		}
 	}
 }

@@ -191,7 +191,7 @@ func (r *rig) start() (c *guardrpc.Client, stop func()) {
 
 func (r *rig) config() Config {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	c := Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle}
+	c := Config{Dir: r.dir, Mapper: r.kernel.Conn(), Log: log, Pace: r.pace, IdleExit: r.idle, releaseSoon: 50 * time.Millisecond}
 	if r.finish != nil {
 		c.Finish = func(ctx context.Context, _ *Own) error { return r.finish(ctx) }
 	}

@@ -15,7 +15,7 @@ import (
 // anything is undone, so that what is busy keeps its partitions. Something that has one
 // open for a moment, as a udev worker does, is waited for.
 func (s *System) openNow(conn *dm.Conn, m record.Record, o UnmapOptions) ([]dm.Ref, error) {
-	for deadline := time.Now().Add(removePatience); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(s.patience.removal); ; time.Sleep(100 * time.Millisecond) {
 		open, last, err := s.inUse(conn, m)
 		if err != nil || len(open) == 0 || o.Force || o.Deferred {
 			return open, err

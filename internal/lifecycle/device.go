@@ -12,10 +12,6 @@ import (
 	"dmloop/internal/udev"
 )
 
-// removePatience bounds the retries of a removal while udev workers and scanners
-// have the device open for a moment.
-const removePatience = 5 * time.Second
-
 // resume makes the loaded table live and returns when the device's links are there.
 // Flags are for udev's rules.
 func (s *System) resume(conn *dm.Conn, name, uuid string, dev dmtable.Device, flags udev.Flags) error {
@@ -58,7 +54,7 @@ func (e *busyError) Unwrap() error { return e.err }
 // device that is not there is gone, and one whose removal is pending is not. It
 // tries for a while and fails with *busyError.
 func (s *System) removeDevice(conn *dm.Conn, name, uuid string) (gone bool, err error) {
-	deadline := time.Now().Add(removePatience)
+	deadline := time.Now().Add(s.patience.removal)
 	for {
 		info, err := conn.Info(dm.ByUUID(uuid))
 		if errors.Is(err, dm.ErrNotFound) {

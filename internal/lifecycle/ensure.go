@@ -17,7 +17,7 @@ import (
 // WithPatience bounds how long a use case waits for the lock of another command.
 // Without it that is a minute.
 func (s *System) WithPatience(d time.Duration) *System {
-	s.patience = d
+	s.patience.lock = d
 	return s
 }
 
@@ -25,7 +25,7 @@ func (s *System) WithPatience(d time.Duration) *System {
 // Without it, or with 0, that is five seconds.
 func (s *System) WithLeasePatience(d time.Duration) *System {
 	if d > 0 {
-		s.leases = d
+		s.patience.openers = d
 	}
 	return s
 }

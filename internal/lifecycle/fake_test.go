@@ -55,6 +55,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) fresh() *System {
 	s := NewSystem(filepath.Join(w.dir, "state"), slog.New(slog.NewTextHandler(io.Discard, nil))).WithConn(w.kernel.Conn())
 	s.sysfs = filepath.Join(w.dir, "sys")
+	s.patience.removal, s.patience.held = 50*time.Millisecond, 50*time.Millisecond
 	return s
 }
 

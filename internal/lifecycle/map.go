@@ -262,7 +262,7 @@ func (j *mapJob) setPins(ctx context.Context) error {
 		return err
 	}
 	if !slices.Contains(inForce, pin.Swap) { // which nobody's descriptor gets past, and keeps the lease from being had
-		if j.lease, err = j.soleOpener(ctx, j.img, j.survey.Path, j.leases); err != nil {
+		if j.lease, err = j.soleOpener(ctx, j.img, j.survey.Path, j.patience.openers); err != nil {
 			return j.openError(err)
 		}
 		j.m.Proof = true
@@ -306,7 +306,7 @@ func (j *mapJob) proveAlone(ctx context.Context) error {
 	if j.lease == nil {
 		return nil
 	}
-	for end := time.Now().Add(j.leases); ; {
+	for end := time.Now().Add(j.patience.openers); ; {
 		whole, err := j.lease.Whole()
 		if err := errors.Join(err, j.dropLease()); err != nil || whole {
 			return err

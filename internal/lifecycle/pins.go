@@ -151,7 +151,7 @@ func (s *System) Unpin(ctx context.Context, path string) error {
 // proveOnce proves that nobody else has an image open that is pinned now: whoever was on
 // the way when the flag was set has gone.
 func (s *System) proveOnce(ctx context.Context, img *image.Image, path string) error {
-	lease, err := s.soleOpener(ctx, img, path, s.leases)
+	lease, err := s.soleOpener(ctx, img, path, s.patience.openers)
 	if err != nil {
 		return err
 	}

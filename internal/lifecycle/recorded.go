@@ -72,10 +72,6 @@ func (s *System) hostRuns(m record.Record) error {
 	return nil
 }
 
-// heldPatience is how long a command waits for an open that a guard which does not
-// answer may hold up.
-const heldPatience = 2 * time.Second
-
 // openHeld is observe.Open where the guard hangs. Whether it denies opens cannot be
 // asked: then the kernel has every open wait for it, and nothing but the end of this
 // process ends that.
@@ -97,7 +93,7 @@ func (s *System) openHeld(want record.Image, byPath func(*image.Found) (*image.I
 	select {
 	case o := <-done:
 		return o.img, o.err
-	case <-time.After(heldPatience):
+	case <-time.After(s.patience.held):
 		s.held = true
 		go func() {
 			if late := <-done; late.img != nil {

@@ -105,7 +105,7 @@ func contentLayout(file extents.Layout, sealed bool, r seal.Record) (extents.Lay
 
 // claim is the kernel's hold on an image, as package pin takes and ends it.
 func (s *System) claim(ctx context.Context, img *image.Image) *claim.Claim {
-	return &claim.Claim{Context: ctx, Image: img, Log: s.log, Wait: s.waiting(img.Path(), s.leases)}
+	return &claim.Claim{Context: ctx, Image: img, Log: s.log, Wait: s.waiting(img.Path(), s.patience.openers)}
 }
 
 // pinningError says what it means that pins cannot be set or cleared.
@@ -241,7 +241,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	}
 	defer writable.Close()
 	img.Close() // for the lease: its descriptor would be somebody else's
-	lease, err := s.soleOpener(ctx, writable, path, s.leases)
+	lease, err := s.soleOpener(ctx, writable, path, s.patience.openers)
 	if err != nil {
 		return fail(path, "", pinningError(path, err))
 	}

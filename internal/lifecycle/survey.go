@@ -205,9 +205,9 @@ func (s *System) surveyUsers(ctx context.Context, v *Survey, img *image.Image, o
 		v.Problems = slices.DeleteFunc(v.Problems, func(p extents.Problem) bool { return p.Rule == extents.ActiveSwap })
 		return func() {}, nil
 	}
-	patience := s.leases
+	patience := s.patience.openers
 	if o.look {
-		patience = min(lookPatience, s.leases)
+		patience = min(lookPatience, patience)
 	}
 	lease, err := s.soleOpener(ctx, img, v.Path, patience)
 	var p *image.ProblemError
@@ -319,16 +319,13 @@ func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable
 	return problems, err
 }
 
-// How long a command waits for those who have the image open at the moment: one that
-// looks only may look at many images.
-const (
-	leasePatience = 5 * time.Second
-	lookPatience  = time.Second
-)
+// lookPatience is how long a command that looks only waits for those who have an image
+// open: it may look at many images.
+const lookPatience = time.Second
 
 // Waiting says how a command that writes to the image at path waits for those who have
 // it open.
-func (s *System) Waiting(path string) image.Wait { return s.waiting(path, s.leases) }
+func (s *System) Waiting(path string) image.Wait { return s.waiting(path, s.patience.openers) }
 
 // waiting says how a use case waits for those who have the image at path open.
 func (s *System) waiting(path string, patience time.Duration) image.Wait {

@@ -21,8 +21,15 @@ import (
 	"dmloop/internal/watch"
 )
 
-// lockPatience is how long a command waits for another one's lock.
-const lockPatience = 60 * time.Second
+// patience is how long a command waits for what may pass.
+type patience struct {
+	lock    time.Duration // for another command's lock
+	openers time.Duration // for those who have an image open
+	removal time.Duration // for udev workers and scanners that have a device open for a moment
+	held    time.Duration // for an open that a guard which does not answer may hold up
+}
+
+var usualPatience = patience{lock: 60 * time.Second, openers: 5 * time.Second, removal: 5 * time.Second, held: 2 * time.Second}
 
 // System is what the use cases work on: the kernel's device-mapper and the state
 // folder, each opened when first needed, so that what needs neither works without.
@@ -32,10 +39,9 @@ type System struct {
 	sysfs    string
 	conn     *dm.Conn
 	guard    Guard
-	hung     error                     // why the guard did not answer in time; nil while it does
-	held     bool                      // opens of images wait for the guard that hangs
-	patience time.Duration             // how long to wait for another command's lock
-	leases   time.Duration             // how long to wait for those who have an image open
+	hung     error // why the guard did not answer in time; nil while it does
+	held     bool  // opens of images wait for the guard that hangs
+	patience patience
 	released []record.Record           // finished for an earlier command, by recover
 	looked   *image.Found              // what Look found; nil when nothing is kept
 	asleep   map[dmtable.Device]*Error // why a file system, by its device, takes no changes; see awake
@@ -45,7 +51,7 @@ type System struct {
 
 // NewSystem returns the system of this machine with its state in stateDir.
 func NewSystem(stateDir string, log *slog.Logger) *System {
-	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: lockPatience, leases: leasePatience, kernelDenies: watch.KernelDenies}
+	return &System{log: log, stateDir: stateDir, sysfs: "/sys", patience: usualPatience, kernelDenies: watch.KernelDenies}
 }
 
 // WithConn makes the system use conn for device-mapper. Tests give it a fake kernel.
@@ -115,7 +121,7 @@ func (s *System) lockStore(ctx context.Context) (*record.Store, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, s.patience)
+	wait, cancel := context.WithTimeout(ctx, s.patience.lock)
 	defer cancel()
 	unlock, err := store.Lock(wait)
 	if err != nil {

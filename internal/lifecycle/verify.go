@@ -74,7 +74,7 @@ func (s *System) verify(ctx context.Context, m record.Record) Verified {
 // what an unmap has half undone differs from its record too. A lock that cannot be had
 // leaves the first answer as it is, for it may be the truth.
 func (s *System) verifyAlone(ctx context.Context, store *record.Store, first Verified) (Verified, error) {
-	wait, cancel := context.WithTimeout(ctx, s.patience)
+	wait, cancel := context.WithTimeout(ctx, s.patience.lock)
 	defer cancel()
 	unlock, err := store.Lock(wait)
 	if err != nil {
