@@ -3,8 +3,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -109,6 +112,48 @@ func TestGuardComesBack(t *testing.T) {
 	if table := vmtest.Must(t, "dmsetup", "table", "vol"); !strings.Contains(table, "linear") {
 		t.Errorf("the table after SIGTERM: %s", table)
 	}
+}
+
+// A command that has ended holds no descriptor: what it would leave to the collector, a
+// program that calls it again and again would run out of.
+func TestCommandsCloseWhatTheyOpen(t *testing.T) {
+	img := lifeHost(t, "ext4")
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	for _, args := range [][]string{
+		{"check", img}, {"table", img}, {"map", img, "vol"}, {"check", img}, {"map", img, "again"}, {"list"}, {"status", "vol"}, {"verify"},
+		{"extents", img}, {"pin", img}, {"provision", img}, {"unmap", "nothing"}, {"boot", "verify", "vol"}, {"boot", "cmdline", "vol"},
+		{"unmap", "vol"}, {"seal", img}, {"unseal", img}, {"pin", img}, {"unpin", img}, {"provision", img}, {"unmap", "vol"},
+	} {
+		before := descriptors(t)
+		cli(args...)
+		if after := descriptors(t); after != before {
+			t.Errorf("dmloop %s left descriptors open:\n%sbefore:\n%s", strings.Join(args, " "), after, before)
+		}
+	}
+	endGuard(t, "TERM")
+}
+
+// descriptors lists what this process has open, a line each.
+func descriptors(t *testing.T) string {
+	t.Helper()
+	folder, err := os.Open("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	numbers, err := folder.Readdirnames(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(numbers)
+	var list strings.Builder
+	for _, n := range numbers {
+		target, err := os.Readlink("/proc/self/fd/" + n)
+		if err == nil && !strings.HasPrefix(target, "anon_inode:[pidfd]") { // of processes that are waited for
+			fmt.Fprintf(&list, "%s %s\n", n, target)
+		}
+	}
+	return list.String()
 }
 
 // What a command began and could not end, the guard ends: a removal that was put off

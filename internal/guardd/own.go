@@ -44,6 +44,9 @@ func (o *Own) Watched(context.Context) (map[string]bool, error) {
 	return watched, nil
 }
 
+// Close has nothing to give back.
+func (o *Own) Close() {}
+
 // OpenImage returns a descriptor of an image that is watched, or guardrpc.ErrNotWatched.
 func (o *Own) OpenImage(ctx context.Context, want record.Image) (*os.File, error) {
 	f, err := o.d.Open(ctx, want)

@@ -20,6 +20,7 @@ type Guard interface {
 	Record(ctx context.Context, name string) (record.Record, error)
 	Watched(ctx context.Context) (map[string]bool, error)
 	OpenImage(ctx context.Context, want record.Image) (*os.File, error)
+	Close()
 }
 
 var _ Guard = (*guardrpc.Guard)(nil)

@@ -60,8 +60,11 @@ func (s *System) WithConn(conn *dm.Conn) *System {
 	return s
 }
 
-// Close gives back what was opened.
+// Close gives back what was opened, the connection to the guard with it.
 func (s *System) Close() error {
+	if s.guard != nil {
+		s.guard.Close()
+	}
 	if s.conn == nil {
 		return nil
 	}
