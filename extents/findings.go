@@ -9,25 +9,8 @@ import (
 // maxListed is the number of places of one rule that are listed one by one.
 const maxListed = 10
 
-// layoutRules are the rules that a layout can break, in the order of the report,
-// each with its hint. In hints IMAGE stands for the image's path.
-var layoutRules = []struct {
-	rule Rule
-	hint string
-}{
-	{Hole, provisionHint},
-	{Unwritten, provisionHint},
-	{Delalloc, "run: sync IMAGE, then: " + provisionHint},
-	{Unknown, "copy the file with: cp --reflink=never --sparse=never"},
-	{Shared, provisionHint},
-	{Encoded, "switch compression off for the file and rewrite it: " + provisionHint},
-	{Encrypted, "move the file to a directory without file-system encryption"},
-	{Inline, "the file is too small to have blocks of its own: make it larger"},
-	{Tail, "rewrite the file with tail packing switched off"},
-	{NotAligned, "copy the file with: cp --reflink=never --sparse=never"},
-}
-
-const provisionHint = "dmloop provision IMAGE"
+// layoutRules are the rules that a layout can break, in the order of the report.
+var layoutRules = []Rule{Hole, Unwritten, Delalloc, Unknown, Shared, Encoded, Encrypted, Inline, Tail, NotAligned}
 
 // finding is a stretch of the file with one problem.
 type finding struct {
@@ -81,8 +64,8 @@ func (r *ruleFindings) flush() {
 // list closes the collection and returns the problems, by rule and offset.
 func (f findings) list() []Problem {
 	var problems []Problem
-	for _, known := range layoutRules {
-		r := f[known.rule]
+	for _, rule := range layoutRules {
+		r := f[rule]
 		if r == nil {
 			continue
 		}
@@ -90,20 +73,18 @@ func (f findings) list() []Problem {
 		slices.SortStableFunc(r.listed, func(a, b finding) int { return cmp.Compare(a.offset, b.offset) })
 		for _, l := range r.listed {
 			problems = append(problems, Problem{
-				Rule:    known.rule,
+				Rule:    rule,
 				Offset:  l.offset,
 				Length:  l.length,
 				Message: fmt.Sprintf("%s: %s", span(l.offset, l.length), l.what),
-				Hint:    known.hint,
 			})
 		}
 		if r.more > 0 {
 			problems = append(problems, Problem{
-				Rule:    known.rule,
+				Rule:    rule,
 				Offset:  r.from,
 				Length:  r.end - r.from,
 				Message: fmt.Sprintf("and %d more such places, %d bytes in all, from byte %d", r.more, r.moreBytes, r.from),
-				Hint:    known.hint,
 			})
 		}
 	}

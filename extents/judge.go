@@ -50,7 +50,6 @@ func (l Layout) Problems(block Bytes, limit int) []Problem {
 		problems = append(problems, Problem{
 			Rule:    TooManyExtents,
 			Message: fmt.Sprintf("the file lies in %d pieces, more than the limit of %d", pieces, limit),
-			Hint:    "copy the file to free space in one piece, or raise the limit with --max-extents (up to 1048576)",
 		})
 	}
 	return problems

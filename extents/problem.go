@@ -1,6 +1,9 @@
 package extents
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Rule is the stable name of a rule that an image must obey to be mappable.
 // Scripts rely on the names; they never change their meaning.
@@ -45,14 +48,79 @@ const (
 	TooManyExtents    Rule = "too-many-extents"
 )
 
+// A RuleMeaning says what breaks a rule, as the end of "an image is refused when ...".
+type RuleMeaning struct {
+	Rule    Rule
+	Meaning string
+}
+
+// Rules lists all rules with what breaks each, in the order of a report.
+func Rules() []RuleMeaning { return slices.Clone(meanings) }
+
 // Problem is one reason why an image cannot be mapped as it is.
 type Problem struct {
-	Rule    Rule   `json:"rule"`
-	Offset  Bytes  `json:"offset"`  // first byte of the file concerned; 0 when it is the whole file
-	Length  Bytes  `json:"length"`  // bytes concerned from Offset; 0 when it is the whole file
-	Message string `json:"message"` // what is wrong
-	Hint    string `json:"hint"`    // what to do about it; empty when nothing can be done
+	Rule    Rule
+	Offset  Bytes  // first byte of the file concerned; 0 when it is the whole file
+	Length  Bytes  // bytes concerned from Offset; 0 when it is the whole file
+	Message string // what is wrong
+	Remedy  Remedy // what to do about it, beside what is usual for the rule
 }
 
 // String returns the message with the rule's name, as error output shows it.
 func (p Problem) String() string { return fmt.Sprintf("%s (%s)", p.Message, p.Rule) }
+
+// Way names something that can be done about a problem. The words are of whoever prints
+// them, who knows the commands to name.
+type Way string
+
+// Remedy is a way out of a problem and what its words need beside the image's path. The
+// zero Remedy is whatever is usual for the rule.
+type Remedy struct {
+	Way       Way
+	Name      string // a path, a device, a name: what it is depends on the way
+	Low, High Bytes  // numbers, likewise; 0 when the way needs none
+}
+
+// Of returns the remedy with a name.
+func (r Remedy) Of(name string) Remedy { r.Name = name; return r }
+
+// At returns the remedy with its numbers.
+func (r Remedy) At(low, high Bytes) Remedy { r.Low, r.High = low, high; return r }
+
+var meanings = []RuleMeaning{
+	{NotRegular, "it is a directory, a device, a FIFO, or its path has a symbolic link that a stranger can have put there"},
+	{Empty, "it has no bytes"},
+	{SizeUnaligned, "its size, or an end of the part that is asked for, is not a multiple of the file system's block"},
+	{UnsupportedFS, "its file system is not ext4, xfs, f2fs or btrfs, has no block device of its own, or is mounted with an option under which its blocks are not what a crash leaves"},
+	{Hole, "a part has no block"},
+	{Unwritten, "a part is allocated and was never written: the disk holds old data there"},
+	{Delalloc, "data in memory has no block yet"},
+	{Unknown, "the kernel does not say where a part lies, or its list makes no sense"},
+	{Shared, "another file, a snapshot or another part of the file has the same blocks"},
+	{Encoded, "the file system stores a part in another form"},
+	{Encrypted, "the file system encrypts it (fscrypt)"},
+	{Inline, "its data lies among metadata"},
+	{Tail, "its last block holds data of other files"},
+	{NotAligned, "a part does not begin and end on blocks of the file system or the device"},
+	{Compressed, "the file system may compress it (chattr +c)"},
+	{Verity, "fs-verity seals it"},
+	{DAX, "it is accessed as memory"},
+	{DataJournal, "ext4 writes its data through the journal: chattr +j, the mount option, or tune2fs -o journal_data"},
+	{Realtime, "it lies on the real-time device of xfs"},
+	{MultiDevice, "its file system keeps data on several devices"},
+	{OutOfRange, "a part lies beyond the end of its device"},
+	{Overlap, "another live mapping, or any other device-mapper device, lies on the same blocks"},
+	{Unstable, "two readings in a row differ"},
+	{DirtyCache, "pages in memory are changed and cannot be flushed"},
+	{OpenElsewhere, "somebody else has it open or mapped for longer than a few seconds; named where that can be seen"},
+	{ActiveSwap, "the kernel uses it as swap"},
+	{SealCorrupt, "it is marked as sealed and its record does not hold, or it is to be unsealed and only looks sealed"},
+	{BtrfsCOW, "on btrfs: it is copied on write"},
+	{BtrfsProfile, "on btrfs: the profile of its data is not single"},
+	{Unsealed, "it has to be sealed: on btrfs, or to be held as swap"},
+	{Unpinnable, "nothing can keep its blocks in place well enough; its pin needs opens to be denied, which the kernel cannot do; it is sealed, and others than root may open it"},
+	{MountedDirectly, "its file system is mounted straight from a disk or partition"},
+	{UnresolvableStack, "the device of its file system has targets other than linear and striped, or is changing"},
+	{Indirect, "ext4 keeps it in indirect blocks"},
+	{TooManyExtents, "it lies in more pieces than the limit"},
+}

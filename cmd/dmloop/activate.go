@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/activate"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/tab"
@@ -149,7 +150,7 @@ func readTab(path string) (tab.Table, error) {
 	}
 	var wrong []error
 	for _, one := range flatten(err) {
-		wrong = append(wrong, &lifecycle.Error{Class: lifecycle.Usage, Subject: path, Message: one.Error(), Hint: "see dmlooptab(5)"})
+		wrong = append(wrong, &lifecycle.Error{Class: lifecycle.Usage, Subject: path, Message: one.Error(), Remedy: advice.SeeTabManual})
 	}
 	return table, errors.Join(wrong...)
 }

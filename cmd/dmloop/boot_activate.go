@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/boot"
 	"dmloop/internal/lifecycle"
@@ -99,5 +100,5 @@ func sayOutcome(env *cliEnv, name string, out boot.Outcome) error {
 		return reported{lifecycle.StaleMapping}
 	}
 	return &lifecycle.Error{Class: lifecycle.StaleMapping, Subject: name, Message: "refused: " + strings.Join(out.Refused, "; "),
-		Hint: "boot with dmloop.fallback=loop, or repair it from the shell"}
+		Remedy: advice.FallBack}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/boot"
 	"dmloop/internal/lifecycle"
@@ -61,7 +62,7 @@ func (o *bootlineOptions) run(cmd *cobra.Command, env *cliEnv, target string) er
 	var limit *boot.LimitError
 	switch {
 	case errors.As(err, &limit):
-		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: limit.Error(), Hint: boot.Advice}
+		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: limit.Error(), Remedy: advice.FewerExtents}
 	case err != nil:
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/boot"
 	"dmloop/internal/lifecycle"
 )
@@ -20,7 +21,7 @@ func newBootRemoveCommand(env *cliEnv) *cobra.Command {
 			return each(args, func(name string) error {
 				err := store.Remove(name)
 				if errors.Is(err, fs.ErrNotExist) {
-					return &lifecycle.Error{Class: lifecycle.NotFound, Subject: name, Message: "no such boot manifest", Hint: "see: dmloop boot list"}
+					return &lifecycle.Error{Class: lifecycle.NotFound, Subject: name, Message: "no such boot manifest", Remedy: advice.SeeBootList}
 				}
 				return err
 			})

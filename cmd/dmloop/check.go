@@ -16,13 +16,13 @@ type checkJSON struct {
 }
 
 type checkedJSON struct {
-	Image      string            `json:"image"`
-	Size       extents.Bytes     `json:"size"`
-	Filesystem string            `json:"filesystem"`
-	Mappable   bool              `json:"mappable"`
-	Sealed     bool              `json:"sealed"`
-	Extents    int               `json:"extents"`
-	Problems   []extents.Problem `json:"problems"`
+	Image      string        `json:"image"`
+	Size       extents.Bytes `json:"size"`
+	Filesystem string        `json:"filesystem"`
+	Mappable   bool          `json:"mappable"`
+	Sealed     bool          `json:"sealed"`
+	Extents    int           `json:"extents"`
+	Problems   []problemJSON `json:"problems"`
 }
 
 func newCheckCommand(env *cliEnv) *cobra.Command {
@@ -84,19 +84,15 @@ func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOpti
 	v, err := sys.Check(ctx, path, o)
 	var e *lifecycle.Error
 	if errors.As(err, &e) && len(e.Problems) > 0 {
-		return checkedJSON{Image: path, Problems: e.Problems}, nil
+		return checkedJSON{Image: path, Problems: problemsJSON(path, e.Problems)}, nil
 	}
 	if err != nil {
 		return checkedJSON{}, err
 	}
-	c := checkedJSON{
+	return checkedJSON{
 		Image: path, Size: v.Content, Filesystem: v.Facts.Filesystem, Mappable: len(v.Problems) == 0,
-		Sealed: v.Sealed, Extents: len(v.Layout.Extents), Problems: v.Problems,
-	}
-	if c.Problems == nil {
-		c.Problems = []extents.Problem{}
-	}
-	return c, nil
+		Sealed: v.Sealed, Extents: len(v.Layout.Extents), Problems: problemsJSON(path, v.Problems),
+	}, nil
 }
 
 func printChecked(env *cliEnv, c checkedJSON) {
@@ -110,7 +106,7 @@ func printChecked(env *cliEnv, c checkedJSON) {
 	}
 	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), plural(len(c.Problems), "problem"))
 	for _, p := range c.Problems {
-		fmt.Fprintf(env.stdout, "  %s\n", printable(p.String()))
+		fmt.Fprintf(env.stdout, "  %s\n", printable(fmt.Sprintf("%s (%s)", p.Message, p.Rule)))
 		if p.Hint != "" {
 			fmt.Fprintf(env.stdout, "    hint: %s\n", printable(p.Hint))
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/exitcodes"
 	"dmloop/internal/lifecycle"
 )
@@ -30,10 +31,8 @@ torn down, 5 busy or in use, 6 no such image or mapping, 7 not permitted, 8 the
 kernel lacks something.`
 
 func usageError(format string, args ...any) error {
-	return &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf(format, args...), Hint: parserHint}
+	return &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf(format, args...), Remedy: advice.SeeHelp}
 }
-
-const parserHint = "see dmloop --help"
 
 // reported is an error whose text the user has seen already; only its class counts.
 type reported struct{ class lifecycle.Class }
@@ -130,20 +129,20 @@ func printError(env *cliEnv, err error) {
 	if !errors.As(err, &e) {
 		fmt.Fprintf(env.stderr, "dmloop: %s\n", oneLine(err))
 		if isParserError(err) {
-			printHint(env, parserHint)
+			printHint(env, hint("", advice.SeeHelp))
 		}
 		return
 	}
 	if len(e.Problems) == 0 {
 		fmt.Fprintf(env.stderr, "dmloop: %s\n", oneLine(err))
-		printHint(env, e.Hint)
+		printHint(env, hint(e.Subject, e.Remedy))
 		return
 	}
 	for _, p := range e.Problems {
 		fmt.Fprintf(env.stderr, "dmloop: %s: %s\n", printable(e.Subject), printable(p.String()))
-		printHint(env, p.Hint)
+		printHint(env, problemHint(e.Subject, p))
 	}
-	printHint(env, e.Hint)
+	printHint(env, hint(e.Subject, e.Remedy))
 }
 
 // oneLine is the text of an error; joined ones have line breaks.
@@ -157,26 +156,41 @@ func printHint(env *cliEnv, hint string) {
 
 // jsonError is the form of an error on standard error with --json.
 type jsonError struct {
-	Subject  string            `json:"subject"`
-	Message  string            `json:"message"`
-	Hint     string            `json:"hint"`
-	Code     int               `json:"code"`
-	Problems []extents.Problem `json:"problems"`
+	Subject  string        `json:"subject"`
+	Message  string        `json:"message"`
+	Hint     string        `json:"hint"`
+	Code     int           `json:"code"`
+	Problems []problemJSON `json:"problems"`
+}
+
+// problemJSON is the form of a broken rule.
+type problemJSON struct {
+	Rule    extents.Rule  `json:"rule"`
+	Offset  extents.Bytes `json:"offset"`
+	Length  extents.Bytes `json:"length"`
+	Message string        `json:"message"`
+	Hint    string        `json:"hint"`
+}
+
+// problemsJSON returns the problems of an image, an empty list when there are none.
+func problemsJSON(image string, problems []extents.Problem) []problemJSON {
+	list := make([]problemJSON, 0, len(problems))
+	for _, p := range problems {
+		list = append(list, problemJSON{p.Rule, p.Offset, p.Length, p.Message, problemHint(image, p)})
+	}
+	return list
 }
 
 func printJSONError(env *cliEnv, err error, code int) {
-	out := jsonError{Message: err.Error(), Code: code, Problems: []extents.Problem{}}
+	out := jsonError{Message: err.Error(), Code: code, Problems: []problemJSON{}}
 	if isParserError(err) {
-		out.Hint = parserHint
+		out.Hint = hint("", advice.SeeHelp)
 	}
 	var e *lifecycle.Error
 	if errors.As(err, &e) {
-		out.Subject, out.Hint = e.Subject, e.Hint
-		if e.Problems != nil {
-			out.Problems = e.Problems
-			if out.Hint == "" && len(e.Problems) > 0 {
-				out.Hint = e.Problems[0].Hint
-			}
+		out.Subject, out.Hint, out.Problems = e.Subject, hint(e.Subject, e.Remedy), problemsJSON(e.Subject, e.Problems)
+		if out.Hint == "" && len(out.Problems) > 0 {
+			out.Hint = out.Problems[0].Hint
 		}
 	}
 	b, _ := json.Marshal(map[string]jsonError{"error": out})

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/record"
@@ -113,9 +114,9 @@ func TestErrorsGetTheirCode(t *testing.T) {
 func TestJoinedErrorsAreALineEach(t *testing.T) {
 	var errOut strings.Builder
 	env := &cliEnv{stderr: &errOut}
-	inner := &lifecycle.Error{Class: lifecycle.Busy, Subject: "b", Message: "in use", Hint: "wait", Err: errors.Join(errors.New("one"), errors.New("two"))}
+	inner := &lifecycle.Error{Class: lifecycle.Busy, Subject: "b", Message: "in use", Remedy: advice.SeeStatus.Of("b c"), Err: errors.Join(errors.New("one"), errors.New("two"))}
 	report(env, errors.Join(errors.New("a"), errors.Join(inner, errors.New("c"))))
-	want := "dmloop: a\ndmloop: b: in use: one; two\nhint: wait\ndmloop: c\n"
+	want := "dmloop: a\ndmloop: b: in use: one; two\nhint: see: dmloop status 'b c'\ndmloop: c\n"
 	if got := errOut.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
@@ -130,7 +131,7 @@ func TestInterrupted(t *testing.T) {
 		want string
 	}{
 		{&lifecycle.Error{Class: lifecycle.Failure, Subject: "a.img", Err: context.Canceled}, "dmloop: a.img: interrupted\n"},
-		{&lifecycle.Error{Class: lifecycle.Busy, Subject: "a.img", Message: "the guard does not hand out the image", Err: dial, Hint: "kill it"}, "dmloop: a.img: interrupted\n"},
+		{&lifecycle.Error{Class: lifecycle.Busy, Subject: "a.img", Message: "the guard does not hand out the image", Err: dial, Remedy: advice.KillGuard}, "dmloop: a.img: interrupted\n"},
 		{fmt.Errorf("reading: %w", context.Canceled), "dmloop: interrupted\n"},
 		{&lifecycle.Error{Class: lifecycle.Failure, Subject: "a.img", Err: errors.Join(context.Canceled, unix.EROFS)}, "dmloop: a.img: context canceled; read-only file system\n"},
 	} {

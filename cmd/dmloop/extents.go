@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/lifecycle"
 )
 
@@ -247,5 +248,5 @@ func resumeOffset(path string, l extents.Layout) (int64, error) {
 
 func noPage(path string) error {
 	return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: path,
-		Message: "the first page of the file does not lie on a page of the device", Hint: "make the file anew: dmloop create"}
+		Message: "the first page of the file does not lie on a page of the device", Remedy: advice.MakeAnew}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/guard"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardd"
 	"dmloop/internal/lifecycle"
@@ -70,9 +71,9 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	conn, err := dm.Open()
 	switch {
 	case errors.Is(err, dm.ErrNoDeviceMapper):
-		return &lifecycle.Error{Class: lifecycle.KernelLacks, Message: "this kernel has no device-mapper", Hint: "load it: modprobe dm_mod", Err: err}
+		return &lifecycle.Error{Class: lifecycle.KernelLacks, Message: "this kernel has no device-mapper", Remedy: advice.LoadDeviceMapper, Err: err}
 	case errors.Is(err, dm.ErrPermission):
-		return &lifecycle.Error{Class: lifecycle.NotPermitted, Message: "the guard needs root", Hint: lifecycle.PermissionHint(lifecycle.CapAdmin), Err: err}
+		return &lifecycle.Error{Class: lifecycle.NotPermitted, Message: "the guard needs root", Remedy: lifecycle.Permission(lifecycle.CapAdmin), Err: err}
 	case err != nil:
 		return err
 	}
@@ -89,7 +90,7 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	})
 	switch {
 	case errors.Is(err, guardd.ErrRunning):
-		return &lifecycle.Error{Class: lifecycle.Busy, Message: err.Error(), Hint: "see: dmloop list"}
+		return &lifecycle.Error{Class: lifecycle.Busy, Message: err.Error(), Remedy: advice.SeeList}
 	case errors.Is(err, guardd.ErrMetricsAddress):
 		return usageError("%v", err)
 	}

@@ -34,11 +34,20 @@ func (w *warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
 // WithGroup implements slog.Handler. Warnings have no groups.
 func (w *warnings) WithGroup(string) slog.Handler { return w }
 
+// inWords puts a hint of a log line into words.
+func inWords(_ []string, a slog.Attr) slog.Attr {
+	if how, is := a.Value.Any().(lifecycle.HowTo); is {
+		a.Value = slog.StringValue(hint(how.Image, how.Remedy))
+	}
+	return a
+}
+
 // Handle implements slog.Handler.
 func (w *warnings) Handle(_ context.Context, r slog.Record) error {
 	fields := map[string]string{}
 	var list []string
 	add := func(a slog.Attr) bool {
+		a = inWords(nil, a)
 		fields[a.Key] = a.Value.String()
 		list = append(list, fmt.Sprintf("%s %s", a.Key, a.Value))
 		return true

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/hostfiles"
 	"dmloop/internal/lifecycle"
 )
@@ -26,7 +27,7 @@ func endAnyway() {
 	env := &cliEnv{stdout: os.Stdout, stderr: os.Stderr, json: wantsJSON(os.Args[1:])}
 	os.Exit(report(env, &lifecycle.Error{Class: lifecycle.Failure,
 		Message: "interrupted; a call in the kernel did not come to an end",
-		Hint:    "see whether a file system is frozen (fsfreeze), or a device suspended or lost; the next command finishes or undoes what this one left"}))
+		Remedy:  advice.SeeFrozen}))
 }
 
 // The kernel hands the signals of a process to its first thread as long as none waits

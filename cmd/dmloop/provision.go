@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/backing"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
@@ -92,7 +93,7 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 		out.Err = nil
 	case errors.Is(err, backing.ErrImmutable):
 		out.Message, out.Err = backing.ErrImmutable.Error(), nil
-		out.Class, out.Hint = lifecycle.NotPermitted, "dmloop unpin clears a pin that dmloop set; chattr -i one that was set by hand"
+		out.Class, out.Remedy = lifecycle.NotPermitted, advice.ClearEitherPin
 	case errors.Is(err, unix.EISDIR):
 		out.Class, out.Message, out.Err = lifecycle.Usage, "is a directory: give the name of a file", nil
 	case errors.Is(err, fs.ErrExist):

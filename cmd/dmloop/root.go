@@ -40,7 +40,7 @@ func terminal(w io.Writer) bool {
 
 // logger writes to standard error: warnings, and with --verbose everything.
 func (e *cliEnv) logger() *slog.Logger {
-	options := &slog.HandlerOptions{Level: slog.LevelDebug}
+	options := &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: inWords}
 	switch {
 	case e.verbose && e.json:
 		return slog.New(slog.NewJSONHandler(e.stderr, options))

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/helper"
 	"dmloop/internal/lifecycle"
@@ -87,7 +88,7 @@ func (o *persistOptions) run(env *cliEnv) error {
 		return nil
 	}
 	if unix.Geteuid() != 0 {
-		return &lifecycle.Error{Class: lifecycle.NotPermitted, Subject: point, Message: "only root may change how the machine boots", Hint: "run the command with sudo"}
+		return &lifecycle.Error{Class: lifecycle.NotPermitted, Subject: point, Message: "only root may change how the machine boots", Remedy: advice.Sudo}
 	}
 	if o.revert {
 		err = machine.Revert(plan)
@@ -105,10 +106,10 @@ func (o *persistOptions) run(env *cliEnv) error {
 func persistError(point string, err error) error {
 	var refused *persist.RefusedError
 	if errors.As(err, &refused) {
-		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: point, Message: refused.Message, Hint: refused.Hint}
+		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: point, Message: refused.Message, Remedy: refused.Remedy}
 	}
 	return &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: point, Err: err,
-		Hint: "run the same command again to go on, or with --revert to go back"}
+		Remedy: advice.GoOnOrRevert}
 }
 
 // describe prints the edits of a plan in the order in which they are made.

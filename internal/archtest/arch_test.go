@@ -28,13 +28,11 @@ var level = map[string]int{
 	"extents":             1, // layouts as plain values
 	"internal/frozen":     1,
 	"internal/inode":      1, // the one home of inode flags and leases
-	"internal/parttable":  1,
 	"internal/dm/wire":    1,
 	"internal/loopdev":    1,
 	"internal/udev":       1,
 	"guard":               2, // judges values; the world comes in through interfaces
-	"internal/blockid":    2,
-	"internal/btrfs":      2,
+	"internal/advice":     2, // what can be done, in names; cmd has the words
 	"internal/dm":         2,
 	"internal/record":     2,
 	"internal/pin":        2,
@@ -42,11 +40,14 @@ var level = map[string]int{
 	"internal/swap":       2,
 	"internal/watch":      2,
 	"internal/blockdev":   3,
+	"internal/btrfs":      3,
+	"internal/parttable":  3,
 	"internal/image":      3,
 	"internal/guardrpc":   3,
 	"internal/seal":       3,
 	"internal/tab":        3,
 	"internal/backing":    4,
+	"internal/blockid":    4,
 	"internal/claim":      4, // the one place that calls swapon
 	"internal/observe":    5,
 	"internal/guardd":     6,

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
 
@@ -63,7 +64,7 @@ func unnamed(dir *os.File, path string) (*os.File, error) {
 		return nil, &ProblemsError{Path: path, Problems: []extents.Problem{{
 			Rule:    extents.UnsupportedFS,
 			Message: "the file system has no files without a name (O_TMPFILE)",
-			Hint:    "create the image on ext4, xfs or f2fs",
+			Remedy:  advice.CreateElsewhere,
 		}}}
 	case err != nil:
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
@@ -110,7 +111,7 @@ func judgeSize(size, block extents.Bytes) []extents.Problem {
 		return []extents.Problem{{
 			Rule:    extents.SizeUnaligned,
 			Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", size, block),
-			Hint:    fmt.Sprintf("use a size of %d", size-rest+block),
+			Remedy:  advice.SizeOf.At(size-rest+block, 0),
 		}}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
 
@@ -114,7 +115,7 @@ func leaseGuard(lease *image.Lease, path string) func() error {
 		return &image.ProblemError{Path: path, Problem: extents.Problem{
 			Rule:    extents.OpenElsewhere,
 			Message: "somebody opened the file while it was being repaired, so the work stopped there; the content is unharmed",
-			Hint:    "close it there and run again: dmloop provision IMAGE",
+			Remedy:  advice.CloseAndProvision,
 		}}
 	}
 }
@@ -145,7 +146,7 @@ func verifyPinned(img *image.Image, path string) error {
 	var broken *ProblemsError
 	if errors.As(err, &broken) {
 		for i := range broken.Problems {
-			broken.Problems[i].Hint = "unpin the file and try again: f2fs_io pinfile unset IMAGE (f2fs-tools 1.16)"
+			broken.Problems[i].Remedy = advice.UnpinF2FS
 		}
 	}
 	return err

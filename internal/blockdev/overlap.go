@@ -9,6 +9,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Mapping is a live device-mapper device with its table.
@@ -123,7 +124,7 @@ func sweep(claims []claim) []extents.Problem {
 	})
 	var found problems
 	for _, f := range clashes {
-		found.addHint(f.rule, f.offset, f.length, f.what, f.hint)
+		found.addRemedy(f.rule, f.offset, f.length, f.what, f.remedy)
 	}
 	return found.list()
 }
@@ -140,6 +141,6 @@ func clash(a, b *claim) finding {
 		offset: mine.at + extents.Bytes(from-mine.Start)*dmtable.SectorSize,
 		length: extents.Bytes(to-from) * dmtable.SectorSize,
 		what:   fmt.Sprintf("lie on %s where the live mapping %s is", mine.Device, theirs.owner),
-		hint:   fmt.Sprintf("unmap the other one first: dmloop unmap %s", theirs.owner),
+		remedy: advice.UnmapOther.Of(theirs.owner),
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 )
 
@@ -49,7 +50,7 @@ func TestOverlaps(t *testing.T) {
 			var got []string
 			for _, p := range problems {
 				got = append(got, fmt.Sprintf("%d+%d", p.Offset/sector, p.Length/sector))
-				if p.Rule != extents.Overlap || !strings.Contains(p.Message, "other") || !strings.Contains(p.Hint, "dmloop unmap other") {
+				if p.Rule != extents.Overlap || !strings.Contains(p.Message, "other") || p.Remedy != advice.UnmapOther.Of("other") {
 					t.Errorf("%+v", p)
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // mostProblems bounds how many problems of one call are listed one by one.
@@ -22,20 +23,17 @@ type finding struct {
 	rule           extents.Rule
 	offset, length extents.Bytes
 	what           string // the end of "bytes A-B ..."
-	hint           string
+	remedy         extents.Remedy
 }
 
-// hints are what to do about the rules that are judged here.
-var hints = map[extents.Rule]string{
-	extents.NotAligned: "copy the image to a file system whose blocks are as large as the device's",
-	extents.OutOfRange: "the device is smaller than its file system believes: see dmsetup table, and check the file system before anything is written",
-}
+// remedies are what to do about rules that are judged elsewhere for other reasons.
+var remedies = map[extents.Rule]extents.Remedy{extents.NotAligned: advice.LargerBlocks}
 
 func (p *problems) add(rule extents.Rule, offset, length extents.Bytes, what string) {
-	p.addHint(rule, offset, length, what, hints[rule])
+	p.addRemedy(rule, offset, length, what, remedies[rule])
 }
 
-func (p *problems) addHint(rule extents.Rule, offset, length extents.Bytes, what, hint string) {
+func (p *problems) addRemedy(rule extents.Rule, offset, length extents.Bytes, what string, remedy extents.Remedy) {
 	if n := len(p.found); n > 0 {
 		last := &p.found[n-1]
 		if last.rule == rule && last.what == what && last.offset+last.length == offset {
@@ -47,7 +45,7 @@ func (p *problems) addHint(rule extents.Rule, offset, length extents.Bytes, what
 			return
 		}
 	}
-	p.found = append(p.found, finding{rule, offset, length, what, hint})
+	p.found = append(p.found, finding{rule, offset, length, what, remedy})
 }
 
 // list returns what was collected, nil when there is nothing.
@@ -58,7 +56,7 @@ func (p *problems) list() []extents.Problem {
 		if i == mostProblems-1 && p.more > 0 {
 			message += fmt.Sprintf(" (and %d more places)", p.more)
 		}
-		list = append(list, extents.Problem{Rule: f.rule, Offset: f.offset, Length: f.length, Message: message, Hint: f.hint})
+		list = append(list, extents.Problem{Rule: f.rule, Offset: f.offset, Length: f.length, Message: message, Remedy: f.remedy})
 	}
 	return list
 }

@@ -6,6 +6,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // compile takes a table of linear and striped rows apart. It returns nil for a row
@@ -47,7 +48,7 @@ func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Pro
 	}
 	rows := compile(s.HostTable)
 	if rows == nil || s.HostTable.Validate(dmtable.Limits{}) != nil {
-		return nil, []extents.Problem{*unresolvable(fmt.Sprintf("the table of the host device %s is not understood", s.HostName), "")}
+		return nil, []extents.Problem{*unresolvable(fmt.Sprintf("the table of the host device %s is not understood", s.HostName), extents.Remedy{})}
 	}
 	r := resolver{
 		stack:    s,
@@ -145,7 +146,7 @@ func (r *resolver) append(piece dmtable.Segment, logical extents.Bytes) *extents
 			Rule:    extents.TooManyExtents,
 			Offset:  logical,
 			Message: fmt.Sprintf("the image lies in more than the %d pieces that a device-mapper table can hold", dmtable.MaxRows),
-			Hint:    "copy it to where it can lie in fewer pieces, not on a striped device",
+			Remedy:  advice.CopyInOnePiece,
 		}
 	}
 	r.segments = append(r.segments, piece)

@@ -7,6 +7,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 )
 
@@ -95,7 +96,7 @@ func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *exte
 	}
 	if dmtable.Sectors(size) != table.Size() {
 		return Stack{}, unresolvable(fmt.Sprintf("%s has %d sectors and its table %d", path, size, table.Size()),
-			"something is changing the device; try again"), nil
+			advice.TryDeviceAgain), nil
 	}
 	s := Stack{Host: host, HostName: info.Name, HostTable: table}
 	for _, number := range namedDevices(table) {
@@ -134,21 +135,21 @@ func judgeHost(path string, info dm.Info, table dmtable.Table) *extents.Problem 
 	for i := range table {
 		if target := table[i].Target; target != dmtable.Linear && target != dmtable.Striped {
 			return unresolvable(fmt.Sprintf("%s has a %s target (sectors %d-%d); only linear and striped ones can be looked through",
-				path, target, table[i].Start, table[i].End()-1), shimHint(path))
+				path, target, table[i].Start, table[i].End()-1), advice.ShimOnTop.Of(path))
 		}
 	}
 	switch {
 	case len(table) == 0:
-		return unresolvable(path+" has no table", "")
+		return unresolvable(path+" has no table", extents.Remedy{})
 	case info.Suspended:
 		return unresolvable(path+" is suspended: its table is about to change",
-			"try again when the change is done, or end it: dmsetup resume "+name)
+			advice.ResumeChanged.Of(name))
 	case info.InactiveTable:
 		return unresolvable(path+" has a second table loaded that is to replace its own",
-			"try again when the change is done, or drop it: dmsetup clear "+name)
+			advice.ClearTable.Of(name))
 	}
 	if err := table.Validate(dmtable.Limits{}); err != nil {
-		return unresolvable(fmt.Sprintf("the table of %s is not understood: %v", path, err), shimHint(path))
+		return unresolvable(fmt.Sprintf("the table of %s is not understood: %v", path, err), advice.ShimOnTop.Of(path))
 	}
 	return nil
 }
@@ -173,15 +174,10 @@ func mountedDirectly(path string) *extents.Problem {
 	return &extents.Problem{
 		Rule:    extents.MountedDirectly,
 		Message: fmt.Sprintf("the host file system is mounted straight from %s, which device-mapper cannot share with it", path),
-		Hint: fmt.Sprintf("mount it through device-mapper instead: umount %[1]s && dmloop shim %[1]s host && mount /dev/mapper/host DIRECTORY; "+
-			"or keep images on an LVM logical volume; or do without dmloop: losetup --direct-io=on --find --show IMAGE", path),
+		Remedy:  advice.MountThroughShim.Of(path),
 	}
 }
 
-func unresolvable(message, hint string) *extents.Problem {
-	return &extents.Problem{Rule: extents.UnresolvableStack, Message: message, Hint: hint}
-}
-
-func shimHint(path string) string {
-	return fmt.Sprintf("put a shim on top and mount the file system from that: umount %[1]s && dmloop shim %[1]s host && mount /dev/mapper/host DIRECTORY", path)
+func unresolvable(message string, remedy extents.Remedy) *extents.Problem {
+	return &extents.Problem{Rule: extents.UnresolvableStack, Message: message, Remedy: remedy}
 }

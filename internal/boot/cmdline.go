@@ -34,9 +34,6 @@ type LimitError struct{ What string }
 
 func (e *LimitError) Error() string { return e.What }
 
-// Advice is what to do about a LimitError.
-const Advice = "make the image of fewer extents (dmloop create, on a file system with more free space in one piece), or boot with an initramfs: dmloop boot save"
-
 // Concise returns the devices in the format of dmsetup create --concise and
 // dm-mod.create=, shim first, and the number of the last device, which is the one to
 // mount. Minor numbers are given, since the kernel knows a device by /dev/dm-N only

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
@@ -36,7 +37,7 @@ func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target stri
 	base, reason := shimBase(rec.Base)
 	if reason != "" {
 		return Manifest{}, &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: reason,
-			Hint: "mount the host file system from a shim: dmloop shim --help"}
+			Remedy: advice.ShimTheHost}
 	}
 	device, err := devices.ByNumber(base)
 	if err != nil {

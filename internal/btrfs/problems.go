@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Facts is what decides, beside the layout, whether a file on btrfs can be mapped.
@@ -22,19 +23,18 @@ func Problems(l extents.Layout, f Facts) []extents.Problem {
 	if !f.NoCOW {
 		out = append(out, extents.Problem{
 			Rule: extents.BtrfsCOW, Message: "btrfs writes the file's blocks anew with every change",
-			Hint: "make a new image with `dmloop create`, and copy the content; chattr +C works on an empty file only",
 		})
 	}
 	if f.Compressed {
 		out = append(out, extents.Problem{
 			Rule: extents.Compressed, Message: "btrfs may compress the file",
-			Hint: "chattr -c IMAGE, then `dmloop provision IMAGE`",
+			Remedy: advice.ClearCompression,
 		})
 	}
 	if f.Filesystem.Devices != 1 {
 		out = append(out, extents.Problem{
 			Rule: extents.MultiDevice, Message: fmt.Sprintf("the btrfs file system spans %d devices", f.Filesystem.Devices),
-			Hint: "keep the image on a file system with one device",
+			Remedy: advice.OneDevice,
 		})
 	}
 	if p, bad := profileProblem(l, f); bad {
@@ -43,7 +43,7 @@ func Problems(l extents.Layout, f Facts) []extents.Problem {
 	if !f.Sealed {
 		out = append(out, extents.Problem{
 			Rule: extents.Unsealed, Message: "on btrfs nothing but a seal keeps balance, defragmentation and snapshots from the blocks",
-			Hint: "dmloop seal IMAGE",
+			Remedy: advice.Seal,
 		})
 	}
 	return out
@@ -62,7 +62,6 @@ func profileProblem(l extents.Layout, f Facts) (extents.Problem, bool) {
 				return extents.Problem{
 					Rule: extents.BtrfsProfile, Offset: e.Logical, Length: e.Length,
 					Message: (&ProfileError{Extent: e, Chunk: c}).Error(),
-					Hint:    "btrfs balance start -dconvert=single MOUNTPOINT",
 				}, true
 			}
 			at = c.end()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
@@ -57,7 +58,7 @@ func (c *Claim) Take(lift func() error) error {
 	err = swap.Claim(c.Image.File())
 	switch {
 	case errors.Is(err, swap.ErrActive): // somebody else's swapon since we asked
-		return c.refuse("somebody else gave the image to the kernel as a swap file in this very moment", "see who runs swapon, and run: swapoff IMAGE")
+		return c.refuse("somebody else gave the image to the kernel as a swap file in this very moment", advice.SeeSwapon)
 	case err != nil:
 		return err
 	}
@@ -92,7 +93,7 @@ func (c *Claim) prove() (*image.Lease, []byte, error) {
 		}
 		if time.Now().After(end) {
 			return nil, nil, &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.OpenElsewhere,
-				Message: "somebody opens the file again and again", Hint: "see who it is: fuser -v IMAGE"}}
+				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners}}
 		}
 	}
 }
@@ -104,7 +105,7 @@ func (c *Claim) header() ([]byte, error) {
 		err = fmt.Errorf("%s: the record in page 0 is another one than a moment ago", c.Image.Path())
 	}
 	if err != nil {
-		return nil, c.refuse(err.Error(), "stop what writes to the image, and look at it: dmloop check IMAGE")
+		return nil, c.refuse(err.Error(), advice.StopWriters)
 	}
 	return header, nil
 }
@@ -126,15 +127,15 @@ func (c *Claim) Verify() error {
 func (c *Claim) verify(header []byte) error {
 	area, err := swap.Area(c.Image.File())
 	if err != nil {
-		return c.refuse("it cannot be told how much of the image the kernel took: "+err.Error(), "map it from where its path leads to it")
+		return c.refuse("it cannot be told how much of the image the kernel took: "+err.Error(), advice.MapByItsPath)
 	}
 	if page := int64(os.Getpagesize()); area.Size != page {
 		return c.refuse(fmt.Sprintf("the kernel took %d bytes of the image as swap space instead of one page of %d: somebody changed its header meanwhile", area.Size, page),
-			"see who writes to the image, and what it holds: dmloop check IMAGE")
+			advice.SeeWriters)
 	}
 	now, err := c.header()
 	if err == nil && !bytes.Equal(now, header) {
-		err = c.refuse("page 0 changed while the kernel took the image", "see who writes to the image")
+		err = c.refuse("page 0 changed while the kernel took the image", advice.SeeWriter)
 	}
 	return err
 }
@@ -176,6 +177,6 @@ func scrub(img *image.Image) error {
 	return errors.Join(seal.Scrub(rw, st.Record), rw.Close())
 }
 
-func (c *Claim) refuse(message, hint string) error {
-	return &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}}
+func (c *Claim) refuse(message string, remedy extents.Remedy) error {
+	return &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy}}
 }

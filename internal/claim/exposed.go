@@ -3,9 +3,9 @@ package claim
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/image"
 )
 
@@ -24,25 +24,24 @@ func Exposed(f image.Facts) *extents.Problem {
 	if gateOutlivesUs() {
 		return nil
 	}
-	problem := func(message, hint string) *extents.Problem {
-		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}
+	problem := func(message string, remedy extents.Remedy) *extents.Problem {
+		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy}
 	}
 	if slices.Contains(f.Mount.Options, "idmapped") {
 		return problem("the mount shows other owners of files than the file system has (idmapped), and the kernel would page memory of any process to the image",
-			"map the image through another mount of its file system")
+			advice.OtherMount)
 	}
-	var run []string
-	if f.Owner != 0 {
-		run = append(run, "chown root IMAGE")
-	}
-	if f.Mode&others != 0 {
-		run = append(run, "chmod 600 IMAGE")
-	}
-	if len(run) == 0 {
+	remedy := advice.RootsAlone
+	switch strangers, open := f.Owner != 0, f.Mode&others != 0; {
+	case !strangers && !open:
 		return nil
+	case !open:
+		remedy = advice.ChownRoot
+	case !strangers:
+		remedy = advice.Chmod600
 	}
 	return problem(fmt.Sprintf("the kernel pages memory of any process to a sealed image, and others than root may open this one (owner %d, mode %04o)", f.Owner, f.Mode),
-		"run: "+strings.Join(run, " && "))
+		remedy)
 }
 
 // exposed is Exposed of the image as it is now.

@@ -38,7 +38,6 @@ func (c CacheState) Problems() []extents.Problem {
 	return []extents.Problem{{
 		Rule:    extents.DirtyCache,
 		Message: message,
-		Hint:    "stop the programs that use the file (fuser -v IMAGE)",
 	}}
 }
 

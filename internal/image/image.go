@@ -111,7 +111,6 @@ func regular(path string, mode uint32) error {
 	return &ProblemError{Path: path, Problem: extents.Problem{
 		Rule:    extents.NotRegular,
 		Message: "not a regular file but " + kind,
-		Hint:    "give the path of an image file: dmloop create makes one",
 	}}
 }
 

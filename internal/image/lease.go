@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
@@ -123,7 +124,6 @@ func openElsewhere(f *os.File, seen []Opener) extents.Problem {
 	p := extents.Problem{
 		Rule:    extents.OpenElsewhere,
 		Message: "somebody else has the file open, " + unseen,
-		Hint:    "close it there: see fuser -v IMAGE, losetup -j IMAGE",
 	}
 	if now, err := Openers(f); err == nil && len(now) > 0 {
 		seen = now
@@ -133,7 +133,7 @@ func openElsewhere(f *os.File, seen []Opener) extents.Problem {
 	}
 	p.Message = "somebody else has the file open: " + names(seen)
 	if slices.ContainsFunc(seen, func(o Opener) bool { return o.How == Scans }) {
-		p.Hint = "have the scanner leave the image alone, or wait until it has done with it"
+		p.Remedy = advice.AskScanner
 	}
 	return p
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,7 @@ func leased(fd int) extents.Problem {
 	p := extents.Problem{
 		Rule:    extents.OpenElsewhere,
 		Message: "somebody, out of sight from here, holds a lease on the file and has been asked to give it up",
-		Hint:    "try again, or see who it is: lslocks, fuser -v IMAGE",
+		Remedy:  advice.SeeLease,
 	}
 	var st unix.Statx_t
 	f, err := os.Open("/proc/locks")
@@ -94,7 +95,7 @@ func provisioned(fd int) *extents.Problem {
 			return &extents.Problem{
 				Rule:    extents.OpenElsewhere,
 				Message: fmt.Sprintf("dmloop provision is at work on it (process %d), and would stop at an open", pid),
-				Hint:    "wait for its end and try again",
+				Remedy:  advice.AwaitProvision,
 			}
 		}
 	}

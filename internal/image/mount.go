@@ -9,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/kernlist"
 )
 
@@ -29,7 +31,7 @@ func (m Mount) HasSuperOption(option string) bool { return slices.Contains(m.Sup
 
 // refused returns what keeps a file system that is mounted so from lending blocks, as
 // the end of a sentence about it, and what to do, or "". docs/rules.md lists all options.
-func (m Mount) refused() (reason, hint string) {
+func (m Mount) refused() (reason string, remedy extents.Remedy) {
 	// ext4 shows noload as norecovery, and f2fs has disable_roll_forward, too.
 	for _, option := range []string{"norecovery", "noload", "disable_roll_forward"} {
 		if m.HasSuperOption(option) {
@@ -41,19 +43,19 @@ func (m Mount) refused() (reason, hint string) {
 	}
 	if value := m.superValue("checkpoint"); strings.HasPrefix(value, "disable") { // f2fs, with the space that it may hide
 		return "is mounted with checkpoint=disable: after a power cut it is again what it was before, without the files that were made since",
-			"run: mount -o remount,checkpoint=enable " + m.Point
+			advice.EnableCheckpoint.Of(m.Point)
 	}
 	for _, option := range []string{"emergency_ro", "shutdown"} { // ext4 since about 6.14
 		if m.HasSuperOption(option) {
-			return fmt.Sprintf("has stopped after an error (%s)", option), "unmount it, check it with fsck, and mount it again"
+			return fmt.Sprintf("has stopped after an error (%s)", option), advice.CheckAndMount
 		}
 	}
-	return "", ""
+	return "", usual
 }
 
-func unrecovered(option string) (reason, hint string) {
+func unrecovered(option string) (reason string, remedy extents.Remedy) {
 	return fmt.Sprintf("is mounted without recovery (%s), and by its journal the blocks may be another file's", option),
-		"unmount it, and mount it without that option"
+		advice.MountWithoutOption
 }
 
 // superValue returns the value of the super option name=value, or "".

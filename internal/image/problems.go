@@ -4,45 +4,48 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
 
+// usual leaves what to do to the rule.
+var usual extents.Remedy
+
 // Problems returns every reason outside the layout itself why length bytes of the
 // image from offset cannot be mapped, in the order of the rules. The whole file is
-// Problems(0, f.Size). In hints IMAGE stands for the image's path and DEVICE for what its
-// file system is mounted from.
+// Problems(0, f.Size).
 func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	var problems []extents.Problem
-	add := func(rule extents.Rule, hint, format string, args ...any) {
-		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Hint: hint})
+	add := func(rule extents.Rule, remedy extents.Remedy, format string, args ...any) {
+		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Remedy: remedy})
 	}
 	if f.Size == 0 || length == 0 {
-		add(extents.Empty, "make one with: dmloop create IMAGE SIZE", "the file is empty")
+		add(extents.Empty, advice.MakeImage, "the file is empty")
 	}
 	problems = append(problems, f.unaligned(offset, length)...)
-	if reason, hint := f.unsupportedReason(); reason != "" {
-		add(extents.UnsupportedFS, hint, "%s", reason)
+	if reason, remedy := f.unsupportedReason(); reason != "" {
+		add(extents.UnsupportedFS, remedy, "%s", reason)
 	}
 	f.attributeProblems(add)
 	if f.Devices.Count > 1 {
-		add(extents.MultiDevice, "move the file to a file system on one device",
+		add(extents.MultiDevice, usual,
 			"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)
 	}
 	if f.Devices.Unknown != "" {
-		add(extents.MultiDevice, "run it where the device can be read (as root, with its node in /dev), or move the file to a file system on one device",
+		add(extents.MultiDevice, advice.ReadDevices,
 			"cannot tell whether the %s file system keeps data on several devices: %s", f.Filesystem, f.Devices.Unknown)
 	}
 	if f.Swap.Active {
-		add(extents.ActiveSwap, "run: swapoff IMAGE", "the kernel uses the file as swap space (%s in /proc/swaps)", f.Swap.Path)
+		add(extents.ActiveSwap, usual, "the kernel uses the file as swap space (%s in /proc/swaps)", f.Swap.Path)
 	}
 	if f.Kind() == "ext4" && f.InodeFlags&inode.Extents == 0 {
-		hint := "run: chattr +e IMAGE"
+		remedy := usual
 		if f.NoExtents {
-			hint = "the file system has none, so chattr cannot help: unmount it, run: tune2fs -O extent DEVICE, mount it, and then run: chattr +e IMAGE"
+			remedy = advice.AddExtents.Of(f.Mount.Source)
 		}
-		add(extents.Indirect, hint, "ext4 keeps the file in indirect blocks instead of extents")
+		add(extents.Indirect, remedy, "ext4 keeps the file in indirect blocks instead of extents")
 	}
 	return problems
 }
@@ -65,70 +68,73 @@ func (i *Image) Unfit() ([]extents.Problem, error) {
 		facts.DataJournal = JournalAttribute
 	}
 	var problems []extents.Problem
-	facts.attributeProblems(func(rule extents.Rule, hint, format string, args ...any) {
-		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Hint: hint})
+	facts.attributeProblems(func(rule extents.Rule, remedy extents.Remedy, format string, args ...any) {
+		problems = append(problems, extents.Problem{Rule: rule, Message: fmt.Sprintf(format, args...), Remedy: remedy})
 	})
 	return problems, nil
 }
 
 // attributeProblems judges the attributes of the inode.
-func (f Facts) attributeProblems(add func(rule extents.Rule, hint, format string, args ...any)) {
+func (f Facts) attributeProblems(add func(rule extents.Rule, remedy extents.Remedy, format string, args ...any)) {
 	has := func(inodeFlag uint32, attribute uint64) bool {
 		return f.InodeFlags&inodeFlag != 0 || f.Attributes&attribute != 0
 	}
 	if has(inode.Encrypt, unix.STATX_ATTR_ENCRYPTED) {
-		add(extents.Encrypted, "move the file to a directory without file-system encryption", "the file system encrypts the file")
+		add(extents.Encrypted, usual, "the file system encrypts the file")
 	}
 	if has(inode.Compress, unix.STATX_ATTR_COMPRESSED) {
-		add(extents.Compressed, "dmloop provision IMAGE", "the file system may compress the file (chattr +c)")
+		add(extents.Compressed, usual, "the file system may compress the file (chattr +c)")
 	}
 	if has(inode.Verity, unix.STATX_ATTR_VERITY) {
-		add(extents.Verity, "copy the file: fs-verity cannot be taken off", "the file is sealed by fs-verity, which writes behind the file system would break")
+		add(extents.Verity, usual, "the file is sealed by fs-verity, which writes behind the file system would break")
 	}
 	if has(inode.DAX, unix.STATX_ATTR_DAX) || f.XFlags&inode.XDAX != 0 {
-		add(extents.DAX, "run: chattr -x IMAGE, or mount the file system with dax=never", "the file is accessed as memory (DAX)")
+		add(extents.DAX, usual, "the file is accessed as memory (DAX)")
 	}
 	if f.DataJournal != "" {
 		cause := journalCauses[f.DataJournal]
-		add(extents.DataJournal, cause.hint,
+		add(extents.DataJournal, cause.remedy.Of(f.Mount.Source),
 			"ext4 writes the file's data through its journal (%s) and would overwrite the mapped blocks later", cause.what)
 	}
 	if f.XFlags&inode.XRealtime != 0 {
-		add(extents.Realtime, "copy the file without the real-time attribute", "the file lies on the real-time device of xfs")
+		add(extents.Realtime, usual, "the file lies on the real-time device of xfs")
 	}
 }
 
 // journalCauses describes each cause of data journalling and how to end it.
-var journalCauses = map[JournalCause]struct{ what, hint string }{
-	JournalAttribute:  {"chattr +j", "run: chattr -j IMAGE"},
-	JournalMount:      {"mount option data=journal", "unmount the file system and mount it without data=journal"},
-	JournalSuperblock: {"default of the file system", "run: tune2fs -o ^journal_data DEVICE, then unmount and mount the file system"},
+var journalCauses = map[JournalCause]struct {
+	what   string
+	remedy extents.Remedy
+}{
+	JournalAttribute:  {"chattr +j", advice.ClearJournalFlag},
+	JournalMount:      {"mount option data=journal", advice.MountWithoutJournalling},
+	JournalSuperblock: {"default of the file system", advice.ClearJournalDefault},
 }
 
-// unsupportedReason returns why nothing on this file system can be mapped, with a
-// hint, or "". This is the one list of file systems that can.
-func (f Facts) unsupportedReason() (reason, hint string) {
-	move := "move the image to ext4, xfs or f2fs"
+// unsupportedReason returns why nothing on this file system can be mapped, and what to
+// do, or "". This is the one list of file systems that can.
+func (f Facts) unsupportedReason() (reason string, remedy extents.Remedy) {
+	move := advice.MoveImage
 	if f.ReadOnly { // a disc, or a live system
-		move = "copy the image to ext4, xfs or f2fs, or use it where it is through loop: losetup -r -f --show IMAGE"
+		move = advice.CopyOrLoop
 	}
-	mounted, remedy := f.Mount.refused()
+	mounted, remount := f.Mount.refused()
 	switch kind := f.Kind(); {
 	case kind == "" && knownKinds[f.Filesystem] != 0:
 		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
 		return fmt.Sprintf("the file system is %s, and only ext4, xfs, f2fs and btrfs can be mapped from", f.Filesystem), move
 	case mounted != "":
-		return fmt.Sprintf("the %s file system %s", f.Filesystem, mounted), remedy
+		return fmt.Sprintf("the %s file system %s", f.Filesystem, mounted), remount
 	case kind == "btrfs":
 		// Its device number is anonymous; it has rules of its own (package btrfs).
-		return "", ""
+		return "", usual
 	case f.Device.Major == 0:
 		return fmt.Sprintf("the %s file system has no block device of its own (device number %v)", f.Filesystem, f.Device), move
 	case f.Device != f.Mount.Device:
 		return fmt.Sprintf("the file is on device %v but its mount on %v", f.Device, f.Mount.Device), move
 	}
-	return "", ""
+	return "", usual
 }
 
 // unaligned describes a window that does not begin or end on block borders.
@@ -137,7 +143,7 @@ func (f Facts) unaligned(offset, length extents.Bytes) (problems []extents.Probl
 	if rest := offset % f.block(); rest != 0 {
 		problems = append(problems, extents.Problem{Rule: extents.SizeUnaligned,
 			Message: fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.block()),
-			Hint:    fmt.Sprintf("use an offset of %d or %d", offset-rest, offset-rest+f.block())})
+			Remedy:  advice.OffsetBetween.At(offset-rest, offset-rest+f.block())})
 		if !limited { // then the whole file counts: what is left of it is the offset's fault
 			offset, length = 0, offset+length
 		}
@@ -148,11 +154,11 @@ func (f Facts) unaligned(offset, length extents.Bytes) (problems []extents.Probl
 	}
 	p := extents.Problem{Rule: extents.SizeUnaligned, Offset: offset + length - rest, Length: rest,
 		Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.block()),
-		Hint:    fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", f.block())}
+		Remedy:  advice.SizeTo.At(f.block(), 0)}
 	if limited {
-		p.Hint = fmt.Sprintf("use a size limit of %d or %d", length-rest, length-rest+f.block())
+		p.Remedy = advice.LimitBetween.At(length-rest, length-rest+f.block())
 		if rest == length {
-			p.Hint = fmt.Sprintf("use a size limit of %d", f.block())
+			p.Remedy = advice.LimitOf.At(f.block(), 0)
 		}
 	}
 	return append(problems, p)

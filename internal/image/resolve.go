@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
@@ -188,7 +189,7 @@ func (r *resolver) trust(link unix.Stat_t, name string) error {
 		Rule: extents.NotRegular,
 		Message: fmt.Sprintf("the symbolic link %s is not followed: it belongs to user %d, and others than its owner (user %d) can write to the folder that it is in",
 			strings.TrimSuffix(at, "/")+"/"+name, link.Uid, dir.Uid),
-		Hint: "if the file that it leads to is the one you mean, give that file's own path: readlink -f IMAGE",
+		Remedy: advice.FollowedLink,
 	}}
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/frozen"
 	"dmloop/internal/image"
@@ -27,7 +28,7 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 	}
 	own := dmtable.DeviceOf(st.Dev)
 	if known := s.asleep[own]; known != nil {
-		return &Error{Class: Busy, Subject: path, Message: known.Message, Hint: known.Hint}
+		return &Error{Class: Busy, Subject: path, Message: known.Message, Remedy: known.Remedy}
 	}
 	device := own
 	if device.Major == 0 { // btrfs
@@ -50,7 +51,7 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 			point = mount.Point
 		}
 		return s.sleeps(own, &Error{Class: Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
-			Hint: "wait for the end of that, or thaw it: fsfreeze --unfreeze " + shellWord(point)})
+			Remedy: advice.Thaw.Of(point)})
 	}
 	return fail(path, "", err)
 }
@@ -63,7 +64,7 @@ func (s *System) running(path string, device dmtable.Device) *Error {
 		return nil
 	}
 	return &Error{Class: Busy, Subject: path, Message: "the device " + name + ", on which its file system lies, is suspended",
-		Hint: "resume it and try again: dmsetup resume " + shellWord(name)}
+		Remedy: advice.ResumeDevice.Of(name)}
 }
 
 // sleeps remembers why a file system takes no changes, for what else the command finds on it.

@@ -8,6 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -29,12 +30,12 @@ func (s *System) Recorded(ctx context.Context, target string) (record.Record, im
 		return record.Record{}, none, err
 	}
 	if store == nil || len(checked) != 1 {
-		return record.Record{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
+		return record.Record{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
 	}
 	defer store.Close()
 	if checked[0].State != record.Healthy {
 		return record.Record{}, none, &Error{Class: StaleMapping, Subject: target,
-			Message: fmt.Sprintf("the mapping is %s: %s", checked[0].State, checked[0].Reason), Hint: "unmap it and map it again"}
+			Message: fmt.Sprintf("the mapping is %s: %s", checked[0].State, checked[0].Reason), Remedy: advice.MapAgain}
 	}
 	m, err := store.Load(checked[0].Name)
 	if err != nil {
@@ -169,7 +170,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		if !active {
 			return refuse(m.Name, []extents.Problem{{Rule: extents.Unpinnable,
 				Message: m.Image.Filesystem + " may move the image when the kernel takes it for swap, which must not happen below a live mapping",
-				Hint:    "unmap it and map it again"}})
+				Remedy:  advice.MapAgain}})
 		}
 	}
 	set := func(kinds []pin.Kind) error {

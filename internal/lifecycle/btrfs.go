@@ -47,7 +47,7 @@ func readBtrfs(img *image.Image, path string) (btrfs.Filesystem, []btrfs.Chunk, 
 	}
 	chunks, err := btrfs.ReadChunks(img.File())
 	if errors.Is(err, unix.EPERM) {
-		err = &Error{Class: NotPermitted, Subject: path, Message: "reading where btrfs keeps the file needs root", Hint: PermissionHint(CapAdmin), Err: err}
+		err = &Error{Class: NotPermitted, Subject: path, Message: "reading where btrfs keeps the file needs root", Remedy: Permission(CapAdmin), Err: err}
 	}
 	return fs, chunks, err
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/record"
 )
@@ -70,7 +71,7 @@ func (s *System) cutOff(conn *dm.Conn, m record.Record, before record.State) err
 // busy says who uses the device.
 func (s *System) busy(info dm.Info, cause error) error {
 	return &Error{Class: Busy, Subject: info.Name, Message: "in use by " + s.named(info.Device), Err: cause,
-		Hint: "stop the users, or use --deferred (remove at last close) or --force (let their I/O fail)"}
+		Remedy: advice.DeferOrForce}
 }
 
 // heldFirmly reports whether waiting for the device's users is of no use.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/record"
@@ -95,7 +96,7 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 	same := err == nil && len(shows) == 1 && shows[0].Device == dev && shows[0].Start == 0 && shows[0].Length <= size // the device may have grown
 	if !strings.HasPrefix(info.UUID, record.ShimPrefix) || !same || info.Suspended {
 		return false, &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
-			Hint: "see: dmsetup table " + name}
+			Remedy: advice.SeeTable.Of(name)}
 	}
 	return true, nil
 }
@@ -173,10 +174,10 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 		return st, false, nil // Map finishes that first
 	case st.State.Broken():
 		return st, false, &Error{Class: StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),
-			Hint: "unmap it and look at the image: dmloop check " + shellWord(path)}
+			Remedy: advice.UnmapAndCheck.Of(path)}
 	case !s.madeOf(st, path):
 		return st, false, &Error{Class: Busy, Subject: name, Message: "the mapping of this name is made of " + st.Image,
-			Hint: "see: dmloop status " + name}
+			Remedy: advice.SeeStatus.Of(name)}
 	}
 	return st, true, nil
 }

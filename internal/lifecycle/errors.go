@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/ioctl"
@@ -39,7 +40,7 @@ type Error struct {
 	Class    Class
 	Subject  string            // image path or mapping name
 	Message  string            // what is wrong; empty when Problems or Err say it
-	Hint     string            // what to do about it
+	Remedy   extents.Remedy    // what to do about it
 	Problems []extents.Problem // the rules that the image breaks
 	Err      error             // cause; may be nil
 }
@@ -94,25 +95,25 @@ func fail(subject, message string, err error) error {
 	if errors.As(err, &e) && message == "" {
 		return err
 	}
-	return &Error{Class: ClassOf(err), Subject: subject, Message: message, Err: err, Hint: hintFor(err)}
+	return &Error{Class: ClassOf(err), Subject: subject, Message: message, Err: err, Remedy: remedyFor(err)}
 }
 
-// hintFor says what to do about a call that the kernel did not permit, where error or
+// remedyFor says what to do about a call that the kernel did not permit, where error or
 // call tell what it takes.
-func hintFor(err error) string {
+func remedyFor(err error) extents.Remedy {
 	var call *ioctl.Error
 	switch {
 	case errors.Is(err, unix.EROFS):
-		return "mount the file system read-write (mount -o remount,rw), or copy the image to one that is"
+		return advice.MakeWritable
 	case ClassOf(err) != NotPermitted:
 	case errors.Is(err, image.ErrCannotProve):
-		return PermissionHint(CapLease)
+		return Permission(CapLease)
 	case errors.Is(err, dm.ErrPermission), errors.As(err, new(*swap.Error)):
-		return PermissionHint(CapAdmin)
+		return Permission(CapAdmin)
 	case errors.As(err, &call) && strings.Contains(call.Request, "SET"): // flags of the inode
-		return PermissionHint(CapImmutable)
+		return Permission(CapImmutable)
 	}
-	return ""
+	return extents.Remedy{}
 }
 
 // refuse makes the error of an image that breaks rules: Busy when it is only in
@@ -130,28 +131,4 @@ func refuse(subject string, problems []extents.Problem) *Error {
 }
 
 // Refuse is refuse for cmd, which lists the problems of several images itself.
-func Refuse(subject string, problems []extents.Problem) *Error {
-	return refuse(subject, withHints(subject, problems))
-}
-
-// withHints puts the image's path into the hints.
-func withHints(path string, problems []extents.Problem) []extents.Problem {
-	for i := range problems {
-		problems[i].Hint = strings.ReplaceAll(problems[i].Hint, "IMAGE", shellWord(path))
-	}
-	return problems
-}
-
-// shellWord quotes a path for a command line that people copy.
-func shellWord(path string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+=:,@", r)
-	}
-	if strings.HasPrefix(path, "-") {
-		path = "./" + path
-	}
-	if path != "" && !strings.ContainsFunc(path, func(r rune) bool { return !plain(r) }) {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
-}
+func Refuse(subject string, problems []extents.Problem) *Error { return refuse(subject, problems) }

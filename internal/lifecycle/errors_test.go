@@ -71,24 +71,6 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
-// A hint is a command line that people copy: whatever the file is called, the shell
-// must see one word.
-func TestHintsQuoteThePath(t *testing.T) {
-	for path, want := range map[string]string{
-		"/srv/a.img":   "run: dmloop provision /srv/a.img",
-		"/srv/a b.img": "run: dmloop provision '/srv/a b.img'",
-		"it's":         `run: dmloop provision 'it'\''s'`,
-		"$(reboot)":    "run: dmloop provision '$(reboot)'",
-		"":             "run: dmloop provision ''",
-		"-rf":          "run: dmloop provision ./-rf",
-	} {
-		got := withHints(path, []extents.Problem{{Hint: "run: dmloop provision IMAGE"}})[0].Hint
-		if got != want {
-			t.Errorf("%q: %q, want %q", path, got, want)
-		}
-	}
-}
-
 func TestDefaultName(t *testing.T) {
 	for path, want := range map[string]string{
 		"/srv/image.img": "image", "image": "image", "a.tar.gz": "a.tar", ".hidden": ".hidden", "x/.img": ".img", "dir.d/disk": "disk",
@@ -163,7 +145,7 @@ func TestAcceptGrade(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 		var e *Error
-		if err != nil && (!errors.As(err, &e) || e.Class != NotMappable || len(e.Problems) != 1 || e.Problems[0].Rule != extents.Unpinnable || e.Problems[0].Hint == "") {
+		if err != nil && (!errors.As(err, &e) || e.Class != NotMappable || len(e.Problems) != 1 || e.Problems[0].Rule != extents.Unpinnable || e.Problems[0].Remedy == extents.Remedy{}) {
 			t.Errorf("%+v: %+v", c, err)
 		}
 	}

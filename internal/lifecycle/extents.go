@@ -8,6 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/image"
 )
@@ -51,7 +52,7 @@ func (e *FileExtents) Each(visit func(rows []extents.Extent) error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
 		return refuse(e.Path, []extents.Problem{{Rule: extents.UnsupportedFS,
 			Message: "the file system (" + e.Filesystem + ") does not tell where its files lie",
-			Hint:    "copy the file to ext4, xfs or f2fs"}})
+			Remedy:  advice.CopyImage}})
 	}
 	return fail(e.Path, "", err)
 }
@@ -79,7 +80,7 @@ func (e *FileExtents) OnHost(l extents.Layout) (extents.Layout, error) {
 	// What is asked of an image beyond this has nothing to do with where it lies.
 	problems := btrfs.Problems(l, btrfs.Facts{NoCOW: true, Sealed: true, Filesystem: fs, Chunks: chunks})
 	if len(problems) > 0 {
-		return extents.Layout{}, refuse(e.Path, withHints(e.Path, problems))
+		return extents.Layout{}, refuse(e.Path, problems)
 	}
 	translated, err := btrfs.Translate(l, chunks, fs.Device)
 	return translated, fail(e.Path, "", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -106,7 +107,7 @@ func (s *System) nothingLive(name string, refs ...dm.Ref) error {
 			return fail(name, "", err)
 		}
 		return &Error{Class: Busy, Subject: name, Message: "its device " + info.Name + " is still there: a record is only given up once that is gone",
-			Hint: "dmloop unmap " + shellWord(name)}
+			Remedy: advice.Unmap.Of(name)}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
@@ -55,7 +56,7 @@ func recordFree(store *record.Store, name string) error {
 	_, err := store.Head(name)
 	switch {
 	case err == nil:
-		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Hint: "see: dmloop status " + shellWord(name)}
+		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Remedy: advice.SeeStatus.Of(name)}
 	case errors.Is(err, record.ErrNotFound):
 		return nil
 	}
@@ -67,7 +68,7 @@ func deviceFree(conn *dm.Conn, name, uuid string) error {
 		info, err := conn.Info(ref)
 		if err == nil {
 			return &Error{Class: Busy, Subject: name, Message: fmt.Sprintf("the device-mapper device %s has this name or uuid", info.Name),
-				Hint: "give another name: dmloop map IMAGE NAME"}
+				Remedy: advice.NameMapping}
 		}
 		if !errors.Is(err, dm.ErrNotFound) {
 			return err
@@ -105,5 +106,5 @@ func (s *System) imageFree(store *record.Store, found *image.Found) error {
 	if err != nil {
 		return unusableRecord(store, path, "whether it is mapped already cannot be told", err)
 	}
-	return &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Hint: "see: dmloop status " + m.Name}
+	return &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Remedy: advice.SeeStatus.Of(m.Name)}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/record"
 )
@@ -92,11 +93,11 @@ func (j *mapJob) prepareGuard(ctx context.Context) error {
 		return nil
 	}
 	if j.guard == nil {
-		return &Error{Class: Usage, Subject: j.m.Name, Message: "no guard can be started here", Hint: "map with --no-guard"}
+		return &Error{Class: Usage, Subject: j.m.Name, Message: "no guard can be started here", Remedy: advice.MapWithoutGuard}
 	}
 	if err := j.guard.Ensure(ctx); err != nil {
 		return &Error{Class: ClassOf(err), Subject: j.m.Name, Message: "no guard could be started", Err: err,
-			Hint: "see dmloop guard --help; --no-guard does without where the grade is kernel"}
+			Remedy: advice.SeeGuardHelp}
 	}
 	denies, err := j.guard.Prepare(ctx, j.img.File())
 	j.denies = denies

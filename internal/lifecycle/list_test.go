@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/guardrpc"
@@ -354,10 +356,10 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 	}
 	found := must(image.Find(other))(t)
 	defer found.Close()
-	if err := w.fresh().NotMapped(found); !errors.As(err, &hinted) || !strings.Contains(hinted.Hint, filepath.Join(w.dir, "state")) {
+	if err := w.fresh().NotMapped(found); !errors.As(err, &hinted) || hinted.Remedy != advice.RemoveByHand.Of(filepath.Join(w.dir, "state")) {
 		t.Errorf("%v", err)
 	}
-	if err := w.fresh().Unmap(background(t), "broken", UnmapOptions{}); !errors.As(err, &hinted) || hinted.Hint == "" {
+	if err := w.fresh().Unmap(background(t), "broken", UnmapOptions{}); !errors.As(err, &hinted) || hinted.Remedy == (extents.Remedy{}) {
 		t.Errorf("unmap: %v", err)
 	}
 	verified, err := w.fresh().Verify(background(t))

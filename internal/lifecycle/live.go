@@ -11,6 +11,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/dm"
@@ -79,11 +80,11 @@ func (s *System) liveError(subject string, m stranger) error {
 	if users := s.users(m.Device); len(users) > 0 { // who need not be: it lies there all the same
 		message += ", in use by " + strings.Join(users, ", ")
 	}
-	hint := "see: dmsetup table " + shellWord(m.Name) + "; remove it first: dmsetup remove " + shellWord(m.Name)
+	remedy := advice.RemoveDevice
 	if strings.HasPrefix(m.uuid, record.UUIDPrefix) {
-		hint = "it was mapped where this command sees no record of it (in a container or a chroot, or with another state folder): unmap it there, or here: dmloop unmap " + shellWord(m.Name)
+		remedy = advice.UnmapElsewhere
 	}
-	return &Error{Class: Busy, Subject: subject, Message: message, Hint: hint}
+	return &Error{Class: Busy, Subject: subject, Message: message, Remedy: remedy.Of(m.Name)}
 }
 
 // hostOf returns the device that the image's file system is on, major 0 for one that is on

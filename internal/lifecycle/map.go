@@ -15,6 +15,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/guard"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
@@ -62,7 +63,7 @@ func mangled(path, name string) (string, error) {
 	}
 	if err != nil {
 		return "", &Error{Class: Usage, Subject: name, Message: "not a name for a mapping", Err: err,
-			Hint: "give another one: dmloop map IMAGE NAME"}
+			Remedy: advice.NameMapping}
 	}
 	return m, nil
 }
@@ -86,7 +87,7 @@ func newUUID(name, id string) (string, error) {
 	if err != nil {
 		e := &Error{Class: Usage, Subject: name, Message: "not a name or uuid for a mapping", Err: err}
 		if errors.As(err, new(*dmtable.NameError)) {
-			e.Hint = "a name has at most 88 bytes, since the uuid holds it"
+			e.Remedy = advice.ShorterName
 		}
 		return "", e
 	}
@@ -293,7 +294,7 @@ func clearedSince(wanted, ours, inForce []pin.Kind) (pin.Kind, bool) {
 func (j *mapJob) cleared(k pin.Kind) error {
 	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: fmt.Sprintf("somebody cleared the pin %s while the image was being mapped", k),
-		Hint:    "see who runs chattr, or dmloop unpin with another state folder, and map it again"}})
+		Remedy:  advice.SeeChattr}})
 }
 
 // openError says who has the image open.
@@ -319,7 +320,7 @@ func (j *mapJob) proveAlone(ctx context.Context) error {
 		}
 		if time.Now().After(end) {
 			return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
-				Message: "somebody opens the file again and again", Hint: "see who it is: fuser -v " + shellWord(j.survey.Path)}})
+				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners}})
 		}
 	}
 }
@@ -342,7 +343,7 @@ func (j *mapJob) lookOnceMore(context.Context) error {
 		return nil
 	}
 	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
-		Message: "somebody opened the file for writing while it was being mapped", Hint: "see who it is: fuser -v " + shellWord(j.survey.Path)}})
+		Message: "somebody opened the file for writing while it was being mapped", Remedy: advice.SeeOpeners}})
 }
 
 // accept is the rule unpinnable, once the grade is known.
@@ -353,13 +354,13 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 	case grade == pin.Guarded && o.NoGuard:
 		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 			Message: "the pin has a hole that only a running guard closes (grade guarded)",
-			Hint:    "leave --no-guard away, seal the image (dmloop seal), or accept the risk with --no-guard --unsafe"}})
+			Remedy:  advice.UseGuard}})
 	case grade == pin.Guarded:
 		return refuse(path, []extents.Problem{gateless()})
 	}
 	return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: "nothing that is in force keeps the blocks in place (grade unsafe)",
-		Hint:    "use --pin=auto, seal the image (dmloop seal), or accept the risk with --unsafe"}})
+		Remedy:  advice.UsePins}})
 }
 
 // locateAgain reads the layout of an image that the kernel now holds: taking the
@@ -382,7 +383,7 @@ func (j *mapJob) locateAgain(context.Context) error {
 		return err
 	}
 	if len(problems) > 0 {
-		return refuse(j.survey.Path, withHints(j.survey.Path, problems))
+		return refuse(j.survey.Path, problems)
 	}
 	j.m.Layout, j.m.Table, j.m.Extents = j.survey.Layout, j.survey.Table, len(j.survey.Layout.Extents)
 	return nil
@@ -476,7 +477,7 @@ func (j *mapJob) proveClaim(context.Context) error {
 	if !active {
 		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
 			Message: "somebody ended the kernel's hold on the image while it was being mapped (swapoff)",
-			Hint:    "see who runs swapoff, and map it again"}})
+			Remedy:  advice.SeeSwapoff}})
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/parttable"
 	"dmloop/internal/record"
@@ -24,11 +26,11 @@ func (j *mapJob) addPartitions(context.Context) error {
 	}
 	found, err := j.readPartitions("/dev/mapper/" + j.m.Name)
 	if err != nil {
-		hint := "map it without --partscan"
-		if refused := (*parttable.Refusal)(nil); errors.As(err, &refused) && refused.Hint != "" {
-			hint = refused.Hint
+		remedy := advice.NoPartScan
+		if refused := (*parttable.Refusal)(nil); errors.As(err, &refused) && refused.Remedy != (extents.Remedy{}) {
+			remedy = refused.Remedy
 		}
-		return &Error{Class: Failure, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Hint: hint}
+		return &Error{Class: Failure, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Remedy: remedy}
 	}
 	for _, p := range found {
 		part := record.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.Number), Number: p.Number}

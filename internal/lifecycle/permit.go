@@ -4,6 +4,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Capability is a part of root's power (capabilities(7)) that something takes.
@@ -27,9 +30,9 @@ type caller struct {
 	nested    bool   // in a user namespace other than the first
 }
 
-// PermissionHint says what to do about something that takes a capability and was refused.
+// Permission says what to do about something that takes a capability and was refused.
 // "Use sudo" helps nobody who is root already.
-func PermissionHint(needed Capability) string { return thisCaller().hint(needed) }
+func Permission(needed Capability) extents.Remedy { return thisCaller().remedy(needed) }
 
 func thisCaller() caller {
 	c := caller{euid: os.Geteuid(), effective: ^uint64(0)}
@@ -47,15 +50,14 @@ func thisCaller() caller {
 	return c
 }
 
-func (c caller) hint(needed Capability) string {
+func (c caller) remedy(needed Capability) extents.Remedy {
 	switch {
 	case c.nested:
-		return "root inside a user namespace, as in a rootless container, is not root of the machine: run the command outside"
+		return advice.LeaveNamespace
 	case c.effective>>needed.bit&1 == 0 && c.euid != 0:
-		return "run the command with sudo"
+		return advice.Sudo
 	case c.effective>>needed.bit&1 == 0:
-		return "this root lacks the capability " + needed.name + ", as in a container or in a unit with CapabilityBoundingSet=: add it, or run the command outside"
+		return advice.AddCapability.Of(needed.name)
 	}
-	return "not for lack of " + needed.name + ": what refuses it is a security module (SELinux, AppArmor), a seccomp filter, the device rules of a container, " +
-		"or for a file whoever watches opens (an on-access scanner, another guard); see dmesg and the audit log"
+	return advice.SeeSecurityModule.Of(needed.name)
 }

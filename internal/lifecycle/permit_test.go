@@ -2,11 +2,12 @@ package lifecycle
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/ioctl"
@@ -15,29 +16,28 @@ import (
 
 // Nobody is told to become what he is: root hears which capability he lacks, or that it
 // is none.
-func TestPermissionHint(t *testing.T) {
+func TestPermission(t *testing.T) {
 	all := ^uint64(0)
 	for name, c := range map[string]struct {
 		who  caller
-		want string
+		want extents.Remedy
 	}{
-		"a user":                       {caller{euid: 1000}, "run the command with sudo"},
-		"root":                         {caller{effective: all}, "not for lack of CAP_SYS_ADMIN: "},
-		"root without it":              {caller{effective: all &^ (1 << 21)}, "this root lacks the capability CAP_SYS_ADMIN, "},
-		"a user with it":               {caller{euid: 1000, effective: 1 << 21}, "not for lack of CAP_SYS_ADMIN: "},
-		"root of a user namespace":     {caller{effective: all, nested: true}, "is not root of the machine"},
-		"a user in a user namespace":   {caller{euid: 1000, nested: true}, "is not root of the machine"},
-		"root that lacks another one ": {caller{effective: all &^ (1 << 9)}, "not for lack of CAP_SYS_ADMIN: "},
+		"a user":                       {caller{euid: 1000}, advice.Sudo},
+		"root":                         {caller{effective: all}, advice.SeeSecurityModule.Of("CAP_SYS_ADMIN")},
+		"root without it":              {caller{effective: all &^ (1 << 21)}, advice.AddCapability.Of("CAP_SYS_ADMIN")},
+		"a user with it":               {caller{euid: 1000, effective: 1 << 21}, advice.SeeSecurityModule.Of("CAP_SYS_ADMIN")},
+		"root of a user namespace":     {caller{effective: all, nested: true}, advice.LeaveNamespace},
+		"a user in a user namespace":   {caller{euid: 1000, nested: true}, advice.LeaveNamespace},
+		"root that lacks another one ": {caller{effective: all &^ (1 << 9)}, advice.SeeSecurityModule.Of("CAP_SYS_ADMIN")},
 	} {
-		got := c.who.hint(CapAdmin)
-		if !strings.Contains(got, c.want) || strings.Contains(got, "sudo") != (name == "a user") {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
+		if got := c.who.remedy(CapAdmin); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
 }
 
 // A call that was not permitted tells what it takes, however deep its error lies.
-func TestHintForCalls(t *testing.T) {
+func TestRemedyForCalls(t *testing.T) {
 	for name, c := range map[string]struct {
 		err  error
 		want string
@@ -50,16 +50,16 @@ func TestHintForCalls(t *testing.T) {
 		"other": {&ioctl.Error{Request: "FS_IOC_SETFLAGS", Err: unix.EIO}, ""},
 		"read":  {&ioctl.Error{Request: "FS_IOC_GETFLAGS", Err: unix.EPERM}, ""},
 	} {
-		if got := hintFor(c.err); (got == "") != (c.want == "") || c.want != "" && got != PermissionHint(map[string]Capability{
+		if got := remedyFor(c.err); (got == extents.Remedy{}) != (c.want == "") || c.want != "" && got != Permission(map[string]Capability{
 			"CAP_LEASE": CapLease, "CAP_LINUX_IMMUTABLE": CapImmutable, "CAP_SYS_ADMIN": CapAdmin}[c.want]) {
-			t.Errorf("%s: %q, want one about %s", name, got, c.want)
+			t.Errorf("%s: %v, want one about %s", name, got, c.want)
 		}
-		if got := hintFor(fmt.Errorf("open: %w", unix.EROFS)); !strings.Contains(got, "remount,rw") {
-			t.Errorf("read-only: %q", got)
+		if got := remedyFor(fmt.Errorf("open: %w", unix.EROFS)); got != advice.MakeWritable {
+			t.Errorf("read-only: %v", got)
 		}
 		var e *Error
 		if err := fail("x", "", c.err); ClassOf(err) == NotPermitted && c.want != "" {
-			if e, _ = err.(*Error); e == nil || e.Hint == "" { //nolint:errorlint // it was made here
+			if e, _ = err.(*Error); e == nil || e.Remedy == (extents.Remedy{}) { //nolint:errorlint // it was made here
 				t.Errorf("%s: no hint in %v", name, err)
 			}
 		}

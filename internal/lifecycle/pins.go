@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -17,28 +18,28 @@ import (
 // better can be had for the image as it is. Setting the pins has the last word.
 func (v *Survey) unpinnable() *extents.Problem {
 	grade := v.resulting(pin.Wanted(v.Facts.Filesystem, v.Sealed))
-	problem := func(message, hint string) *extents.Problem {
-		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Hint: hint}
+	problem := func(message string, remedy extents.Remedy) *extents.Problem {
+		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy}
 	}
 	switch {
 	case v.Facts.Filesystem == "btrfs" && !v.Sealed:
 		return nil // the rule unsealed says it better
 	case v.Foreign && pin.GradeOf(pin.Evidence{Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink, InForce: v.InForce, Proof: true}) == pin.Unsafe:
-		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", "run: chattr -i IMAGE")
+		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", advice.ClearFlag)
 	case grade == pin.Unsafe:
-		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, "move the image to ext4, xfs or f2fs")
+		return problem("no pin that holds the blocks can be had on "+v.Facts.Filesystem, advice.MoveImage)
 	case v.Facts.ReadOnly && !v.Facts.Immutable() && v.onReadOnlyDevice:
 		return problem("the file system is on a read-only device, so the image cannot be pinned",
-			"nothing can move its blocks while the device stays read-only: dmloop map --read-only --pin=none --no-guard --unsafe IMAGE; or copy the image")
+			advice.MapReadOnly)
 	case v.Facts.ReadOnly && !v.Facts.Immutable():
-		return problem("the file system is mounted read-only, so the image cannot be pinned", "mount it read-write: mount -o remount,rw "+shellWord(v.Facts.Mount.Point))
+		return problem("the file system is mounted read-only, so the image cannot be pinned", advice.RemountWritable.Of(v.Facts.Mount.Point))
 	case v.Facts.Filesystem == "f2fs" && v.Facts.Mount.HasSuperOption("mode=lfs"):
 		// f2fs_ioc_set_pin_file and f2fs_swap_activate refuse it with EINVAL.
 		return problem("f2fs is mounted with mode=lfs, which rewrites nothing in place and therefore neither pins a file nor takes one for swap",
-			"unmount it and mount it without mode=lfs; a zoned disk has no other mode: move the image to another disk")
+			advice.MountWithoutLFS)
 	case v.Facts.Filesystem == "f2fs" && !v.Sealed && !v.Facts.Pin.Pinned && !pinsWrittenFiles(kernelVersion()):
 		return problem("this kernel's f2fs pins only files without blocks (EFBIG)",
-			"make the image with dmloop create, which pins it first, or seal it: dmloop seal IMAGE")
+			advice.PinFirst)
 	}
 	return nil
 }
@@ -69,7 +70,7 @@ func (s *System) lacksGate(v *Survey, wanted []pin.Kind) bool {
 func gateless() extents.Problem {
 	return extents.Problem{Rule: extents.Unpinnable,
 		Message: "the pin has a hole that only a guard closes, and this kernel cannot deny opens (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
-		Hint:    "seal the image (dmloop seal), or accept the risk with --unsafe"}
+		Remedy:  advice.SealOrUnsafe}
 }
 
 // Pin pins the image at path by hand, as map would, and leaves it pinned. It refuses

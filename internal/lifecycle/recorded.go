@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
@@ -77,7 +78,7 @@ func (s *System) hostRuns(m record.Record) error {
 // process ends that.
 func (s *System) openHeld(want record.Image, byPath func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	refused := &Error{Class: Failure, Subject: want.Path, Message: "opens of the image wait for a guard that does not answer", Err: s.hung,
-		Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
+		Remedy: advice.KillGuard}
 	if s.held {
 		return nil, refused
 	}

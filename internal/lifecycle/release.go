@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
@@ -322,7 +323,7 @@ func (s *System) innermost(conn *dm.Conn, m record.Record) error {
 		return s.liveError(m.Name, inside[0])
 	}
 	return &Error{Class: Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
-		Hint: "unmap that one first"}
+		Remedy: advice.UnmapInner}
 }
 
 // removeWhenClosed has the kernel remove the mapping's devices as soon as nobody has
@@ -350,14 +351,14 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m record.Record, before record.
 // of the mapping is not.
 func (s *System) notReleased(m record.Record, err error) error {
 	if errors.Is(err, errPending) {
-		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: "stop the users; the guard or the next dmloop command releases the image then"}
+		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Remedy: advice.StopUsers}
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Class == Busy { // another device lies on the image
-		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Hint: e.Hint}
+		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Remedy: e.Remedy}
 	}
 	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
-		Hint: "it stays listed; the guard or the next dmloop command tries again; if that cannot help any more: dmloop unmap --forget " + shellWord(m.Name)}
+		Remedy: advice.ReleaseLater.Of(m.Name)}
 }
 
 // unmapOrphan removes a live device of dmloop that no record names, and reports
@@ -375,7 +376,7 @@ func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.
 	for _, m := range records {
 		if m.UUID == info.UUID {
 			return false, &Error{Class: NotFound, Subject: target, Message: "no such mapping: the device is that of the mapping " + m.Name + ", renamed",
-				Hint: "dmloop unmap " + m.Name}
+				Remedy: advice.Unmap.Of(m.Name)}
 		}
 	}
 	if m, known := s.guardRecord(ctx, info.UUID); known {
@@ -430,11 +431,11 @@ func (s *System) find(store *record.Store, target string) (record.Record, error)
 // unusableRecord is what is said of a record that cannot be read: dmloop does not guess.
 func unusableRecord(store *record.Store, subject, message string, err error) error {
 	return &Error{Class: Failure, Subject: subject, Message: message, Err: err,
-		Hint: "by hand: see what the device is (dmsetup table), remove it (dmsetup remove), and then the record (dmloop unmap --forget NAME) from " + store.Dir()}
+		Remedy: advice.RemoveByHand.Of(store.Dir())}
 }
 
 func noSuchMapping(target string) error {
-	return &Error{Class: NotFound, Subject: target, Message: "no such mapping", Hint: "see: dmloop list"}
+	return &Error{Class: NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
 }
 
 // devMapper is where the devices are.
@@ -482,7 +483,7 @@ func findByImage(store *record.Store, id image.Identity) (record.Record, error) 
 			return store.Load(name)
 		case observe.Untold:
 			missing = &Error{Class: Failure, Message: "whether it is the image of the mapping " + m.Name + " cannot be told: " + why.Error(),
-				Hint: "unmount the copy, if it is on one; the mapping itself is named so: dmloop status " + shellWord(m.Name)}
+				Remedy: advice.UnmountCopy.Of(m.Name)}
 		}
 	}
 	return record.Record{}, missing

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/claim"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
@@ -46,7 +47,7 @@ func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error 
 			s.noteLooks(v.Path, st)
 		}
 		if o.AsSealed {
-			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Hint: "dmloop seal IMAGE"})
+			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Remedy: advice.Seal})
 		}
 		return nil
 	case seal.Sealed:
@@ -59,6 +60,12 @@ func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error 
 	return nil
 }
 
+// HowTo is the value of a log line's hint: what to do about the image at this path.
+type HowTo struct {
+	Image  string
+	Remedy extents.Remedy
+}
+
 // LevelNote is the level of what is said about an image and is no warning.
 const LevelNote = slog.LevelInfo + 2
 
@@ -67,8 +74,8 @@ func (s *System) noteLooks(path string, st seal.State) {
 	if st.Looks == "" {
 		return
 	}
-	s.log.Log(context.Background(), LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is taken for content; if it is a copy "+
-		"that lost its attribute, or was sealed before there was one, run: dmloop seal --adopt %s", st.Looks, shellWord(path)), "image", path)
+	s.log.Log(context.Background(), LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is taken for content",
+		st.Looks), "image", path, "hint", HowTo{path, advice.AdoptCopy})
 }
 
 // claimedByUs reports whether the kernel holds the sealed image as a swap file
@@ -114,10 +121,10 @@ func pinningError(path string, err error) error {
 	var failed *swap.Error
 	switch {
 	case errors.As(err, &broken):
-		return refuse(path, withHints(path, []extents.Problem{broken.Problem}))
+		return refuse(path, []extents.Problem{broken.Problem})
 	case errors.Is(err, swap.ErrLeased):
-		return refuse(path, withHints(path, []extents.Problem{{Rule: extents.OpenElsewhere,
-			Message: "somebody holds a lease on the file and has been asked to give it up", Hint: "try again, or see who it is: lslocks, fuser -v IMAGE"}}))
+		return refuse(path, []extents.Problem{{Rule: extents.OpenElsewhere,
+			Message: "somebody holds a lease on the file and has been asked to give it up", Remedy: advice.SeeLease}})
 	case errors.As(err, &failed) && failed.Op == "swapoff":
 		return releaseError(path, err)
 	case errors.As(err, &failed):
@@ -131,37 +138,37 @@ func releaseError(path string, err error) error {
 	switch {
 	case errors.Is(err, swap.ErrNoMemory):
 		return &Error{Class: Failure, Subject: path, Message: "the page of memory that the kernel keeps in the image cannot be read back", Err: err,
-			Hint: "free some memory and try again"}
+			Remedy: advice.FreeMemory}
 	case errors.Is(err, swap.ErrReadOnlyFS):
 		return &Error{Class: Failure, Subject: path, Message: "the kernel still holds the image as a swap file", Err: err,
-			Hint: "mount the file system read-write: mount -o remount,rw MOUNTPOINT"}
+			Remedy: advice.MakeHostWritable}
 	}
 	return err
 }
 
 // claimError says what a refused claim means for the user.
 func claimError(path string, err error) error {
-	problem := func(message, hint string) error {
-		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable, Message: message + ": " + err.Error(), Hint: hint}})
+	problem := func(message string, remedy extents.Remedy) error {
+		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable, Message: message + ": " + err.Error(), Remedy: remedy}})
 	}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, swap.ErrNoSlot):
 		return problem("the kernel has no place for one more swap file (22 to 28 fit, by its configuration)",
-			"unmap another sealed image, or swapoff a swap area: swapon --show")
+			advice.FreeSwapPlace)
 	case errors.Is(err, swap.ErrRecovered):
 		// f2fs, seen on 7.3: a file that the mount after a crash recovered has no cache
 		// of extents until it is read anew (f2fs_precache_extents in fs/f2fs/file.c).
 		return problem("the kernel does not take the image as a swap file, perhaps since a mount after a crash recovered it",
-			"have it read anew: echo 2 > /proc/sys/vm/drop_caches, or mount the file system again")
+			advice.ReadAnew)
 	case errors.Is(err, swap.ErrBusy):
 		return &Error{Class: Busy, Subject: path, Message: "the file system is busy with a change that excludes swap files (on btrfs a balance, or a device that is added, removed or resized)", Err: err,
-			Hint: "wait until it is done: btrfs balance status MOUNTPOINT"}
+			Remedy: advice.WaitForBalance}
 	case errors.Is(err, swap.ErrNoSwap):
 		return &Error{Class: KernelLacks, Subject: path, Message: "this kernel has no swap (CONFIG_SWAP)", Err: err}
 	case errors.Is(err, swap.ErrRefused):
-		return problem("the kernel does not take the image as a swap file", "see: dmesg")
+		return problem("the kernel does not take the image as a swap file", advice.SeeKernelLog)
 	}
 	return err
 }
@@ -179,7 +186,7 @@ func (s *System) Seal(ctx context.Context, path string, said bool) error {
 		v := &Survey{Path: path, Facts: facts, Sealed: true} // as it is going to be
 		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(v, img, rw) })
 		if p := claim.Exposed(facts); err == nil && p != nil {
-			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", withHints(path, []extents.Problem{*p})[0].Hint)
+			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", HowTo{path, p.Remedy})
 		}
 		return err
 	})
@@ -229,7 +236,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 		return fail(path, "", err)
 	}
 	if len(problems) > 0 {
-		return refuse(path, withHints(path, problems))
+		return refuse(path, problems)
 	}
 	rw, err := reopen(img)
 	if err != nil {
@@ -249,10 +256,10 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	err = change(writable, facts, rw)
 	var refused *seal.RefusedError
 	if errors.As(err, &refused) {
-		if hint := formatHint(rw, facts.Size, facts.BlockSize); hint != "" && refused.Problem.Rule == extents.SizeUnaligned {
-			refused.Problem.Hint = hint
+		if remedy, known := formatRemedy(rw, facts.Size, facts.BlockSize); known && refused.Problem.Rule == extents.SizeUnaligned {
+			refused.Problem.Remedy = remedy
 		}
-		err = refuse(path, withHints(path, []extents.Problem{refused.Problem}))
+		err = refuse(path, []extents.Problem{refused.Problem})
 	}
 	return fail(path, "", err)
 }
@@ -261,11 +268,11 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 func reopen(img *image.Image) (*os.File, error) {
 	rw, err := img.OpenForWriting()
 	if errors.Is(err, unix.EPERM) {
-		hint := "clear the pins first: dmloop unpin "
+		remedy := advice.ClearPins
 		if _, marked, merr := pin.ReadMark(img.File()); merr == nil && !marked {
-			hint = "somebody else set the flag: chattr -i "
+			remedy = advice.ClearOthersFlag
 		}
-		return nil, &Error{Class: NotPermitted, Subject: img.Path(), Message: "the image is immutable", Hint: hint + shellWord(img.Path()), Err: err}
+		return nil, &Error{Class: NotPermitted, Subject: img.Path(), Message: "the image is immutable", Remedy: remedy, Err: err}
 	}
 	if err != nil {
 		return nil, openError(img.Path(), err)
@@ -284,7 +291,7 @@ func changeable(img *image.Image, f image.Facts) ([]extents.Problem, error) {
 		switch p.Rule {
 		case extents.ActiveSwap:
 			if marked && slices.Contains(mark.Kinds, pin.Swap) { // swapoff would fail at the immutable flag
-				p.Hint = "run: dmloop unpin IMAGE"
+				p.Remedy = advice.Unpin
 			}
 			kept = append(kept, p)
 		case extents.Empty, extents.Encrypted, extents.Verity, extents.Compressed:

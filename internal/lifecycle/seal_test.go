@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/swap"
 )
 
@@ -19,14 +20,14 @@ func TestClaimErrors(t *testing.T) {
 		class Class
 		words []string // of message and hint
 	}{
-		{claimError, swap.ErrNoSlot, unix.EPERM, NotMappable, []string{"unpinnable", "no place for one more swap file", "unmap another sealed image"}},
+		{claimError, swap.ErrNoSlot, unix.EPERM, NotMappable, []string{"unpinnable", "no place for one more swap file", string(advice.FreeSwapPlace.Way)}},
 		{claimError, swap.ErrNoSwap, unix.ENOSYS, KernelLacks, []string{"CONFIG_SWAP"}},
-		{claimError, swap.ErrBusy, unix.EBUSY, Busy, []string{"balance", "btrfs balance status"}},
-		{claimError, swap.ErrRefused, unix.EINVAL, NotMappable, []string{"unpinnable", "does not take the image", "dmesg"}},
-		{claimError, swap.ErrRecovered, unix.EOPNOTSUPP, NotMappable, []string{"unpinnable", "crash", "drop_caches"}},
+		{claimError, swap.ErrBusy, unix.EBUSY, Busy, []string{"balance", string(advice.WaitForBalance.Way)}},
+		{claimError, swap.ErrRefused, unix.EINVAL, NotMappable, []string{"unpinnable", "does not take the image", string(advice.SeeKernelLog.Way)}},
+		{claimError, swap.ErrRecovered, unix.EOPNOTSUPP, NotMappable, []string{"unpinnable", "crash", string(advice.ReadAnew.Way)}},
 		{claimError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"read-only"}},
-		{releaseError, swap.ErrNoMemory, unix.ENOMEM, Failure, []string{"cannot be read back", "free some memory"}},
-		{releaseError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"still holds", "remount,rw"}},
+		{releaseError, swap.ErrNoMemory, unix.ENOMEM, Failure, []string{"cannot be read back", string(advice.FreeMemory.Way)}},
+		{releaseError, swap.ErrReadOnlyFS, unix.EROFS, Failure, []string{"still holds", string(advice.MakeHostWritable.Way)}},
 		{releaseError, swap.ErrImmutable, unix.EPERM, NotPermitted, []string{"immutable"}},
 	} {
 		err := c.fail("/srv/img", &swap.Error{Op: "swapon", Path: "/srv/img", Kind: c.kind, Errno: c.errno})
@@ -35,9 +36,9 @@ func TestClaimErrors(t *testing.T) {
 		}
 		text := err.Error()
 		for e := new(Error); errors.As(err, &e); err = e.Err {
-			text += e.Hint
+			text += string(e.Remedy.Way)
 			for _, p := range e.Problems {
-				text += p.Message + p.Hint
+				text += p.Message + string(p.Remedy.Way)
 			}
 		}
 		for _, word := range append(c.words, "/srv/img") {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/record"
@@ -25,7 +26,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	}
 	name, err := mangled(path, name)
 	if e := (*Error)(nil); errors.As(err, &e) {
-		e.Hint = "give another one: dmloop shim DEVICE NAME"
+		e.Remedy = advice.NameShim
 	}
 	if err != nil {
 		return "", err
@@ -109,9 +110,9 @@ func (s *System) reachedElsewhere(conn *dm.Conn, path, name string, dev dmtable.
 	e := &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("the device-mapper device %s shows the same sectors: "+
 		"a file system could be mounted through both at a time, which would destroy it", above[0].Name)}
 	if strings.HasPrefix(above[0].UUID, record.ShimPrefix) {
-		e.Hint = fmt.Sprintf("use that shim: mount /dev/mapper/%[1]s; or take it away first: umount /dev/mapper/%[1]s && dmsetup remove %[1]s", above[0].Name)
+		e.Remedy = advice.UseShim.Of(above[0].Name)
 	} else {
-		e.Hint = fmt.Sprintf("put the shim on /dev/mapper/%[1]s, or remove that device first: dmsetup ls --tree; dmsetup remove %[1]s", above[0].Name)
+		e.Remedy = advice.ShimOnDevice.Of(above[0].Name)
 	}
 	return e
 }
@@ -152,7 +153,7 @@ func (s *System) shimError(path, name string, err error) error {
 		return &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists", Err: err}
 	case errors.Is(err, dm.ErrBusy):
 		return &Error{Class: Busy, Subject: path, Message: "the device is in use by " + s.namedPath(path), Err: err,
-			Hint: fmt.Sprintf("unmount it first, then make the shim and mount /dev/mapper/%s instead", name)}
+			Remedy: advice.UnmountForShim.Of(name)}
 	}
 	return fail(path, "", err)
 }

@@ -12,6 +12,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/claim"
 	"dmloop/internal/dm"
@@ -109,12 +110,11 @@ func (s *System) survey(ctx context.Context, img *image.Image, path string, o Su
 	if v.looks { // to seal it once more would be the wrong advice for a copy
 		for i, p := range v.Problems {
 			if p.Rule == extents.Unsealed {
-				v.Problems[i].Hint = "if dmloop sealed it: dmloop seal --adopt IMAGE; else: dmloop seal IMAGE"
+				v.Problems[i].Remedy = advice.AdoptOrSeal
 			}
 		}
 	}
-	v.betterHints(img, o)
-	withHints(path, v.Problems)
+	v.betterRemedies(img, o)
 	return v, nil
 }
 
@@ -314,7 +314,7 @@ func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable
 	for _, o := range shared {
 		problems = append(problems, extents.Problem{Rule: extents.Overlap,
 			Message: fmt.Sprintf("the live device-mapper device %s (%s) lies on the image's blocks", o.Name, o.Device),
-			Hint:    "see: dmsetup table " + shellWord(o.Name) + "; remove it first: dmsetup remove " + shellWord(o.Name)})
+			Remedy:  advice.RemoveDevice.Of(o.Name)})
 	}
 	return problems, err
 }
@@ -349,7 +349,6 @@ func unstable(diff string) extents.Problem {
 	return extents.Problem{
 		Rule:    extents.Unstable,
 		Message: "two readings of the layout in a row differ: " + diff,
-		Hint:    "stop what is changing the file (a defragmenter, a garbage collector, a copy) and try again",
 	}
 }
 
@@ -361,7 +360,7 @@ func emptyCache(c image.CacheState) []extents.Problem {
 	if len(problems) == 0 && c.Cached > 0 {
 		problems = []extents.Problem{{Rule: extents.DirtyCache,
 			Message: fmt.Sprintf("%d pages of the file stay in memory after they were dropped", c.Cached),
-			Hint:    "try again; if it stays so, see who reads the file: fuser -v IMAGE"}}
+			Remedy:  advice.SeeReaders}}
 	}
 	return problems
 }

@@ -14,6 +14,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
@@ -80,9 +81,9 @@ func (s *System) mapper() (*dm.Conn, error) {
 	switch {
 	case errors.Is(err, dm.ErrNoDeviceMapper):
 		return nil, &Error{Class: KernelLacks, Message: "this kernel has no device-mapper",
-			Hint: "load it (modprobe dm_mod), or use a kernel with CONFIG_BLK_DEV_DM", Err: err}
+			Remedy: advice.LoadDeviceMapper, Err: err}
 	case errors.Is(err, dm.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Message: "device-mapper needs root", Hint: PermissionHint(CapAdmin), Err: err}
+		return nil, &Error{Class: NotPermitted, Message: "device-mapper needs root", Remedy: Permission(CapAdmin), Err: err}
 	case err != nil:
 		return nil, err
 	}
@@ -112,7 +113,7 @@ func (s *System) openStore(create bool) (*record.Store, error) {
 	case errors.Is(err, fs.ErrNotExist) && !create:
 		return nil, nil
 	case errors.Is(err, fs.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Message: "only root may see or change mappings", Hint: PermissionHint(CapFiles), Err: err}
+		return nil, &Error{Class: NotPermitted, Message: "only root may see or change mappings", Remedy: Permission(CapFiles), Err: err}
 	}
 	return store, err
 }
@@ -144,12 +145,12 @@ func (s *System) lockStore(ctx context.Context) (*record.Store, func(), error) {
 
 // lockHeld says who has the lock.
 func (s *System) lockHeld(cause error) error {
-	message, hint := "another dmloop command", ""
+	message, remedy := "another dmloop command", extents.Remedy{}
 	for _, pid := range image.LockHolders(filepath.Join(s.stateDir, record.LockName)) {
 		message += fmt.Sprintf(" (process %d)", pid)
-		hint = fmt.Sprintf("see what it waits for: ps -o pid,stat,wchan:32,args %d; state D is a frozen file system, or a device that does not answer", pid)
+		remedy = advice.SeeLockHolder.At(extents.Bytes(pid), 0)
 	}
-	return &Error{Class: Busy, Message: message + " holds the lock in " + s.stateDir, Hint: hint, Err: cause}
+	return &Error{Class: Busy, Message: message + " holds the lock in " + s.stateDir, Remedy: remedy, Err: cause}
 }
 
 // Names lists the names of the mappings that have a record.
@@ -259,14 +260,14 @@ func openError(path string, err error) error {
 	var p *image.ProblemError
 	switch {
 	case errors.As(err, &p):
-		return refuse(path, withHints(path, []extents.Problem{p.Problem}))
+		return refuse(path, []extents.Problem{p.Problem})
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() == 0:
 		return &Error{Class: NotPermitted, Subject: path, Message: "somebody denies root to open it, a guard that this command does not reach most likely",
-			Hint: "it watches mappings of another state folder, in a container perhaps; or its folder was emptied: it makes its socket again within seconds, try again; see: pgrep -a dmloop"}
+			Remedy: advice.ReachGuard}
 	case errors.Is(err, fs.ErrPermission):
-		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Hint: PermissionHint(CapFiles)}
+		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Remedy: Permission(CapFiles)}
 	}
 	var plain *fs.PathError
 	if errors.As(err, &plain) {
@@ -308,7 +309,7 @@ func (s *System) askGuard(ctx context.Context, want record.Image) (*os.File, err
 		return nil, nil
 	case err != nil:
 		return nil, &Error{Class: Failure, Subject: want.Path, Message: "the guard does not hand out the image", Err: err,
-			Hint: "if it hangs, kill it; the mappings stay, and the next map starts another one"}
+			Remedy: advice.KillGuard}
 	}
 	return f, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"dmloop/guard"
+	"dmloop/internal/advice"
 	"dmloop/internal/observe"
 	"dmloop/internal/record"
 )
@@ -50,7 +51,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 			all = append(all, v)
 		case errors.Is(err, record.ErrNotFound) && len(targets) == 0: // unmapped meanwhile
 		case errors.Is(err, record.ErrNotFound):
-			return nil, &Error{Class: NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Hint: "see: dmloop list"}
+			return nil, &Error{Class: NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Remedy: advice.SeeList}
 		default:
 			return nil, err
 		}

@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // The header of a GPT and its entries (UEFI specification, 5.3).
@@ -58,7 +60,7 @@ func (d Disk) readGPT() (Table, error) {
 			continue
 		}
 		if end+1 < start {
-			return Table{Scheme: GPT}, refusal(Damaged, "", "partition %d of the GPT begins at block %d and ends at block %d", number, start, end)
+			return Table{Scheme: GPT}, refusal(Damaged, noRemedy, "partition %d of the GPT begins at block %d and ends at block %d", number, start, end)
 		}
 		per := dmtable.Sectors(d.perBlock())
 		t.keep(d, Partition{Number: number, Start: dmtable.Sectors(start) * per, Length: dmtable.Sectors(end+1-start) * per, uuid: guid(e[16:32])})
@@ -145,7 +147,7 @@ func (d Disk) soundHeader(h []byte, block uint64) error {
 // the kernel finds none, so that it has no partitions at all.
 func (d Disk) explainGPT(first []byte) error {
 	if !protective(first) {
-		return refusal(Damaged, "", "the MBR speaks of a GPT, and its entry does not begin at block 1: the kernel takes neither for the partition table")
+		return refusal(Damaged, noRemedy, "the MBR speaks of a GPT, and its entry does not begin at block 1: the kernel takes neither for the partition table")
 	}
 	_, err := d.soundGPT(primaryBlock)
 	var why *unsoundError
@@ -168,14 +170,14 @@ func (d Disk) explainGPT(first []byte) error {
 		copied = "; its copy in the last block is whole, and fdisk writes the first one anew from it (command w) if it is this disk's"
 	}
 	if why.reason == Missing {
-		return refusal(Missing, "", "the MBR protects a GPT, and there is none%s", copied)
+		return refusal(Missing, noRemedy, "the MBR protects a GPT, and there is none%s", copied)
 	}
-	return refusal(why.reason, "", "there is a GPT that the kernel does not take: %s%s", why.message, copied)
+	return refusal(why.reason, noRemedy, "there is a GPT that the kernel does not take: %s%s", why.message, copied)
 }
 
 // madeFor is the refusal of a table that counts in blocks of another size.
 func madeFor(table, disk int64, kind string) *Refusal {
-	return refusal(SectorSize, fmt.Sprintf("losetup --sector-size %d -P shows its partitions; or partition it anew in sectors of %d bytes", table, disk),
+	return refusal(SectorSize, advice.OtherSectors.At(extents.Bytes(table), extents.Bytes(disk)),
 		"this %s was made for sectors of %d bytes, and those of the device have %d", kind, table, disk)
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 )
 
 // The kinds of entries that the kernel treats in a way of their own.
@@ -103,7 +104,7 @@ func (d Disk) foreignMBR(first []byte, entries [4]entry) (bool, error) {
 			return false, err
 		}
 		if err == nil && string(private[:8]) == "PRIVHEAD" {
-			return false, refusal(Foreign, "map it without --partscan; ldmtool makes devices of its volumes", "this is a dynamic disk of Windows")
+			return false, refusal(Foreign, advice.UseLdmtool, "this is a dynamic disk of Windows")
 		}
 	}
 	linux := func(e entry) bool { return e.extended() || slices.Contains([]byte{0x82, 0x83, 0x8e, 0xfd}, e.kind) }
@@ -127,7 +128,7 @@ func (d Disk) readLogical(t *Table, next *int, first, size uint64) error {
 	seen := map[uint64]bool{}
 	for links := 1; links <= mostLinks && *next <= most; links++ {
 		if seen[at] {
-			return refusal(Looping, "", "the chain of logical partitions comes back to sector %d", at)
+			return refusal(Looping, noRemedy, "the chain of logical partitions comes back to sector %d", at)
 		}
 		seen[at] = true
 		sector, err := d.sector(at)

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Disk is what the table is read from.
@@ -90,13 +92,13 @@ const (
 type Refusal struct {
 	Reason  Reason
 	Message string
-	Hint    string // what to do; may be empty
+	Remedy  extents.Remedy // what to do; may be zero
 }
 
 func (r *Refusal) Error() string { return r.Message }
 
-func refusal(reason Reason, hint, format string, args ...any) *Refusal {
-	return &Refusal{Reason: reason, Message: fmt.Sprintf(format, args...), Hint: hint}
+func refusal(reason Reason, remedy extents.Remedy, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Message: fmt.Sprintf(format, args...), Remedy: remedy}
 }
 
 // Read returns the partition table of a disk: the kinds are tried in the kernel's order
@@ -119,12 +121,13 @@ func Read(d Disk) (Table, error) {
 		}
 	}
 	if sgi(first) {
-		return Table{}, refusal(Foreign, kpartxHint, "there is an SGI disk label")
+		return Table{}, refusal(Foreign, advice.UseKpartx, "there is an SGI disk label")
 	}
 	return d.readMBR(first)
 }
 
-const kpartxHint = "map it without --partscan, and have kpartx make its partitions if it knows that kind"
+// noRemedy is where nothing helps.
+var noRemedy extents.Remedy
 
 // perBlock is how many sectors a logical block has.
 func (d Disk) perBlock() int64 { return d.Block / dmtable.SectorSize }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/internal/advice"
 	"dmloop/internal/atomicfile"
 )
 
@@ -143,7 +144,7 @@ func (m Machine) keep(p Plan) error {
 	}
 	if old, err := m.Load(p.Name); err == nil {
 		if old.Point != p.Point {
-			return &RefusedError{fmt.Sprintf("the shim %s is in force for %s", p.Name, old.Point), "give another name with --name"}
+			return &RefusedError{fmt.Sprintf("the shim %s is in force for %s", p.Name, old.Point), advice.NameShimOption}
 		}
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/image"
 	"dmloop/internal/kernlist"
@@ -44,11 +45,11 @@ func Gather(point, name string, paths Paths, devices blockid.Finder) (Facts, err
 	}
 	superblock, err := devices.Filesystem(device)
 	if err != nil {
-		return f, &RefusedError{err.Error(), "a shim helps file systems on which images can be mapped"}
+		return f, &RefusedError{err.Error(), advice.MountableFS}
 	}
 	f.UUID = superblock.UUID
 	if found, err := devices.Find("UUID=" + f.UUID); err != nil || found.Number != device.Number {
-		return f, &RefusedError{fmt.Sprintf("the UUID %s does not lead to %s alone", f.UUID, device.Path), "give each file system a UUID of its own (tune2fs -U, xfs_admin -U)"}
+		return f, &RefusedError{fmt.Sprintf("the UUID %s does not lead to %s alone", f.UUID, device.Path), advice.UniqueUUID}
 	}
 	if f.Fstab, _, err = read(paths.Fstab); err != nil {
 		return f, err
@@ -78,15 +79,15 @@ func mounted(point string, devices blockid.Finder) (blockid.Device, error) {
 	}
 	mounts = slices.DeleteFunc(mounts, func(m image.Mount) bool { return m.Point != point })
 	if len(mounts) == 0 {
-		return blockid.Device{}, &RefusedError{point + " is no mount point", "give the directory where the file system is mounted, such as /"}
+		return blockid.Device{}, &RefusedError{point + " is no mount point", advice.GiveMountPoint}
 	}
 	mount := mounts[len(mounts)-1]
 	device, err := devices.ByNumber(mount.Device)
 	if errors.Is(err, blockid.ErrNotFound) {
-		return device, &RefusedError{fmt.Sprintf("the %s at %s is on no block device of its own", mount.Type, point), "keep images on ext4, xfs or f2fs"}
+		return device, &RefusedError{fmt.Sprintf("the %s at %s is on no block device of its own", mount.Type, point), advice.KeepImagesOn}
 	}
 	if err == nil && exists(filepath.Join(devices.Sys, "class/block", device.Name, "dm")) {
-		err = &RefusedError{fmt.Sprintf("%s is on device-mapper already (%s)", point, device.Path), "see whether an image there can be mapped as it is: dmloop check IMAGE"}
+		err = &RefusedError{fmt.Sprintf("%s is on device-mapper already (%s)", point, device.Path), advice.CheckImage}
 	}
 	return device, err
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"dmloop/extents"
 	"dmloop/internal/tab"
 )
 
@@ -93,7 +94,7 @@ func TestMakeRefuses(t *testing.T) {
 		f := facts("/etc", "/")
 		change(&f)
 		var refused *RefusedError
-		if _, err := Make(f); !errors.As(err, &refused) || refused.Hint == "" {
+		if _, err := Make(f); !errors.As(err, &refused) || refused.Remedy == (extents.Remedy{}) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/kernlist"
 	"dmloop/internal/tab"
 )
@@ -74,7 +76,10 @@ type Facts struct {
 }
 
 // RefusedError says why there is no plan, and what to do.
-type RefusedError struct{ Message, Hint string }
+type RefusedError struct {
+	Message string
+	Remedy  extents.Remedy
+}
 
 func (e *RefusedError) Error() string { return e.Message }
 
@@ -92,15 +97,15 @@ func Make(f Facts) (Plan, error) {
 	}
 	table, err := tab.Parse(f.Tab)
 	if err != nil {
-		return Plan{}, &RefusedError{f.TabPath + ": " + err.Error(), "repair it first"}
+		return Plan{}, &RefusedError{f.TabPath + ": " + err.Error(), advice.RepairFirst}
 	}
 	if e, taken := table.Find(p.Name); taken {
-		return Plan{}, &RefusedError{fmt.Sprintf("the name %s is taken by line %d of %s", p.Name, e.Line, f.TabPath), "give another one with --name"}
+		return Plan{}, &RefusedError{fmt.Sprintf("the name %s is taken by line %d of %s", p.Name, e.Line, f.TabPath), advice.NameShimOption}
 	}
 	for _, e := range table {
 		if e.Kind == tab.Shim && f.Same != nil && f.Same(e.Source) {
 			return Plan{}, &RefusedError{fmt.Sprintf("line %d of %s makes the shim %s of the same device, and two would let one file system be mounted twice", e.Line, f.TabPath, e.Label),
-				"mount it from /dev/mapper/" + e.Label + ", or remove that line first"}
+				advice.MountFromShim.Of(e.Label)}
 		}
 	}
 	options := "shim,noauto"
@@ -113,7 +118,7 @@ func Make(f Facts) (Plan, error) {
 	p.Tab = Edit{Path: f.TabPath, New: tab.Format(p.Name, "UUID="+f.UUID, "", options)}
 	p.Fstab = fstabEdits(f, p.Name)
 	if len(p.Fstab) == 0 && f.Point != "/" {
-		return Plan{}, &RefusedError{"no line of " + f.FstabPath + " mounts " + f.Point, "write one, so that it is mounted at boot at all"}
+		return Plan{}, &RefusedError{"no line of " + f.FstabPath + " mounts " + f.Point, advice.WriteFstab}
 	}
 	return p, nil
 }
@@ -129,9 +134,9 @@ func maker(f Facts) (Maker, error) {
 			return f.Maker, nil
 		}
 		return "", &RefusedError{fmt.Sprintf("the kernel is started with root=%s, which dracut would mount below the shim", f.KernelRoot),
-			"change the boot loader's root= to root=UUID=" + f.UUID + " first"}
+			advice.ChangeRoot.Of(f.UUID)}
 	}
-	return "", &RefusedError{"neither initramfs-tools nor dracut is installed, and only an initramfs can make the shim of " + f.Point, "install one, and the package dmloop-initramfs"}
+	return "", &RefusedError{"neither initramfs-tools nor dracut is installed, and only an initramfs can make the shim of " + f.Point, advice.InstallInitramfs}
 }
 
 // DefaultName returns the name of the shim for a mount point.
@@ -156,7 +161,7 @@ func plainRune(r rune) bool {
 // plainName keeps the name to what fstab, unit names and shells take as it is.
 func plainName(name string) error {
 	if m, err := dmtable.Mangle(name); err != nil || m != name || strings.ContainsAny(name, "#:=") {
-		return &RefusedError{fmt.Sprintf("%q is no plain name for a shim", name), "give another one with --name"}
+		return &RefusedError{fmt.Sprintf("%q is no plain name for a shim", name), advice.NameShimOption}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Content rearranges the layout of a sealed file into the layout of what its
@@ -74,7 +75,7 @@ func (e *SlotOutsideError) Error() string {
 func (e *SlotOutsideError) Problem() extents.Problem {
 	return extents.Problem{
 		Rule: extents.Unpinnable, Offset: e.At.Logical, Length: e.At.Length, Message: e.Error(),
-		Hint: "the blocks lie otherwise than where the image was sealed: unseal it and seal it again",
+		Remedy: advice.SealAnew,
 	}
 }
 

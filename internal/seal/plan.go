@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // plan chooses what to move in a plain image of size bytes. It changes nothing.
@@ -16,10 +17,10 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	}
 	switch {
 	case size == 0:
-		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty", Hint: "make one with: dmloop create IMAGE SIZE"}}
+		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty", Remedy: advice.MakeImage}}
 	case block > c.page:
 		return Record{}, &RefusedError{extents.Problem{
-			Rule: extents.Unpinnable, Hint: "keep the image on a file system with blocks no larger than a page",
+			Rule: extents.Unpinnable, Remedy: advice.SmallerBlocks,
 			Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, c.page),
 		}}
 	case size%max(block, sectorSize) != 0:
@@ -27,7 +28,7 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 		return Record{}, &RefusedError{extents.Problem{
 			Rule: extents.SizeUnaligned, Offset: size - rest, Length: rest,
 			Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", size, block),
-			Hint:    fmt.Sprintf("run: truncate -s %%%d IMAGE, then: dmloop provision IMAGE", block),
+			Remedy:  advice.SizeTo.At(block, 0),
 		}}
 	}
 	l, err := c.layout()
@@ -63,6 +64,6 @@ func tooLong(need extents.Bytes) error {
 	return &RefusedError{extents.Problem{
 		Rule: extents.Unpinnable, Length: need,
 		Message: fmt.Sprintf("the first %d bytes would have to be moved to give the kernel a whole page, %d is the most", need, MaxPrologue),
-		Hint:    "the image begins in pieces smaller than a page: copy it to a new one made by `dmloop create`",
+		Remedy:  advice.CopyToNew,
 	}}
 }

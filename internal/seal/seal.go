@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/swap"
 )
 
@@ -52,7 +53,7 @@ func prepare(s fileStore) error {
 	if active {
 		return &RefusedError{extents.Problem{
 			Rule: extents.ActiveSwap, Message: "the kernel holds the image as an active swap file",
-			Hint: "unmap it first, or swapoff(8) it when nothing maps it",
+			Remedy: advice.UnmapOrSwapoff,
 		}}
 	}
 	return s.uncache()
@@ -194,7 +195,7 @@ func (c change) intend(r Record) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return &RefusedError{extents.Problem{
 			Rule: extents.Unpinnable, Message: "the file system keeps no extended attributes, so a cut could not be recovered from",
-			Hint: "move the image to ext4, xfs, f2fs or btrfs",
+			Remedy: advice.MoveToSealable,
 		}}
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Kind is what an image is, as far as sealing goes.
@@ -33,12 +34,12 @@ func (k Kind) String() string {
 // State is what Inspect found.
 type State struct {
 	Kind   Kind
-	Size   extents.Bytes // of the file
-	Record Record        // when Kind is Sealed, HalfSealed or OtherPageSize
-	Reason string        // one clause that says why; empty when Kind is Plain or Sealed
-	Looks  string        // when Kind is Plain: what in the content looks like a seal of dmloop, which proves nothing
-	moved  bool          // when HalfSealed: the content of the prologue is whole in the moved pages, else in its place
-	hint   string        // when Corrupt: what to do, if that is not to look for a backup
+	Size   extents.Bytes  // of the file
+	Record Record         // when Kind is Sealed, HalfSealed or OtherPageSize
+	Reason string         // one clause that says why; empty when Kind is Plain or Sealed
+	Looks  string         // when Kind is Plain: what in the content looks like a seal of dmloop, which proves nothing
+	moved  bool           // when HalfSealed: the content of the prologue is whole in the moved pages, else in its place
+	remedy extents.Remedy // when Corrupt: what to do, if that is not to look for a backup
 }
 
 // Moved reports whether the moved pages hold the whole content of the prologue, so
@@ -54,17 +55,17 @@ func (s State) Problem() (extents.Problem, bool) {
 	case HalfSealed:
 		return extents.Problem{
 			Rule: extents.SealCorrupt, Message: s.Reason,
-			Hint: "nothing is lost: `dmloop seal` finishes it, `dmloop unseal` makes the image plain",
+			Remedy: advice.FinishSeal,
 		}, true
 	case OtherPageSize:
 		return extents.Problem{
 			Rule: extents.Unpinnable, Length: s.Record.PageSize, Message: s.Reason,
-			Hint: fmt.Sprintf("unseal it on a kernel with pages of %d bytes", s.Record.PageSize),
+			Remedy: advice.UnsealElsewhere.At(s.Record.PageSize, 0),
 		}, true
 	}
 	return extents.Problem{
 		Rule: extents.SealCorrupt, Message: s.Reason,
-		Hint: cmp.Or(s.hint, "do not write to it: copy it first, and then put the damaged part back from a backup (docs/sealed-format.md)"),
+		Remedy: s.remedy,
 	}, true
 }
 
@@ -156,7 +157,7 @@ func inspectSealed(r Record, head []byte, size extents.Bytes) State {
 	st := corrupt("page 0: %v; the attribute says that bytes 0 to %d were moved to %d and that the image has %d bytes",
 		err, r.Kept()-1, r.Moved, r.Payload)
 	if errors.Is(err, ErrNoRecord) {
-		st.hint = "if another image was written to this file, run: setfattr -x " + Attribute + " IMAGE; else put page 0 back from a backup"
+		st.remedy = advice.DropMarkOrRestore.Of(Attribute)
 	}
 	return st
 }
@@ -228,7 +229,7 @@ func judge(s store, r Record, header bool, size extents.Bytes) (State, error) {
 	st = corrupt("%v was cut, and the content has been changed since: neither bytes 0 to %d nor the copy at %d are what they were",
 		r.Phase, r.Kept()-1, r.Moved)
 	if size == r.Payload {
-		st.hint = "the file has the size of the plain image: if it is in order as it is, run: setfattr -x " + Attribute + " IMAGE"
+		st.remedy = advice.DropMark.Of(Attribute)
 	}
 	return st, nil
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // sealed returns a sealed image and its record.
@@ -97,16 +98,16 @@ func TestHintForImageInUse(t *testing.T) {
 	rec.Phase, rec.Sum = PhaseUnsealing, 1
 	for _, c := range []struct {
 		size int
-		hint string
-	}{{size, "setfattr -x " + Attribute + " IMAGE"}, {36 * 1024, "backup"}} {
+		to   extents.Remedy
+	}{{size, advice.DropMark.Of(Attribute)}, {36 * 1024, extents.Remedy{}}} {
 		s := newCutStore(make([]byte, c.size))
 		s.nowAt = rec.Encode()
 		st, err := inspect(s, testPage, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p, bad := st.Problem(); !bad || st.Kind != Corrupt || !strings.Contains(p.Hint, c.hint) {
-			t.Errorf("%d bytes: %v, hint %q lacks %q", c.size, st.Kind, p.Hint, c.hint)
+		if p, bad := st.Problem(); !bad || st.Kind != Corrupt || p.Remedy != c.to {
+			t.Errorf("%d bytes: %v, %v instead of %v", c.size, st.Kind, p.Remedy, c.to)
 		}
 	}
 }
@@ -117,7 +118,7 @@ func TestOtherPageSize(t *testing.T) {
 	if err != nil || st.Kind != OtherPageSize || st.Record != rec {
 		t.Fatalf("%+v, %v", st, err)
 	}
-	if p, bad := st.Problem(); !bad || p.Rule != extents.Unpinnable || !strings.Contains(p.Message, "4096") || !strings.Contains(p.Hint, "4096") {
+	if p, bad := st.Problem(); !bad || p.Rule != extents.Unpinnable || !strings.Contains(p.Message, "4096") || p.Remedy != advice.UnsealElsewhere.At(4096, 0) {
 		t.Errorf("%+v", p)
 	}
 	c := change{store: s, page: 65536, layout: s.layout}
@@ -164,8 +165,8 @@ func TestSealRefuses(t *testing.T) {
 		before := bytes.Clone(c.s.now)
 		_, err := changeOf(c.s).seal()
 		var refused *RefusedError
-		if !errors.As(err, &refused) || refused.Problem.Rule != c.rule || refused.Problem.Message == "" || refused.Problem.Hint == "" {
-			t.Errorf("%s: %v, want %s with a hint", c.name, err, c.rule)
+		if !errors.As(err, &refused) || refused.Problem.Rule != c.rule || refused.Problem.Message == "" {
+			t.Errorf("%s: %v, want %s", c.name, err, c.rule)
 		}
 		if p := refused.Problem; p.Rule == extents.SizeUnaligned && (p.Length == 0 || p.Offset+p.Length != extents.Bytes(len(before))) {
 			t.Errorf("%s: bytes %d+%d", c.name, p.Offset, p.Length)

@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 )
 
 // Unseal makes a sealed image plain again: the content that a mapping of it
@@ -47,7 +48,7 @@ func (c change) adopt() error {
 	case Sealed, HalfSealed:
 	case Plain:
 		return &RefusedError{extents.Problem{Rule: extents.Unsealed,
-			Message: "the image holds no record of a seal", Hint: "dmloop seal IMAGE"}}
+			Message: "the image holds no record of a seal", Remedy: advice.Seal}}
 	default:
 		p, _ := st.Problem()
 		return &RefusedError{p}
@@ -68,7 +69,7 @@ func (c change) unseal() error {
 	case st.Looks != "":
 		return &RefusedError{extents.Problem{Rule: extents.SealCorrupt,
 			Message: "nothing outside its content says that the image is sealed, though " + st.Looks,
-			Hint:    "if dmloop sealed it, mark it and try again: dmloop seal --adopt IMAGE; else it is plain"}}
+			Remedy:  advice.AdoptOrPlain}}
 	case st.Kind == Plain:
 		return nil
 	case st.Kind == HalfSealed && !st.moved:

@@ -2,15 +2,15 @@ package lifecycle
 
 import (
 	"bytes"
-	"strings"
 	"testing"
 
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/vmtest/partcorpus"
 )
 
 // A size that fits no blocks may be the format's: then making the file longer is no help.
-func TestFormatHint(t *testing.T) {
+func TestFormatRemedy(t *testing.T) {
 	file := func(size int, at int, magic string) []byte {
 		b := make([]byte, size)
 		copy(b[at:], magic)
@@ -18,22 +18,22 @@ func TestFormatHint(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		content []byte
-		want    string
+		want    extents.Remedy
 	}{
-		"plain":               {file(1<<20+512, 0, ""), ""},
-		"nothing":             {nil, ""},
-		"a footer alone":      {file(512, 0, "conectix"), "qemu-img convert -f vpc"},
-		"fixed VHD":           {file(1<<20+512, 1<<20, "conectix"), "--sizelimit 1048576"},
-		"fixed VHD, odd disk": {file(1<<20+1024, 1<<20+512, "conectix"), "qemu-img convert -f vpc"},
-		"growing VHD":         {file(4096+512, 0, "conectix"), "qemu-img convert -f vpc"},
-		"VHDX":                {file(4096+512, 0, "vhdxfile"), "qemu-img convert -f vhdx"},
-		"qcow2":               {file(4096+512, 0, "QFI\xfb"), "qemu-img convert -f qcow2"},
-		"VMDK":                {file(4096+512, 0, "KDMV"), "qemu-img convert -f vmdk"},
-		"VDI":                 {file(4096+512, 64, "\x7f\x10\xda\xbe"), "qemu-img convert -f vdi"},
+		"plain":               {file(1<<20+512, 0, ""), extents.Remedy{}},
+		"nothing":             {nil, extents.Remedy{}},
+		"a footer alone":      {file(512, 0, "conectix"), advice.ConvertVHD},
+		"fixed VHD":           {file(1<<20+512, 1<<20, "conectix"), advice.LeaveFooterOut.At(512, 1<<20)},
+		"fixed VHD, odd disk": {file(1<<20+1024, 1<<20+512, "conectix"), advice.ConvertFixedVHD},
+		"growing VHD":         {file(4096+512, 0, "conectix"), advice.ConvertVHD},
+		"VHDX":                {file(4096+512, 0, "vhdxfile"), advice.ConvertVHDX},
+		"qcow2":               {file(4096+512, 0, "QFI\xfb"), advice.ConvertQCOW},
+		"VMDK":                {file(4096+512, 0, "KDMV"), advice.ConvertVMDK},
+		"VDI":                 {file(4096+512, 64, "\x7f\x10\xda\xbe"), advice.ConvertVDI},
 	} {
-		got := formatHint(bytes.NewReader(c.content), extents.Bytes(len(c.content)), 4096)
-		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) || strings.Contains(got, "truncate") {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
+		got, known := formatRemedy(bytes.NewReader(c.content), extents.Bytes(len(c.content)), 4096)
+		if got != c.want || known != (c.want != extents.Remedy{}) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
 }

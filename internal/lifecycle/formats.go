@@ -1,30 +1,28 @@
 package lifecycle
 
 import (
-	"fmt"
 	"io"
-	"strings"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/image"
 	"dmloop/internal/parttable"
 )
 
-// betterHints replaces the hints that would lead nowhere, or do harm, because of what
+// betterRemedies replaces the remedies that would lead nowhere, or do harm, because of what
 // the file holds: the rules know its size only.
-func (v *Survey) betterHints(img *image.Image, o SurveyOptions) {
+func (v *Survey) betterRemedies(img *image.Image, o SurveyOptions) {
 	size := extents.Bytes(v.Facts.Size)
 	for i, p := range v.Problems {
-		v.Problems[i].Hint = strings.ReplaceAll(p.Hint, "DEVICE", shellWord(v.Facts.Mount.Source))
 		if p.Rule != extents.SizeUnaligned || v.Sealed {
 			continue
 		}
 		if number := partitionAt(img.File(), size, o.Window.Offset); number > 0 {
-			v.Problems[i].Hint = fmt.Sprintf("partition %d begins there: map the whole image with its partitions: dmloop map --partscan IMAGE", number)
-		} else if hint := formatHint(img.File(), size, v.Facts.BlockSize); hint != "" && o.Window.Limit == 0 {
-			v.Problems[i].Hint = hint
+			v.Problems[i].Remedy = advice.MapPartitions.At(extents.Bytes(number), 0)
+		} else if remedy, known := formatRemedy(img.File(), size, v.Facts.BlockSize); known && o.Window.Limit == 0 {
+			v.Problems[i].Remedy = remedy
 		}
 	}
 }
@@ -51,23 +49,23 @@ func partitionAt(file io.ReaderAt, size, offset extents.Bytes) int {
 
 // containers are formats of disk images that are not plain, by what stands in them.
 var containers = []struct {
-	at          int64
-	magic, name string
-	qemu        string // as qemu-img calls it
+	at     int64
+	magic  string
+	remedy extents.Remedy
 }{
-	{0, "conectix", "a VHD that grows", "vpc"},
-	{0, "vhdxfile", "a VHDX", "vhdx"},
-	{0, "QFI\xfb", "a qcow image", "qcow2"},
-	{0, "KDMV", "a VMDK", "vmdk"},
-	{64, "\x7f\x10\xda\xbe", "a VDI", "vdi"},
+	{0, "conectix", advice.ConvertVHD},
+	{0, "vhdxfile", advice.ConvertVHDX},
+	{0, "QFI\xfb", advice.ConvertQCOW},
+	{0, "KDMV", advice.ConvertVMDK},
+	{64, "\x7f\x10\xda\xbe", advice.ConvertVDI},
 }
 
 // vhdFooter is how long the footer of a VHD is, which stands at the end of a fixed one.
 const vhdFooter = 512
 
-// formatHint says what to do about a size that fits no blocks where the image's format
-// is the cause, or "". To make such a file longer hides its footer from whoever looks for it.
-func formatHint(file io.ReaderAt, size, block extents.Bytes) string {
+// formatRemedy says what to do about a size that fits no blocks where the image's format
+// is the cause. To make such a file longer hides its footer from whoever looks for it.
+func formatRemedy(file io.ReaderAt, size, block extents.Bytes) (remedy extents.Remedy, known bool) {
 	stands := func(at int64, magic string) bool {
 		b := make([]byte, len(magic))
 		n, _ := file.ReadAt(b, at)
@@ -75,17 +73,17 @@ func formatHint(file io.ReaderAt, size, block extents.Bytes) string {
 	}
 	for _, c := range containers {
 		if stands(c.at, c.magic) {
-			return fmt.Sprintf("it is %s, no plain image of a disk: qemu-img convert -f %s -O raw IMAGE NEW, and map that", c.name, c.qemu)
+			return c.remedy, true
 		}
 	}
 	disk := size - vhdFooter
 	switch {
 	case disk <= 0 || !stands(int64(disk), "conectix"):
-		return ""
+		return remedy, false
 	case disk%max(block, 1) == 0:
-		return fmt.Sprintf("its last %d bytes are the footer of a fixed VHD: leave them out with --sizelimit %d", vhdFooter, disk)
+		return advice.LeaveFooterOut.At(vhdFooter, disk), true
 	}
-	return "its last bytes are the footer of a fixed VHD, and what is before them fits no blocks either: qemu-img convert -f vpc -O raw IMAGE NEW, and map that"
+	return advice.ConvertFixedVHD, true
 }
 
 // onReadOnlyDevice reports whether it is known that nobody can write to the device that
