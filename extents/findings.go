@@ -9,20 +9,23 @@ import (
 // maxListed is the number of places of one rule that are listed one by one.
 const maxListed = 10
 
-// layoutRules are the rules that a layout can break, in the order of the report.
-var layoutRules = []Rule{Hole, Unwritten, Delalloc, Unknown, Shared, Encoded, Encrypted, Inline, Tail, NotAligned}
+// Findings collects the places of a file that break rules. Places that touch and have the
+// same thing wrong are one problem. Of each rule the first ten are listed, and one more
+// problem sums up the rest, so that a file of a million holes costs no memory. The zero
+// Findings is empty.
+type Findings struct {
+	From  Bytes // the byte of the file that the offsets of Add are counted from
+	rules map[Rule]*ruleFindings
+}
 
 // finding is a stretch of the file with one problem.
 type finding struct {
 	offset, length Bytes
 	what           string
+	remedy         Remedy
 }
 
-// findings collects what breaks each rule, in order of the file.
-type findings map[Rule]*ruleFindings
-
-// ruleFindings holds the first places in full and the sum of the others, so that
-// a file of a million holes costs no memory.
+// ruleFindings holds the first places in full and the sum of the others.
 type ruleFindings struct {
 	listed    []finding
 	more      int   // places not listed
@@ -31,20 +34,30 @@ type ruleFindings struct {
 	last      finding
 }
 
-// add records that length bytes from offset break rule. It joins the place with
-// the one before when they touch and have the same reason.
-func (f findings) add(rule Rule, offset, length Bytes, what string) {
-	r := f[rule]
-	if r == nil {
+// Add records that length bytes from offset break the rule, with what is usual as the way
+// out. what completes "bytes 0 to 4095: ".
+func (f *Findings) Add(rule Rule, offset, length Bytes, what string) {
+	f.AddRemedy(rule, offset, length, what, Remedy{})
+}
+
+// AddRemedy is Add with another way out.
+func (f *Findings) AddRemedy(rule Rule, offset, length Bytes, what string, remedy Remedy) {
+	offset += f.From
+	if f.rules == nil {
+		f.rules = map[Rule]*ruleFindings{}
+	}
+	r := f.rules[rule]
+	switch {
+	case r == nil:
 		r = &ruleFindings{}
-		f[rule] = r
-	} else if r.last.what == what && r.last.offset+r.last.length == offset {
+		f.rules[rule] = r
+	case r.last.what == what && r.last.remedy == remedy && r.last.offset+r.last.length == offset:
 		r.last.length += length
 		return
-	} else {
+	default:
 		r.flush()
 	}
-	r.last = finding{offset, length, what}
+	r.last = finding{offset, length, what, remedy}
 }
 
 // flush puts the last place, which can no longer grow, among the others.
@@ -61,31 +74,24 @@ func (r *ruleFindings) flush() {
 	r.end = max(r.end, r.last.offset+r.last.length)
 }
 
-// list closes the collection and returns the problems, by rule and offset.
-func (f findings) list() []Problem {
+// Problems closes the collection and returns what was found, by rule and offset; nil when
+// that is nothing.
+func (f *Findings) Problems() []Problem {
 	var problems []Problem
-	for _, rule := range layoutRules {
-		r := f[rule]
+	for _, m := range meanings {
+		r := f.rules[m.Rule]
 		if r == nil {
 			continue
 		}
 		r.flush()
 		slices.SortStableFunc(r.listed, func(a, b finding) int { return cmp.Compare(a.offset, b.offset) })
 		for _, l := range r.listed {
-			problems = append(problems, Problem{
-				Rule:    rule,
-				Offset:  l.offset,
-				Length:  l.length,
-				Message: fmt.Sprintf("%s: %s", span(l.offset, l.length), l.what),
-			})
+			problems = append(problems, Problem{Rule: m.Rule, Offset: l.offset, Length: l.length,
+				Message: fmt.Sprintf("%s: %s", span(l.offset, l.length), l.what), Remedy: l.remedy})
 		}
 		if r.more > 0 {
-			problems = append(problems, Problem{
-				Rule:    rule,
-				Offset:  r.from,
-				Length:  r.end - r.from,
-				Message: fmt.Sprintf("and %d more such places, %d bytes in all, from byte %d", r.more, r.moreBytes, r.from),
-			})
+			problems = append(problems, Problem{Rule: m.Rule, Offset: r.from, Length: r.end - r.from,
+				Message: fmt.Sprintf("and %d more such places, %d bytes in all, from byte %d", r.more, r.moreBytes, r.from), Remedy: r.last.remedy})
 		}
 	}
 	return problems

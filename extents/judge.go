@@ -16,36 +16,36 @@ import "fmt"
 // ten places are listed, and one more Problem sums up the rest.
 func (l Layout) Problems(block Bytes, limit int) []Problem {
 	l, block = l.Clip(), max(block, 1)
-	found := findings{}
+	var found Findings
 	covered := Bytes(0)
 	for i, e := range l.Extents {
 		if e.Length <= 0 || e.Logical < covered {
-			found.add(Unknown, e.Logical, max(e.Length, 0), "the kernel listed them twice, out of order or as an empty extent")
+			found.Add(Unknown, e.Logical, max(e.Length, 0), "the kernel listed them twice, out of order or as an empty extent")
 			continue
 		}
 		if e.Logical > covered {
-			found.add(Hole, covered, e.Logical-covered, "no block is allocated")
+			found.Add(Hole, covered, e.Logical-covered, "no block is allocated")
 		}
 		covered = e.end()
-		judgeFlags(e, found)
+		judgeFlags(e, &found)
 		if e.Flags&FlagLast != 0 && i != len(l.Extents)-1 {
-			found.add(Unknown, e.Logical, e.Length, "the kernel called the extent the last one and listed more behind it")
+			found.Add(Unknown, e.Logical, e.Length, "the kernel called the extent the last one and listed more after it")
 		}
 		if e.Flags&(FlagUnknown|FlagDelalloc|FlagNotAligned|FlagInline|FlagTail) == 0 {
-			judgeAddress(e, block, l.Size, found)
+			judgeAddress(e, block, l.Size, &found)
 		}
 	}
 	if covered < l.Size {
-		found.add(Hole, covered, l.Size-covered, "no block is allocated")
+		found.Add(Hole, covered, l.Size-covered, "no block is allocated")
 	}
 	if n := len(l.Extents); n > 0 && l.Extents[n-1].Flags&FlagLast == 0 {
 		last := l.Extents[n-1]
-		found.add(Unknown, last.Logical, last.Length, "the kernel's list of extents has no end")
+		found.Add(Unknown, last.Logical, last.Length, "the kernel's list of extents has no end")
 	}
 	for _, clash := range l.doublyUsed() {
-		found.add(Shared, clash.Logical, clash.Length, "another part of the file lies on the same blocks")
+		found.Add(Shared, clash.Logical, clash.Length, "another part of the file lies on the same blocks")
 	}
-	problems := found.list()
+	problems := found.Problems()
 	if pieces := l.pieces(); limit > 0 && pieces > limit {
 		problems = append(problems, Problem{
 			Rule:    TooManyExtents,
@@ -57,8 +57,8 @@ func (l Layout) Problems(block Bytes, limit int) []Problem {
 
 // judgeFlags reports what the flags of e say. Where the kernel sets a general flag
 // together with a special one, only the special one is reported.
-func judgeFlags(e Extent, found findings) {
-	add := func(rule Rule, what string) { found.add(rule, e.Logical, e.Length, what) }
+func judgeFlags(e Extent, found *Findings) {
+	add := func(rule Rule, what string) { found.Add(rule, e.Logical, e.Length, what) }
 	has := func(f Flags) bool { return e.Flags&f != 0 }
 	if has(FlagUnwritten) {
 		add(Unwritten, "the blocks are allocated but were never written: the file reads zeros there, the disk holds old data")
@@ -97,11 +97,11 @@ func judgeFlags(e Extent, found findings) {
 // judgeAddress reports an extent that is off the block borders, or that claims to
 // lie on the first block of the device, which is a superblock's and is how some
 // file systems say "nowhere".
-func judgeAddress(e Extent, block, size Bytes, found findings) {
+func judgeAddress(e Extent, block, size Bytes, found *Findings) {
 	if e.Logical%block != 0 || e.Physical%block != 0 || (e.Length%block != 0 && e.end() != size) {
-		found.add(NotAligned, e.Logical, e.Length, fmt.Sprintf("the data does not lie on borders of %d bytes", block))
+		found.Add(NotAligned, e.Logical, e.Length, fmt.Sprintf("the data does not lie on borders of %d bytes", block))
 	}
 	if e.Physical == 0 {
-		found.add(Unknown, e.Logical, e.Length, "the kernel gives address 0, where no file can lie")
+		found.Add(Unknown, e.Logical, e.Length, "the kernel gives address 0, where no file can lie")
 	}
 }

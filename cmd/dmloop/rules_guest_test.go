@@ -67,14 +67,14 @@ func refused(t *testing.T, image string, c provoked) {
 	var answer struct {
 		Images []struct {
 			Mappable bool
-			Problems []extents.Problem
+			Problems []problemJSON
 		}
 	}
 	if err := json.Unmarshal([]byte(r.Stdout), &answer); err != nil || len(answer.Images) != 1 || answer.Images[0].Mappable {
 		t.Fatalf("%v\n%s", err, r.Stdout)
 	}
 	problems := answer.Images[0].Problems
-	i := slices.IndexFunc(problems, func(p extents.Problem) bool { return p.Rule == c.rule })
+	i := slices.IndexFunc(problems, func(p problemJSON) bool { return p.Rule == c.rule })
 	if i < 0 {
 		t.Fatalf("no problem %s: %+v", c.rule, problems)
 	}

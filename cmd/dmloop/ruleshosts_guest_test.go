@@ -86,7 +86,7 @@ func TestFullOutOfRange(t *testing.T) {
 	// Its content cannot be read, so this is judged without the usual trace.
 	r := expect(t, 3, "check", "--json", image)
 	from, to := pieces[1].Logical, pieces[len(pieces)-1].Logical
-	if want := fmt.Sprintf(`"bytes %d-%d lie behind the end of the host device host, which has %d sectors"`, from, to-1, border); !strings.Contains(r.Stdout, want) {
+	if want := fmt.Sprintf(`"bytes %d to %d: they lie beyond the end of the host device host, which has %d sectors"`, from, to-1, border); !strings.Contains(r.Stdout, want) {
 		t.Errorf("%s", r.Stdout)
 	}
 	r = expect(t, 3, "map", "--no-guard", image)

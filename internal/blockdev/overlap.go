@@ -27,13 +27,13 @@ type claim struct {
 }
 
 // Overlaps compares the segments of a table that is to be, whose first one shows
-// byte 0 of the file, with the tables of other mappings, and returns a problem of
-// rule overlap for each stretch that both use, with the file's offset. A row of a
+// byte from of the file, with the tables of other mappings, and returns a problem of
+// rule overlap for each stretch that both use. A row of a
 // mapping that is neither linear, striped, mirror nor error counts as using the whole of
 // every device it names. It returns an error for a linear or striped row that is
 // not understood. Mappings on which the image's own host file system stands must be
 // left out by the caller; Below finds them.
-func Overlaps(segments []dmtable.Segment, others []Mapping) ([]extents.Problem, error) {
+func Overlaps(segments []dmtable.Segment, from extents.Bytes, others []Mapping) ([]extents.Problem, error) {
 	claims := make([]claim, 0, len(segments))
 	ours := map[dmtable.Device]bool{}
 	at := extents.Bytes(0)
@@ -55,7 +55,7 @@ func Overlaps(segments []dmtable.Segment, others []Mapping) ([]extents.Problem, 
 			}
 		}
 	}
-	return sweep(claims), nil
+	return sweep(claims, from), nil
 }
 
 // rowClaims returns what a row of another mapping uses.
@@ -96,13 +96,13 @@ const mirror = "mirror"
 // of ours and the one of others that reach furthest; ours do not overlap one
 // another in a table of a sound layout, and where others overlap one another the
 // furthest one stands for all.
-func sweep(claims []claim) []extents.Problem {
+func sweep(claims []claim, from extents.Bytes) []extents.Problem {
 	slices.SortFunc(claims, func(a, b claim) int {
 		return cmp.Or(cmp.Compare(a.Device.Major, b.Device.Major), cmp.Compare(a.Device.Minor, b.Device.Minor),
 			cmp.Compare(a.Start, b.Start))
 	})
 	var mine, theirs *claim // whichever reaches furthest so far on this device
-	var clashes []finding
+	var clashes []common
 	for i := range claims {
 		c := &claims[i]
 		if i > 0 && claims[i-1].Device != c.Device {
@@ -119,28 +119,30 @@ func sweep(claims []claim) []extents.Problem {
 			*same = c
 		}
 	}
-	slices.SortFunc(clashes, func(a, b finding) int {
-		return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.what, b.what))
+	slices.SortFunc(clashes, func(a, b common) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.owner, b.owner))
 	})
-	var found problems
-	for _, f := range clashes {
-		found.addRemedy(f.rule, f.offset, f.length, f.what, f.remedy)
+	found := extents.Findings{From: from}
+	for _, c := range clashes {
+		found.AddRemedy(extents.Overlap, c.at, extents.Bytes(c.Length)*dmtable.SectorSize,
+			fmt.Sprintf("the live mapping %s lies on the same blocks of %s", c.owner, c.Device), advice.UnmapOther.Of(c.owner))
 	}
-	return found.list()
+	return found.Problems()
 }
 
-// clash describes what two claims have in common.
-func clash(a, b *claim) finding {
+// common is a stretch that one of our claims shares with one of the mapping owner.
+type common claim
+
+// clash returns what two claims have in common.
+func clash(a, b *claim) common {
 	mine, theirs := a, b
 	if a.owner != "" {
 		mine, theirs = b, a
 	}
 	from, to := max(mine.Start, theirs.Start), min(mine.End(), theirs.End())
-	return finding{
-		rule:   extents.Overlap,
-		offset: mine.at + extents.Bytes(from-mine.Start)*dmtable.SectorSize,
-		length: extents.Bytes(to-from) * dmtable.SectorSize,
-		what:   fmt.Sprintf("lie on %s where the live mapping %s is", mine.Device, theirs.owner),
-		remedy: advice.UnmapOther.Of(theirs.owner),
+	return common{
+		Segment: dmtable.Segment{Device: mine.Device, Start: from, Length: to - from},
+		owner:   theirs.owner,
+		at:      mine.at + extents.Bytes(from-mine.Start)*dmtable.SectorSize,
 	}
 }

@@ -43,7 +43,7 @@ func TestOverlaps(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			problems, err := blockdev.Overlaps(segs, []blockdev.Mapping{mapping(t, "other", test.table)})
+			problems, err := blockdev.Overlaps(segs, 0, []blockdev.Mapping{mapping(t, "other", test.table)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,10 +59,10 @@ func TestOverlaps(t *testing.T) {
 			}
 		})
 	}
-	if _, err := blockdev.Overlaps(segs, []blockdev.Mapping{mapping(t, "odd", "0 8 linear /dev/sda 0")}); err == nil || !strings.Contains(err.Error(), "odd") {
+	if _, err := blockdev.Overlaps(segs, 0, []blockdev.Mapping{mapping(t, "odd", "0 8 linear /dev/sda 0")}); err == nil || !strings.Contains(err.Error(), "odd") {
 		t.Errorf("a row that is not understood: %v", err)
 	}
-	if problems, err := blockdev.Overlaps(nil, []blockdev.Mapping{mapping(t, "x", "0 8 linear 254:1 0")}); err != nil || problems != nil {
+	if problems, err := blockdev.Overlaps(nil, 0, []blockdev.Mapping{mapping(t, "x", "0 8 linear 254:1 0")}); err != nil || problems != nil {
 		t.Error(problems, err)
 	}
 }
@@ -98,9 +98,12 @@ func TestOverlapsAgainstModel(t *testing.T) {
 			}
 			others = append(others, blockdev.Mapping{Name: fmt.Sprint("m", i), Table: table})
 		}
-		problems, err := blockdev.Overlaps(segs, others)
+		problems, err := blockdev.Overlaps(segs, 0, others)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if len(problems) > 10 { // the last one sums up the rest
+			continue
 		}
 		covered := map[extents.Bytes]bool{}
 		for _, p := range problems {
@@ -122,19 +125,13 @@ func TestOverlapsAgainstModel(t *testing.T) {
 
 // Of a layout that begins somewhere in the file, the message names the file's bytes,
 // as offset and length do.
-func TestShift(t *testing.T) {
+func TestOverlapsFromAnOffset(t *testing.T) {
 	segs := []dmtable.Segment{{Device: vda1, Start: 64, Length: 8}}
-	problems, err := blockdev.Overlaps(segs, []blockdev.Mapping{mapping(t, "other", fmt.Sprintf("0 8 linear %s 68", vda1))})
+	problems, err := blockdev.Overlaps(segs, 1<<20, []blockdev.Mapping{mapping(t, "other", fmt.Sprintf("0 8 linear %s 68", vda1))})
 	if err != nil || len(problems) != 1 {
 		t.Fatalf("%v, %v", problems, err)
 	}
-	problems = append(problems, extents.Problem{Rule: extents.TooManyExtents, Message: "it lies in too many pieces"})
-	problems = blockdev.Shift(problems, 1<<20)
-	p := problems[0]
-	if p.Offset != 1<<20+4*512 || p.Length != 4*512 || !strings.HasPrefix(p.Message, "bytes 1050624-1052671 lie on ") {
+	if p := problems[0]; p.Offset != 1<<20+4*512 || p.Length != 4*512 || !strings.HasPrefix(p.Message, "bytes 1050624 to 1052671: ") {
 		t.Errorf("%+v", p)
-	}
-	if m := problems[1].Message; m != "it lies in too many pieces" {
-		t.Errorf("%s", m)
 	}
 }

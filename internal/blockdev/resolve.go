@@ -31,20 +31,21 @@ type resolver struct {
 	block    extents.Bytes
 	bases    map[dmtable.Device]dmtable.Sectors
 	segments []dmtable.Segment
-	problems problems
+	from     extents.Bytes // the byte of the file that the layout begins at
+	problems extents.Findings
 }
 
 // Resolve returns the sectors of the base devices behind the layout's bytes, in
 // the order of the file; adjacent pieces are one segment. The layout must cover
 // its size from 0 without gap or overlap, else nothing is resolved (rule hole or
 // unknown). Bytes become sectors here: an extent that does not begin and end on a
-// logical block of every base device is not-aligned; what lies behind the end of
+// logical block of every base device is not-aligned; what lies beyond the end of
 // the host device or of a base device is out-of-range; more pieces than a table can
-// hold are too-many-extents. Problems have offsets in the layout. The segments are
-// only of use when there are no problems.
-func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Problem) {
-	if p := covers(layout); p != nil {
-		return nil, []extents.Problem{*p}
+// hold are too-many-extents. The layout begins at byte from of the file, whose offsets the
+// problems have. The segments are only of use when there are no problems.
+func (s *Stack) Resolve(layout extents.Layout, from extents.Bytes) ([]dmtable.Segment, []extents.Problem) {
+	if problems := covers(layout, from); problems != nil {
+		return nil, problems
 	}
 	rows := compile(s.HostTable)
 	if rows == nil || s.HostTable.Validate(dmtable.Limits{}) != nil {
@@ -56,6 +57,8 @@ func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Pro
 		size:     s.HostTable.Size(),
 		block:    s.LogicalBlock(),
 		bases:    map[dmtable.Device]dmtable.Sectors{},
+		from:     from,
+		problems: extents.Findings{From: from},
 		segments: make([]dmtable.Segment, 0, min(len(layout.Extents), dmtable.MaxRows)),
 	}
 	for _, b := range s.Base {
@@ -63,38 +66,39 @@ func (s *Stack) Resolve(layout extents.Layout) ([]dmtable.Segment, []extents.Pro
 	}
 	for _, e := range layout.Extents {
 		if p := r.extent(e); p != nil {
-			return nil, append(r.problems.list(), *p)
+			return nil, append(r.problems.Problems(), *p)
 		}
 	}
-	return r.segments, r.problems.list()
+	return r.segments, r.problems.Problems()
 }
 
-// covers tells where the layout does not cover its size, or nil.
-func covers(layout extents.Layout) *extents.Problem {
-	refuse := func(rule extents.Rule, offset, length extents.Bytes, what string) *extents.Problem {
-		return &extents.Problem{Rule: rule, Offset: offset, Length: length, Message: what}
-	}
+// covers tells where a layout that begins at byte from of the file does not cover its
+// size, or nil.
+func covers(layout extents.Layout, from extents.Bytes) []extents.Problem {
+	found := extents.Findings{From: from}
 	next := extents.Bytes(0)
 	for _, e := range layout.Extents {
 		switch {
 		case e.Length <= 0 || e.Physical < 0 || e.Logical < next || e.Length > layout.Size-e.Logical:
-			return refuse(extents.Unknown, next, 0, fmt.Sprintf("the layout is out of order at byte %d", next))
+			found.Add(extents.Unknown, next, 0, "the layout is out of order")
+			return found.Problems()
 		case e.Logical > next:
-			return refuse(extents.Hole, next, e.Logical-next, fmt.Sprintf("bytes %d-%d have no place on the disk", next, e.Logical-1))
+			found.Add(extents.Hole, next, e.Logical-next, "they have no place on the disk")
+			return found.Problems()
 		}
 		next = e.Logical + e.Length
 	}
 	if next != layout.Size || next == 0 {
-		return refuse(extents.Hole, next, layout.Size-next, fmt.Sprintf("the layout ends at byte %d of %d", next, layout.Size))
+		found.Add(extents.Hole, next, layout.Size-next, "the layout ends before them")
 	}
-	return nil
+	return found.Problems()
 }
 
 // extent resolves one extent. The problem it returns makes going on useless.
 func (r *resolver) extent(e extents.Extent) *extents.Problem {
 	if e.Physical%r.block != 0 || e.Length%r.block != 0 {
-		r.problems.add(extents.NotAligned, e.Logical, e.Length,
-			fmt.Sprintf("do not lie on whole blocks of %d bytes of the base device", r.block))
+		r.problems.AddRemedy(extents.NotAligned, e.Logical, e.Length,
+			fmt.Sprintf("they do not lie on whole blocks of %d bytes of the base device", r.block), advice.LargerBlocks)
 		return nil
 	}
 	at, n := dmtable.Sectors(e.Physical/dmtable.SectorSize), dmtable.Sectors(e.Length/dmtable.SectorSize)
@@ -103,8 +107,8 @@ func (r *resolver) extent(e extents.Extent) *extents.Problem {
 		if at < r.size {
 			inside = extents.Bytes(r.size-at) * dmtable.SectorSize
 		}
-		r.problems.add(extents.OutOfRange, e.Logical+inside, e.Length-inside,
-			fmt.Sprintf("lie behind the end of the host device %s, which has %d sectors", r.stack.HostName, r.size))
+		r.problems.Add(extents.OutOfRange, e.Logical+inside, e.Length-inside,
+			fmt.Sprintf("they lie beyond the end of the host device %s, which has %d sectors", r.stack.HostName, r.size))
 		return nil
 	}
 	// The last row that begins at or before the sector.
@@ -131,11 +135,11 @@ func (r *resolver) append(piece dmtable.Segment, logical extents.Bytes) *extents
 	sectors := dmtable.Sectors(r.block / dmtable.SectorSize)
 	switch {
 	case piece.End() > r.bases[piece.Device]:
-		r.problems.add(extents.OutOfRange, logical, length,
-			fmt.Sprintf("lie behind the end of the base device %s, which has %d sectors", piece.Device, r.bases[piece.Device]))
+		r.problems.Add(extents.OutOfRange, logical, length,
+			fmt.Sprintf("they lie beyond the end of the base device %s, which has %d sectors", piece.Device, r.bases[piece.Device]))
 	case piece.Start%sectors != 0 || piece.Length%sectors != 0:
-		r.problems.add(extents.NotAligned, logical, length,
-			fmt.Sprintf("do not lie on whole blocks of %d bytes of the base device %s", r.block, piece.Device))
+		r.problems.AddRemedy(extents.NotAligned, logical, length,
+			fmt.Sprintf("they do not lie on whole blocks of %d bytes of the base device %s", r.block, piece.Device), advice.LargerBlocks)
 	}
 	if n := len(r.segments); n > 0 && r.segments[n-1].Device == piece.Device && r.segments[n-1].End() == piece.Start {
 		r.segments[n-1].Length += piece.Length
@@ -144,7 +148,7 @@ func (r *resolver) append(piece dmtable.Segment, logical extents.Bytes) *extents
 	if len(r.segments) == dmtable.MaxRows {
 		return &extents.Problem{
 			Rule:    extents.TooManyExtents,
-			Offset:  logical,
+			Offset:  r.from + logical,
 			Message: fmt.Sprintf("the image lies in more than the %d pieces that a device-mapper table can hold", dmtable.MaxRows),
 			Remedy:  advice.CopyInOnePiece,
 		}

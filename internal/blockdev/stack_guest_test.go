@@ -87,7 +87,7 @@ func checkBothWays(t *testing.T, c *dm.Conn, s blockdev.Stack, path string, disk
 	t.Helper()
 	r := rand.New(rand.NewPCG(uint64(s.HostTable.Size()), 7))
 	l := randomPieces(r, extents.Bytes(s.HostTable.Size()))
-	segs, problems := s.Resolve(l)
+	segs, problems := s.Resolve(l, 0)
 	if problems != nil {
 		t.Fatal(problems)
 	}
@@ -294,10 +294,10 @@ func TestLargeBlocks(t *testing.T) {
 	if s.LogicalBlock() != 4096 {
 		t.Fatalf("%+v", s)
 	}
-	if segs, problems := s.Resolve(layout(0, 8, 16, 8)); len(segs) != 2 || problems != nil {
+	if segs, problems := s.Resolve(layout(0, 8, 16, 8), 0); len(segs) != 2 || problems != nil {
 		t.Errorf("%v, %v", segs, problems)
 	}
-	_, problems := s.Resolve(layout(0, 8, 17, 7))
+	_, problems := s.Resolve(layout(0, 8, 17, 7), 0)
 	if len(problems) != 1 || problems[0].Rule != extents.NotAligned || problems[0].Offset != 4096 {
 		t.Errorf("%v", problems)
 	}

@@ -62,7 +62,7 @@ func TestShrunkBase(t *testing.T) {
 	if err != nil || problem != nil {
 		t.Fatal(problem, err)
 	}
-	if _, problems := s.Resolve(layout(0, 8)); len(problems) != 1 || problems[0].Rule != extents.OutOfRange {
+	if _, problems := s.Resolve(layout(0, 8), 0); len(problems) != 1 || problems[0].Rule != extents.OutOfRange {
 		t.Errorf("%v", problems)
 	}
 }

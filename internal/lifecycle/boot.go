@@ -130,7 +130,7 @@ func (s *System) restorable(conn *dm.Conn, m record.Record) (readOnly bool, err 
 				Message: fmt.Sprintf("sectors %d-%d of %s do not lie on the host's base device", seg.Start, seg.End()-1, seg.Device)}})
 		}
 	}
-	problems, err := s.overlaps(conn, stack.Host, segments)
+	problems, err := s.overlaps(conn, stack.Host, segments, m.Offset)
 	if err == nil && len(problems) > 0 {
 		err = refuse(m.Name, problems)
 	}

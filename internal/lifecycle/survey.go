@@ -270,15 +270,14 @@ func (s *System) locate(v *Survey, img *image.Image, file extents.Layout, o Surv
 	if err != nil {
 		return problems, err
 	}
-	segments, problems := stack.Resolve(window)
+	segments, problems := stack.Resolve(window, from)
 	if len(problems) > 0 {
-		return blockdev.Shift(problems, from), nil
+		return problems, nil
 	}
 	if v.Table, err = dmtable.Build(segments); err != nil {
 		return nil, err
 	}
-	problems, err = s.overlaps(conn, stack.Host, segments)
-	return blockdev.Shift(problems, from), err
+	return s.overlaps(conn, stack.Host, segments, from)
 }
 
 // wholeBlocks returns the whole blocks of the window that begins at offset: all of it,
@@ -292,7 +291,7 @@ func (v *Survey) wholeBlocks(offset extents.Bytes) (from, length extents.Bytes) 
 
 // overlaps compares the segments with every live device-mapper device, but for those
 // that the image's own host device stands on. Of mappings it says which bytes.
-func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable.Segment) ([]extents.Problem, error) {
+func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable.Segment, from extents.Bytes) ([]extents.Problem, error) {
 	others, err := s.othersThan(conn, host)
 	if err != nil || len(others) == 0 {
 		return nil, err
@@ -306,7 +305,7 @@ func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable
 			rest = append(rest, o)
 		}
 	}
-	problems, err := blockdev.Overlaps(segments, mappings)
+	problems, err := blockdev.Overlaps(segments, from, mappings)
 	if err != nil || len(problems) > 0 {
 		return problems, err
 	}
