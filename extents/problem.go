@@ -124,3 +124,23 @@ var meanings = []RuleMeaning{
 	{Indirect, "ext4 keeps it in indirect blocks"},
 	{TooManyExtents, "it lies in more pieces than the limit"},
 }
+
+// Refusal is the error of a file that breaks rules.
+type Refusal struct {
+	Path     string    // of the file; may be empty
+	Problems []Problem // at least one
+}
+
+// Refuse returns the refusal of the file at path for these problems.
+func Refuse(path string, problems ...Problem) *Refusal { return &Refusal{path, problems} }
+
+func (r *Refusal) Error() string {
+	text := r.Problems[0].String()
+	if r.Path != "" {
+		text = r.Path + ": " + text
+	}
+	if more := len(r.Problems) - 1; more > 0 {
+		text += fmt.Sprintf(", and %d more problems", more)
+	}
+	return text
+}

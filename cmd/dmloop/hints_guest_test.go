@@ -267,3 +267,28 @@ func TestHintOfCapabilities(t *testing.T) {
 		nothingLeft(t, image)
 	}
 }
+
+// What a hint calls a file, a shell takes for that file.
+func TestShellReadsWords(t *testing.T) {
+	for path := range oddPaths {
+		got := vmtest.Must(t, "bash", "-c", "LC_ALL=C.UTF-8; printf %s "+shellWord(path))
+		if strings.TrimPrefix(got, "./") != path {
+			t.Errorf("%q: %q", path, got)
+		}
+	}
+}
+
+// An image of any name is called by it in a hint that works.
+func TestHintsOfOddNames(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	for _, name := range []string{"IMAGE", "IMAGE {image}.img", "a 'b'.img", "a\nb.img", "$(touch x).img", "{name}"} {
+		path := h.path(name)
+		vmtest.Must(t, "truncate", "-s", "1M", path)
+		r := expect(t, 3, "map", path, "vol")
+		_, hint, _ := strings.Cut(r.Stderr, "hint: dmloop provision ")
+		hint, _, _ = strings.Cut(hint, "\n")
+		if got := vmtest.Must(t, "bash", "-c", "LC_ALL=C.UTF-8; printf %s "+hint); got != path {
+			t.Errorf("%q: %q of %s", path, got, r.Stderr)
+		}
+	}
+}

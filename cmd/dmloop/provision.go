@@ -72,8 +72,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 func backingError(path string, err error, broken lifecycle.Class) error {
 	out := &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: path, Err: err}
 	var space *backing.NoSpaceError
-	var problems *backing.ProblemsError
-	var one *image.ProblemError
+	var problems *extents.Refusal
 	var perr *fs.PathError
 	var refused *lifecycle.Error
 	switch {
@@ -86,8 +85,6 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 		if broken == lifecycle.Usage && onlyRule(problems.Problems, extents.SizeUnaligned) {
 			out.Class = broken
 		}
-	case errors.As(err, &one):
-		out = lifecycle.Refuse(path, []extents.Problem{one.Problem})
 	case errors.As(err, &space):
 		out.Message = fmt.Sprintf("not enough space: %s needed, %s available", humanSize(space.Needed), humanSize(space.Available))
 		out.Err = nil

@@ -43,17 +43,3 @@ func (e *NoSpaceError) Error() string {
 
 // Unwrap returns ENOSPC.
 func (e *NoSpaceError) Unwrap() error { return unix.ENOSPC }
-
-// ProblemsError says that a file breaks rules that cannot be repaired here.
-type ProblemsError struct {
-	Path     string
-	Problems []extents.Problem // at least one
-}
-
-func (e *ProblemsError) Error() string {
-	text := fmt.Sprintf("%s: %v", e.Path, e.Problems[0])
-	if more := len(e.Problems) - 1; more > 0 {
-		text += fmt.Sprintf(", and %d more problems", more)
-	}
-	return text
-}

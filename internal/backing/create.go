@@ -23,7 +23,7 @@ import (
 // The file has no name until it is complete and on the disk (O_TMPFILE), so a crash, a
 // kill or the end of ctx leaves nothing behind. An existing path, a symbolic link
 // included, is never replaced: then the error wraps fs.ErrExist. Further errors:
-// *NoSpaceError, checked beforehand; *ProblemsError when a file there cannot be
+// *NoSpaceError, checked beforehand; *extents.Refusal when a file there cannot be
 // mappable, checked before anything is allocated.
 func Create(ctx context.Context, path string, size extents.Bytes, opts Options) (err error) {
 	dirPath, name := filepath.Split(path)
@@ -61,11 +61,11 @@ func unnamed(dir *os.File, path string) (*os.File, error) {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR):
 		// ext4, xfs, btrfs and f2fs all have O_TMPFILE since 3.18.
-		return nil, &ProblemsError{Path: path, Problems: []extents.Problem{{
+		return nil, extents.Refuse(path, extents.Problem{
 			Rule:    extents.UnsupportedFS,
 			Message: "the file system has no files without a name (O_TMPFILE)",
 			Remedy:  advice.CreateElsewhere,
-		}}}
+		})
 	case err != nil:
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
 	}
@@ -81,7 +81,7 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 	}
 	problems := hopeless(facts, size, extents.Empty, extents.SizeUnaligned, extents.Compressed)
 	if problems = append(problems, judgeSize(size, facts.BlockSize)...); len(problems) > 0 {
-		return &ProblemsError{Path: path, Problems: problems}
+		return extents.Refuse(path, problems...)
 	}
 	if err := spaceFor(f, path, size); err != nil {
 		return err

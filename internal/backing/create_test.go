@@ -50,7 +50,7 @@ func mappableDir(t *testing.T) (string, bool) {
 }
 
 func hasProblem(err error, rule extents.Rule) bool {
-	var p *ProblemsError
+	var p *extents.Refusal
 	return errors.As(err, &p) && slices.ContainsFunc(p.Problems, func(p extents.Problem) bool { return p.Rule == rule })
 }
 

@@ -36,9 +36,9 @@ func (r *Report) add(o Report) {
 // cut off, by the context, a signal or a power failure, the file still reads the same;
 // the next call goes on.
 //
-// It holds a write lease all the time and stops with a *image.ProblemError of the rule
+// It holds a write lease all the time and stops with a *extents.Refusal of the rule
 // open-elsewhere as soon as anybody else wants to open the file. Further errors:
-// *NoSpaceError, checked beforehand; *ProblemsError for what cannot be repaired,
+// *NoSpaceError, checked beforehand; *extents.Refusal for what cannot be repaired,
 // checked before anything is written where that can be known; ErrImmutable; those of
 // image.Found.Open and image.AwaitSoleOpener.
 func Provision(ctx context.Context, found *image.Found, opts Options) (report Report, err error) {
@@ -53,7 +53,7 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 		return Report{}, err
 	}
 	if problems := hopeless(facts, facts.Size, extents.Compressed); len(problems) > 0 {
-		return Report{}, &ProblemsError{Path: path, Problems: problems}
+		return Report{}, extents.Refuse(path, problems...)
 	}
 	if opts.Allow != nil {
 		if err := opts.Allow(img); err != nil {
@@ -112,15 +112,15 @@ func leaseGuard(lease *image.Lease, path string) func() error {
 		if whole, err := lease.Whole(); whole || err != nil {
 			return err
 		}
-		return &image.ProblemError{Path: path, Problem: extents.Problem{
+		return extents.Refuse(path, extents.Problem{
 			Rule:    extents.OpenElsewhere,
 			Message: "somebody opened the file while it was being repaired, so the work stopped there; the content is unharmed",
 			Remedy:  advice.CloseAndProvision,
-		}}
+		})
 	}
 }
 
-// verify reads the finished file afresh and returns a *ProblemsError when a rule is
+// verify reads the finished file afresh and returns a *extents.Refusal when a rule is
 // still broken that this package answers for.
 func verify(img *image.Image, path string) error {
 	facts, err := img.Facts()
@@ -133,7 +133,7 @@ func verify(img *image.Image, path string) error {
 	}
 	problems := append(hopeless(facts, layout.Size), layout.Problems(facts.BlockSize, 0)...)
 	if len(problems) > 0 {
-		return &ProblemsError{Path: path, Problems: problems}
+		return extents.Refuse(path, problems...)
 	}
 	return nil
 }
@@ -143,7 +143,7 @@ func verify(img *image.Image, path string) error {
 // as zeros cannot be filled without a moment in which it does not.
 func verifyPinned(img *image.Image, path string) error {
 	err := verify(img, path)
-	var broken *ProblemsError
+	var broken *extents.Refusal
 	if errors.As(err, &broken) {
 		for i := range broken.Problems {
 			broken.Problems[i].Remedy = advice.UnpinF2FS

@@ -142,8 +142,8 @@ func TestProvisionRefuses(t *testing.T) {
 }
 
 func isRule(err error, rule extents.Rule) bool {
-	var p *image.ProblemError
-	return errors.As(err, &p) && p.Problem.Rule == rule
+	var p *extents.Refusal
+	return errors.As(err, &p) && p.Problems[0].Rule == rule
 }
 
 func TestProvisionLeavesOpenFilesAlone(t *testing.T) {

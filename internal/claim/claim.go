@@ -92,8 +92,8 @@ func (c *Claim) prove() (*image.Lease, []byte, error) {
 			return nil, nil, err
 		}
 		if time.Now().After(end) {
-			return nil, nil, &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.OpenElsewhere,
-				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners}}
+			return nil, nil, extents.Refuse(c.Image.Path(), extents.Problem{Rule: extents.OpenElsewhere,
+				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners})
 		}
 	}
 }
@@ -178,5 +178,5 @@ func scrub(img *image.Image) error {
 }
 
 func (c *Claim) refuse(message string, remedy extents.Remedy) error {
-	return &image.ProblemError{Path: c.Image.Path(), Problem: extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy}}
+	return extents.Refuse(c.Image.Path(), extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy})
 }

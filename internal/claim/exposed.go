@@ -58,5 +58,5 @@ func (c *Claim) exposed() error {
 		c.Log.Warn("unsafe: "+p.Message, "image", c.Image.Path())
 		return nil
 	}
-	return &image.ProblemError{Path: c.Image.Path(), Problem: *p}
+	return extents.Refuse(c.Image.Path(), *p)
 }

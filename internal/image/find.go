@@ -89,7 +89,7 @@ func (f *Found) Close() { unix.Close(f.handle) }
 // Open opens the file for reading. It does not wait for a lease that somebody holds.
 func (f *Found) Open() (*Image, error) {
 	if p := provisioned(f.handle); p != nil {
-		return nil, &ProblemError{Path: f.given, Problem: *p}
+		return nil, extents.Refuse(f.given, *p)
 	}
 	file, err := openAgain(f.handle, unix.O_RDONLY, f.given, f.path)
 	if err != nil {
@@ -110,7 +110,7 @@ func (i *Image) OpenForWriting() (*os.File, error) {
 func openAgain(fd, access int, given, name string) (*os.File, error) {
 	opened, err := inode.Reopen(fd, access)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, &ProblemError{Path: given, Problem: leased(fd)}
+		return nil, extents.Refuse(given, leased(fd))
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: given, Err: err}

@@ -184,8 +184,8 @@ func TestOpenDoesNotWaitForALease(t *testing.T) {
 	}
 	img := openImage(t, path)
 	_, err = img.OpenForWriting()
-	var p *ProblemError
-	if !errors.As(err, &p) || p.Problem.Rule != extents.OpenElsewhere || !strings.Contains(p.Problem.Message, fmt.Sprintf("(pid %d, lease)", os.Getpid())) {
+	var p *extents.Refusal
+	if !errors.As(err, &p) || p.Problems[0].Rule != extents.OpenElsewhere || !strings.Contains(p.Problems[0].Message, fmt.Sprintf("(pid %d, lease)", os.Getpid())) {
 		t.Errorf("%v", err)
 	}
 	if err := inode.SetLease(holder, unix.F_UNLCK); err != nil {

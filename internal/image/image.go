@@ -21,21 +21,12 @@ type Image struct {
 	file *os.File
 }
 
-// ProblemError is a refusal that ends the work with the image at once, as the
-// value that `check` reports for it. Path is the image's.
-type ProblemError struct {
-	Path    string
-	Problem extents.Problem
-}
-
-func (e *ProblemError) Error() string { return fmt.Sprintf("%s: %v", e.Path, e.Problem) }
-
 // Open opens the image for reading. The path is resolved once, see Find; from then on
 // only the descriptor counts. The first open is O_PATH, which has no effect on FIFOs and
 // devices; only a regular file is then opened for reading, through /proc/self/fd.
 //
 // It fails with an *fs.PathError that wraps fs.ErrNotExist, fs.ErrPermission or
-// ELOOP, or with a *ProblemError of the rule not-regular, or of the rule open-elsewhere
+// ELOOP, or with a *extents.Refusal of the rule not-regular, or of the rule open-elsewhere
 // when somebody holds a lease that an open for reading breaks.
 func Open(path string) (*Image, error) {
 	found, err := Find(path)
@@ -48,7 +39,7 @@ func Open(path string) (*Image, error) {
 
 // Adopt makes an Image of a descriptor that is already open for reading, such as
 // one passed over a socket. The Image owns f afterwards, unless Adopt fails. It
-// fails with a *ProblemError of the rule not-regular, or when f is closed.
+// fails with a *extents.Refusal of the rule not-regular, or when f is closed.
 func Adopt(f *os.File) (*Image, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -89,7 +80,7 @@ func (i *Image) Close() error { return i.file.Close() }
 
 func (i *Image) fd() int { return int(i.file.Fd()) }
 
-// regular returns a *ProblemError unless mode is a regular file's.
+// regular returns a *extents.Refusal unless mode is a regular file's.
 func regular(path string, mode uint32) error {
 	var kind string
 	switch mode & unix.S_IFMT {
@@ -108,10 +99,10 @@ func regular(path string, mode uint32) error {
 	default:
 		kind = fmt.Sprintf("of unknown type 0%o", mode&unix.S_IFMT)
 	}
-	return &ProblemError{Path: path, Problem: extents.Problem{
+	return extents.Refuse(path, extents.Problem{
 		Rule:    extents.NotRegular,
 		Message: "not a regular file but " + kind,
-	}}
+	})
 }
 
 // retry repeats call while it is interrupted by a signal, which open(2) can be on

@@ -58,8 +58,8 @@ func TestOpenRefusesWhatIsNoFile(t *testing.T) {
 		}()
 		select {
 		case err := <-done:
-			var p *ProblemError
-			if !errors.As(err, &p) || p.Problem.Rule != extents.NotRegular || !strings.Contains(p.Problem.Message, kind) {
+			var p *extents.Refusal
+			if !errors.As(err, &p) || p.Problems[0].Rule != extents.NotRegular || !strings.Contains(p.Problems[0].Message, kind) {
 				t.Errorf("Open(%s) = %v, want not-regular because it is %s", path, err, kind)
 			}
 		case <-time.After(5 * time.Second):
@@ -126,8 +126,8 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	var p *ProblemError
-	if _, err := Adopt(null); !errors.As(err, &p) || p.Problem.Rule != extents.NotRegular {
+	var p *extents.Refusal
+	if _, err := Adopt(null); !errors.As(err, &p) || p.Problems[0].Rule != extents.NotRegular {
 		t.Errorf("Adopt of a device: %v", err)
 	}
 	f, err := os.Open(newFile(t, 4096))

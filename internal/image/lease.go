@@ -61,7 +61,7 @@ const (
 // or not. O_PATH descriptors do not count. It waits for those who have the file open at
 // the moment.
 //
-// It fails with a *ProblemError of the rule open-elsewhere that names whom it can, with
+// It fails with a *extents.Refusal of the rule open-elsewhere that names whom it can, with
 // the context's error when that ends first, or with an error that wraps ErrCannotProve:
 // EACCES without CAP_LEASE on a file of somebody else's, EINVAL with fs.leases-enable=0
 // or on a file system without leases.
@@ -78,7 +78,7 @@ func AwaitSoleOpener(ctx context.Context, f *os.File, w Wait) (*Lease, error) {
 		}
 		waited := time.Since(begun)
 		if left := w.Patience - waited; left <= 0 || standing(seen) {
-			return nil, &ProblemError{Path: f.Name(), Problem: openElsewhere(f, seen)}
+			return nil, extents.Refuse(f.Name(), openElsewhere(f, seen))
 		}
 		say := !said && waited >= sayAfter
 		if say || pause >= lastPause/2 { // not before: to look at every process takes time

@@ -57,8 +57,8 @@ func TestProveSoleOpener(t *testing.T) {
 }
 
 func isRule(err error, rule extents.Rule) bool {
-	var p *ProblemError
-	return errors.As(err, &p) && p.Problem.Rule == rule
+	var p *extents.Refusal
+	return errors.As(err, &p) && p.Problems[0].Rule == rule
 }
 
 func TestMappingKeepsTheLease(t *testing.T) {

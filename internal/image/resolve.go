@@ -40,7 +40,7 @@ func resolve(path string) (int, error) {
 	}
 	for {
 		fd, err := r.step()
-		var refused *ProblemError
+		var refused *extents.Refusal
 		switch {
 		case errors.As(err, &refused):
 			return -1, err
@@ -185,12 +185,12 @@ func (r *resolver) trust(link unix.Stat_t, name string) error {
 	if err != nil {
 		return err
 	}
-	return &ProblemError{Path: r.path, Problem: extents.Problem{
+	return extents.Refuse(r.path, extents.Problem{
 		Rule: extents.NotRegular,
 		Message: fmt.Sprintf("the symbolic link %s is not followed: it belongs to user %d, and others than its owner (user %d) can write to the folder that it is in",
 			strings.TrimSuffix(at, "/")+"/"+name, link.Uid, dir.Uid),
 		Remedy: advice.FollowedLink,
-	}}
+	})
 }
 
 // trusted reports whether only the folder's owner, root or the caller can have put the

@@ -117,11 +117,11 @@ func (s *System) claim(ctx context.Context, img *image.Image) *claim.Claim {
 
 // pinningError says what it means that pins cannot be set or cleared.
 func pinningError(path string, err error) error {
-	var broken *image.ProblemError
+	var broken *extents.Refusal
 	var failed *swap.Error
 	switch {
 	case errors.As(err, &broken):
-		return refuse(path, []extents.Problem{broken.Problem})
+		return refuse(path, broken.Problems)
 	case errors.Is(err, swap.ErrLeased):
 		return refuse(path, []extents.Problem{{Rule: extents.OpenElsewhere,
 			Message: "somebody holds a lease on the file and has been asked to give it up", Remedy: advice.SeeLease}})
@@ -207,7 +207,7 @@ func (s *System) sealLayout(v *Survey, img *image.Image, rw *os.File) (extents.L
 	}
 	_, onHost, problems, err := s.hostLayout(v, img, file)
 	if err == nil && len(problems) > 0 {
-		err = &seal.RefusedError{Problem: problems[0]}
+		err = extents.Refuse("", problems[0])
 	}
 	return onHost, err
 }
@@ -254,12 +254,13 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	}
 	defer lease.Release() //nolint:errcheck // until then whoever wants to open the file waits; closing it ends the lease as well
 	err = change(writable, facts, rw)
-	var refused *seal.RefusedError
+	var refused *extents.Refusal
 	if errors.As(err, &refused) {
-		if remedy, known := formatRemedy(rw, facts.Size, facts.BlockSize); known && refused.Problem.Rule == extents.SizeUnaligned {
-			refused.Problem.Remedy = remedy
+		first := &refused.Problems[0]
+		if remedy, known := formatRemedy(rw, facts.Size, facts.BlockSize); known && first.Rule == extents.SizeUnaligned {
+			first.Remedy = remedy
 		}
-		err = refuse(path, []extents.Problem{refused.Problem})
+		err = refuse(path, refused.Problems)
 	}
 	return fail(path, "", err)
 }

@@ -210,10 +210,10 @@ func (s *System) surveyUsers(ctx context.Context, v *Survey, img *image.Image, o
 		patience = min(lookPatience, patience)
 	}
 	lease, err := s.soleOpener(ctx, img, v.Path, patience)
-	var p *image.ProblemError
+	var p *extents.Refusal
 	switch {
 	case errors.As(err, &p):
-		v.add(&p.Problem)
+		v.Problems = append(v.Problems, p.Problems...)
 		return func() {}, nil
 	case o.look && errors.Is(err, fs.ErrPermission):
 		s.log.Warn("not checked without root: whether somebody else has the file open", "image", v.Path)

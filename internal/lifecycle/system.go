@@ -257,10 +257,10 @@ func openUnwatched(found *image.Found) (*image.Image, error) {
 
 // openError says why a file cannot be opened.
 func openError(path string, err error) error {
-	var p *image.ProblemError
+	var p *extents.Refusal
 	switch {
 	case errors.As(err, &p):
-		return refuse(path, []extents.Problem{p.Problem})
+		return refuse(path, p.Problems)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() == 0:

@@ -212,9 +212,9 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 
 // refusedBy returns the rule by which an image was refused, or "".
 func refusedBy(err error) extents.Rule {
-	var refused *RefusedError
+	var refused *extents.Refusal
 	if errors.As(err, &refused) {
-		return refused.Problem.Rule
+		return refused.Problems[0].Rule
 	}
 	return ""
 }

@@ -17,26 +17,26 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	}
 	switch {
 	case size == 0:
-		return Record{}, &RefusedError{extents.Problem{Rule: extents.Empty, Message: "the image is empty", Remedy: advice.MakeImage}}
+		return Record{}, extents.Refuse("", extents.Problem{Rule: extents.Empty, Message: "the image is empty", Remedy: advice.MakeImage})
 	case block > c.page:
-		return Record{}, &RefusedError{extents.Problem{
+		return Record{}, extents.Refuse("", extents.Problem{
 			Rule: extents.Unpinnable, Remedy: advice.SmallerBlocks,
 			Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, c.page),
-		}}
+		})
 	case size%max(block, sectorSize) != 0:
 		block, rest := max(block, sectorSize), size%max(block, sectorSize)
-		return Record{}, &RefusedError{extents.Problem{
+		return Record{}, extents.Refuse("", extents.Problem{
 			Rule: extents.SizeUnaligned, Offset: size - rest, Length: rest,
 			Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", size, block),
 			Remedy:  advice.SizeTo.At(block, 0),
-		}}
+		})
 	}
 	l, err := c.layout()
 	if err != nil {
 		return Record{}, err
 	}
 	if p := l.Problems(max(block, sectorSize), 0); len(p) > 0 {
-		return Record{}, &RefusedError{p[0]}
+		return Record{}, extents.Refuse("", p[0])
 	}
 	need, err := prologueFor(l, c.page)
 	var few *NoSlotError
@@ -61,9 +61,9 @@ func tooLong(need extents.Bytes) error {
 	if need <= MaxPrologue {
 		return nil
 	}
-	return &RefusedError{extents.Problem{
+	return extents.Refuse("", extents.Problem{
 		Rule: extents.Unpinnable, Length: need,
 		Message: fmt.Sprintf("the first %d bytes would have to be moved to give the kernel a whole page, %d is the most", need, MaxPrologue),
 		Remedy:  advice.CopyToNew,
-	}}
+	})
 }

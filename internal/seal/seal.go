@@ -16,12 +16,6 @@ import (
 // on the block device: on btrfs, translated through the chunk tree.
 type LayoutFunc func() (extents.Layout, error)
 
-// RefusedError says that the image is not one that can be sealed or unsealed,
-// and by which rule. Nothing was changed.
-type RefusedError struct{ Problem extents.Problem }
-
-func (e *RefusedError) Error() string { return e.Problem.String() }
-
 // Seal makes a plain image a sealed one and returns its record. The work is a
 // few pages whatever the size of the image. It finishes a half-way seal or
 // unseal, and does nothing to an image that is sealed. What an image holds is
@@ -30,7 +24,7 @@ func (e *RefusedError) Error() string { return e.Problem.String() }
 //
 // f must be open for reading and writing, by nobody else, and not mapped; the
 // caller has run the rules for a mappable image, of which Seal looks only at those
-// of the layout. It returns *RefusedError when the image cannot be sealed as it
+// of the layout. It returns *extents.Refusal when the image cannot be sealed as it
 // is; then, and when the disk is full, the file is what it was. After any other
 // error the image is half-way at worst.
 func Seal(f *os.File, said bool, layout LayoutFunc) (Record, error) {
@@ -51,10 +45,10 @@ func prepare(s fileStore) error {
 		return err
 	}
 	if active {
-		return &RefusedError{extents.Problem{
+		return extents.Refuse("", extents.Problem{
 			Rule: extents.ActiveSwap, Message: "the kernel holds the image as an active swap file",
 			Remedy: advice.UnmapOrSwapoff,
-		}}
+		})
 	}
 	return s.uncache()
 }
@@ -87,7 +81,7 @@ func (c change) seal() (Record, error) {
 		}
 	case st.Kind != HalfSealed:
 		p, _ := st.Problem()
-		return Record{}, &RefusedError{p}
+		return Record{}, extents.Refuse("", p)
 	}
 	if r, err = c.move(r); err != nil {
 		return Record{}, errors.Join(err, c.restore(r))
@@ -193,10 +187,10 @@ func (c change) cutRest(st State) error {
 func (c change) intend(r Record) error {
 	err := c.setAttribute(r.Encode())
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return &RefusedError{extents.Problem{
+		return extents.Refuse("", extents.Problem{
 			Rule: extents.Unpinnable, Message: "the file system keeps no extended attributes, so a cut could not be recovered from",
 			Remedy: advice.MoveToSealable,
-		}}
+		})
 	}
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/extents"
 	"dmloop/internal/swap"
 	"dmloop/internal/vmtest"
 )
@@ -176,7 +177,7 @@ func TestManyExtents(t *testing.T) {
 		r, err := Seal(f, false, h.layout(f))
 		if h.block < 4096 {
 			// No page of it is whole on the disk: there is no slot for the kernel.
-			var refused *RefusedError
+			var refused *extents.Refusal
 			if err == nil || !strings.Contains(err.Error(), "unpinnable") {
 				t.Fatalf("sealed: %+v, %v, %v", r, err, refused)
 			}

@@ -78,8 +78,8 @@ func TestInspect(t *testing.T) {
 			before := c.s.clone()
 			_, sealErr := changeOf(c.s).seal()
 			for _, err := range []error{sealErr, changeOf(c.s).unseal(), changeOf(c.s).adopt()} {
-				var refused *RefusedError
-				if !errors.As(err, &refused) || refused.Problem != p {
+				var refused *extents.Refusal
+				if !errors.As(err, &refused) || refused.Problems[0] != p {
 					t.Errorf("%s: %v", c.name, err)
 				}
 			}
@@ -122,7 +122,7 @@ func TestOtherPageSize(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	c := change{store: s, page: 65536, layout: s.layout}
-	var refused *RefusedError
+	var refused *extents.Refusal
 	if err := c.unseal(); !errors.As(err, &refused) {
 		t.Errorf("unseal: %v", err)
 	}
@@ -164,11 +164,11 @@ func TestSealRefuses(t *testing.T) {
 	} {
 		before := bytes.Clone(c.s.now)
 		_, err := changeOf(c.s).seal()
-		var refused *RefusedError
-		if !errors.As(err, &refused) || refused.Problem.Rule != c.rule || refused.Problem.Message == "" {
+		var refused *extents.Refusal
+		if !errors.As(err, &refused) || refused.Problems[0].Rule != c.rule || refused.Problems[0].Message == "" {
 			t.Errorf("%s: %v, want %s", c.name, err, c.rule)
 		}
-		if p := refused.Problem; p.Rule == extents.SizeUnaligned && (p.Length == 0 || p.Offset+p.Length != extents.Bytes(len(before))) {
+		if p := refused.Problems[0]; p.Rule == extents.SizeUnaligned && (p.Length == 0 || p.Offset+p.Length != extents.Bytes(len(before))) {
 			t.Errorf("%s: bytes %d+%d", c.name, p.Offset, p.Length)
 		}
 		if !bytes.Equal(before, c.s.now) || c.s.nowAt != nil {

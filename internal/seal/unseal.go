@@ -14,7 +14,7 @@ import (
 // looks sealed is refused: whether it is one, only the caller can say (Adopt).
 //
 // f must be open for reading and writing, by nobody else, and not mapped. It
-// returns *RefusedError, and changes nothing, when the kernel holds the image
+// returns *extents.Refusal, and changes nothing, when the kernel holds the image
 // as a swap file, when it is of another page size, or when its record does not
 // hold. On f2fs the image may have lost its pin afterwards.
 func Unseal(f *os.File) error {
@@ -30,7 +30,7 @@ func Unseal(f *os.File) error {
 // attribute, or an image that a dmloop before the mark has sealed. Nothing but the
 // attribute is written, and an image that is marked already is left as it is. The
 // caller says by it that the image is sealed: its content can be anybody's word. f
-// must be as for Unseal. It returns *RefusedError when the content does not hold.
+// must be as for Unseal. It returns *extents.Refusal when the content does not hold.
 func Adopt(f *os.File) error {
 	s := newFileStore(f)
 	if err := prepare(s); err != nil {
@@ -47,11 +47,11 @@ func (c change) adopt() error {
 	switch st.Kind {
 	case Sealed, HalfSealed:
 	case Plain:
-		return &RefusedError{extents.Problem{Rule: extents.Unsealed,
-			Message: "the image holds no record of a seal", Remedy: advice.Seal}}
+		return extents.Refuse("", extents.Problem{Rule: extents.Unsealed,
+			Message: "the image holds no record of a seal", Remedy: advice.Seal})
 	default:
 		p, _ := st.Problem()
-		return &RefusedError{p}
+		return extents.Refuse("", p)
 	}
 	raw, err := c.attribute()
 	if raw != nil || err != nil {
@@ -67,9 +67,9 @@ func (c change) unseal() error {
 	}
 	switch {
 	case st.Looks != "":
-		return &RefusedError{extents.Problem{Rule: extents.SealCorrupt,
+		return extents.Refuse("", extents.Problem{Rule: extents.SealCorrupt,
 			Message: "nothing outside its content says that the image is sealed, though " + st.Looks,
-			Remedy:  advice.AdoptOrPlain}}
+			Remedy:  advice.AdoptOrPlain})
 	case st.Kind == Plain:
 		return nil
 	case st.Kind == HalfSealed && !st.moved:
@@ -81,7 +81,7 @@ func (c change) unseal() error {
 		return c.moveBack(st.Record)
 	}
 	p, _ := st.Problem()
-	return &RefusedError{p}
+	return extents.Refuse("", p)
 }
 
 // moveBack copies the moved pages back, page 0 last, and cuts the file.
