@@ -67,11 +67,11 @@ func (a *actions) Restore(ctx context.Context, lost []string) error {
 	}
 	claim := slices.Contains(kinds, pin.Swap)
 	if claim && a.refused != nil && time.Since(a.tried) < claimAgain {
-		return errors.Join(a.refused, a.pin(ctx, others(kinds)))
+		return errors.Join(a.refused, a.pin(ctx, pin.WithoutClaim(kinds)))
 	}
 	err := a.pin(ctx, kinds)
 	if err != nil && claim { // what can be had without the claim is had
-		err = errors.Join(err, a.pin(ctx, others(a.ours())))
+		err = errors.Join(err, a.pin(ctx, pin.WithoutClaim(a.ours())))
 	}
 	now := observe.OthersOpen(a.m.image) // writers, too, while the kernel holds it
 	proof := now == guard.Alone || now == guard.Readers
@@ -90,19 +90,7 @@ func (a *actions) Restore(ctx context.Context, lost []string) error {
 }
 
 // ours lists the pins that the record says dmloop set.
-func (a *actions) ours() (kinds []pin.Kind) {
-	for _, p := range a.m.record.Pins {
-		if p.Ours {
-			kinds = append(kinds, pin.Kind(p.Kind))
-		}
-	}
-	return kinds
-}
-
-// others leaves out the kernel's claim.
-func others(kinds []pin.Kind) []pin.Kind {
-	return slices.DeleteFunc(kinds, func(k pin.Kind) bool { return k == pin.Swap })
-}
+func (a *actions) ours() []pin.Kind { return pin.Kinds(a.m.record.OurPins()) }
 
 // briefly is how long the guard waits for those who have an image open: its checks of
 // the mapping wait meanwhile.

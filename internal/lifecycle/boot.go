@@ -137,7 +137,7 @@ func (s *System) restorable(conn *dm.Conn, m record.Record) (readOnly bool, err 
 	return stack.ReadOnly(), err
 }
 
-// Repin sets the pins that the record of a mapping names and that are not in force,
+// Repin sets the pins that dmloop set for a mapping and that are not in force any more,
 // such as the kernel's swap claim, which no boot survives. A claim that may move blocks is
 // refused: the mapping is live.
 func (s *System) Repin(ctx context.Context, name string) error {
@@ -158,10 +158,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
 		return err
 	}
-	var kinds []pin.Kind
-	for _, p := range m.Pins {
-		kinds = append(kinds, pin.Kind(p.Kind))
-	}
+	kinds := pin.Kinds(m.OurPins())
 	if slices.Contains(kinds, pin.Swap) && pin.ClaimMoves(m.Image.Filesystem) {
 		active, err := swap.Active(img.File())
 		if err != nil {
@@ -181,7 +178,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	}
 	if err = set(kinds); err != nil && slices.Contains(kinds, pin.Swap) {
 		// What can be had without the claim is had: the mapping is live.
-		err = errors.Join(err, set(slices.DeleteFunc(kinds, func(k pin.Kind) bool { return k == pin.Swap })))
+		err = errors.Join(err, set(pin.WithoutClaim(kinds)))
 	}
 	return fail(m.Name, "", errors.Join(err, s.proveAgain(ctx, store, m, img)))
 }
@@ -228,13 +225,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
 		return err
 	}
-	var kept []pin.Kind
-	for _, p := range m.Pins {
-		if k := pin.Kind(p.Kind); p.Ours && k != pin.Swap {
-			kept = append(kept, k)
-		}
-	}
-	left := evidence(m, kept)
+	left := evidence(m, pin.WithoutClaim(pin.Kinds(m.OurPins())))
 	left.Proof = true // it is taken below
 	if !inUse && pin.GradeOf(left) != pin.Kernel {
 		conn, err := s.mapper()

@@ -40,12 +40,7 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 	if err := s.nothingLive(m.Name, layers(m)...); err != nil {
 		return Forgotten{}, err
 	}
-	left := Forgotten{Name: m.Name, Image: m.Image.Path}
-	for _, p := range m.Pins {
-		if p.Ours {
-			left.Pins = append(left.Pins, p.Kind)
-		}
-	}
+	left := Forgotten{Name: m.Name, Image: m.Image.Path, Pins: m.OurPins()}
 	img, err := s.openRecorded(ctx, m.Image)
 	switch {
 	case errors.Is(err, observe.ErrImageGone):

@@ -85,6 +85,20 @@ func Wanted(filesystem string, sealed bool) []Kind {
 	return append(kinds, Immutable)
 }
 
+// Kinds returns the pins of these names.
+func Kinds(names []string) []Kind {
+	kinds := make([]Kind, 0, len(names))
+	for _, n := range names {
+		kinds = append(kinds, Kind(n))
+	}
+	return kinds
+}
+
+// WithoutClaim leaves the swap claim out of kinds.
+func WithoutClaim(kinds []Kind) []Kind {
+	return slices.DeleteFunc(slices.Clone(kinds), func(k Kind) bool { return k == Swap })
+}
+
 // Resulting lists what is in force when the wanted kinds are set.
 func Resulting(filesystem string, wanted []Kind) []Kind {
 	if filesystem != "f2fs" || !slices.Contains(wanted, Swap) || slices.Contains(wanted, F2FS) {

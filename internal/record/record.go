@@ -139,3 +139,13 @@ func (m Record) PinKinds() []string {
 	}
 	return kinds
 }
+
+// OurPins lists the pins that dmloop set, the only ones that it sets again or clears.
+func (m Record) OurPins() (kinds []string) {
+	for _, p := range m.Pins {
+		if p.Ours {
+			kinds = append(kinds, p.Kind)
+		}
+	}
+	return kinds
+}
