@@ -163,7 +163,7 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 		return Status{}, fail(path, "", errors.Join(err, undo))
 	}
 	st := s.status(ctx, conn, job.m)
-	st.Guard = s.watched(ctx)[name]
+	st.Guard = !o.NoGuard && !o.GuardLater // it has said so when map came to its end
 	return st, nil
 }
 
