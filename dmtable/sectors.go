@@ -75,7 +75,7 @@ type Segment struct {
 	Length Sectors // at least 1
 }
 
-// End returns the first sector behind the segment. It does not overflow when
+// End returns the first sector after the segment. It does not overflow when
 // check has found the segment valid.
 func (s Segment) End() Sectors { return s.Start + s.Length }
 

@@ -21,7 +21,7 @@ func (r Row) Span() (Span, error) {
 	return s, err
 }
 
-// End returns the first sector behind the span on the mapped device.
+// End returns the first sector after the span on the mapped device.
 func (s *Span) End() Sectors { return s.Start + s.Length }
 
 // Piece returns where sector at of the mapped device lies, and how much from there

@@ -26,7 +26,7 @@ type Row struct {
 	Args          string // "98:0 4096" for linear
 }
 
-// End returns the first sector behind the row on the mapped device.
+// End returns the first sector after the row on the mapped device.
 func (r Row) End() Sectors { return r.Start + r.Length }
 
 // Table is a whole device-mapper table, rows in order of Start.

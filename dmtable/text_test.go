@@ -103,7 +103,7 @@ func FuzzParseText(f *testing.F) {
 }
 
 // checkRebuilt checks that building from a table's segments gives the same table,
-// but for rows that adjoin.
+// except for rows that adjoin.
 func checkRebuilt(t *testing.T, table Table, segs []Segment) {
 	rebuilt, err := Build(segs)
 	if err != nil {

@@ -4,7 +4,7 @@ import "fmt"
 
 // Equal reports whether a and b put every byte of the file at the same place and
 // say the same about it. How the bytes are cut into rows does not matter, nor does
-// anything behind the end of the file. A layout whose rows overlap or run
+// anything beyond the end of the file. A layout whose rows overlap or run
 // backwards equals nothing, not even itself.
 func (l Layout) Equal(other Layout) bool { return Diff(l, other) == "" }
 
@@ -58,7 +58,7 @@ type cursor struct {
 }
 
 // at returns the stretch at offset pos, which must not go backwards from call to
-// call; behind the last row comes a hole up to size.
+// call; after the last row comes a hole up to size.
 func (c *cursor) at(pos, size Bytes) stretch {
 	for len(c.rows) > 0 && c.rows[0].end() <= pos {
 		c.rows = c.rows[1:]

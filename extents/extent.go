@@ -20,7 +20,7 @@ type Layout struct {
 	Extents []Extent
 }
 
-// end returns the offset in the file behind the last byte of e.
+// end returns the offset in the file after the last byte of e.
 func (e Extent) end() Bytes { return e.Logical + e.Length }
 
 // trim returns the part of e that lies in [from, to) of the file.

@@ -5,7 +5,7 @@ import "fmt"
 // Problems returns every reason in the layout itself why the file cannot be
 // mapped, sorted by rule and then by offset; none means that the rows cover
 // [0, Size) exactly, in order, with plain written data of their own. What lies
-// behind the end of the file is clipped first.
+// beyond the end of the file is clipped first.
 //
 // block is the alignment that offsets, addresses and lengths must have: the
 // larger of the file-system block and the base device's logical block, at least 1.

@@ -54,10 +54,10 @@ func TestProblems(t *testing.T) {
 		{"empty row", []Extent{{0, 4096, 12288, 0}, {12288, 65536, 0, FlagLast}}, nil}, // clipped away
 		{"empty row inside", []Extent{{0, 4096, 8192, 0}, {8192, 65536, 0, 0}, {8192, 65536, 4096, FlagLast}}, []brief{{Unknown, 8192, 0}}},
 		{"same blocks twice", []Extent{{0, 4096, 4096, 0}, {4096, 8192, 4096, 0}, {8192, 4096, 4096, FlagLast}}, []brief{{Shared, 8192, 4096}}},
-		{"same blocks in part", []Extent{{0, 65536, 8192, 0}, {8192, 61440, 4096 + 4096, FlagLast}}, nil}, // the overlap lies behind the end
+		{"same blocks in part", []Extent{{0, 65536, 8192, 0}, {8192, 61440, 4096 + 4096, FlagLast}}, nil}, // the overlap lies beyond the end
 		{"blocks inside others", []Extent{{0, 65536, 8192, 0}, {8192, 69632, 4096, FlagLast}}, []brief{{Shared, 8192, 4096}}},
 		{"neighbours are one problem", []Extent{{0, 4096, 4096, FlagUnwritten}, {4096, 65536, 4096, FlagUnwritten}, {8192, 32768, 4096, FlagLast}}, []brief{{Unwritten, 0, 8192}}},
-		{"preallocation behind the end", []Extent{{0, 4096, 12288, 0}, {12288, 65536, 4096, FlagUnwritten | FlagLast}}, nil},
+		{"preallocation beyond the end", []Extent{{0, 4096, 12288, 0}, {12288, 65536, 4096, FlagUnwritten | FlagLast}}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

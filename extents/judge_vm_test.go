@@ -29,7 +29,7 @@ func TestProblemsOfRealFiles(t *testing.T) {
 		want      []place
 	}{
 		{"good", "ext4", nil, nil, "head -c 4M /dev/urandom >f", nil},
-		{"good with preallocation behind the end", "xfs", nil, nil, "head -c 4M /dev/urandom >f; fallocate -n -o 4M -l 1M f", nil},
+		{"good with preallocation beyond the end", "xfs", nil, nil, "head -c 4M /dev/urandom >f; fallocate -n -o 4M -l 1M f", nil},
 		{"dirty pages", "xfs", nil, nil, "head -c 4M /dev/zero >f", nil},
 		{"holes", "ext4", nil, nil, "head -c 4M /dev/urandom >f; fallocate -p -o 1M -l 4096 f; fallocate -p -o 3M -l 1M f",
 			[]place{{extents.Hole, mib, 4096}, {extents.Hole, 3 * mib, mib}}},

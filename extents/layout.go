@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// Clip returns the layout without what lies behind the end of the file: xfs and
+// Clip returns the layout without what lies beyond the end of the file: xfs and
 // others preallocate there, and trim it when they like. The file's own bytes keep
-// their place. When rows behind the end are left out, the last row that stays gets
+// their place. When rows beyond the end are left out, the last row that stays gets
 // FlagLast: the kernel's list went on to the end. The result may share its rows with l.
 func (l Layout) Clip() Layout {
 	if n := len(l.Extents); n == 0 || !slices.ContainsFunc(l.Extents, func(e Extent) bool { return e.end() > l.Size || e.Logical >= l.Size }) {

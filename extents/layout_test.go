@@ -15,12 +15,12 @@ func TestClip(t *testing.T) {
 		{"fits", 8192, []Extent{{0, 4096, 8192, FlagLast}}, []Extent{{0, 4096, 8192, FlagLast}}},
 		{"last row reaches over the end", 5000, []Extent{{0, 4096, 8192, FlagLast}}, []Extent{{0, 4096, 5000, FlagLast}}},
 		{
-			"preallocation behind the end", 4096,
+			"preallocation beyond the end", 4096,
 			[]Extent{{0, 4096, 4096, 0}, {4096, 65536, 65536, FlagUnwritten | FlagLast}},
 			[]Extent{{0, 4096, 4096, FlagLast}},
 		},
 		{
-			"preallocation behind a hole behind the end", 4096,
+			"preallocation after a hole beyond the end", 4096,
 			[]Extent{{0, 4096, 4096, 0}, {1 << 20, 65536, 65536, FlagUnwritten}, {2 << 20, 1 << 20, 4096, FlagUnwritten | FlagLast}},
 			[]Extent{{0, 4096, 4096, FlagLast}},
 		},
@@ -128,7 +128,7 @@ func TestDiff(t *testing.T) {
 	}{
 		{"same", base, ""},
 		{"cut elsewhere", Layout{12288, []Extent{{0, 4096, 4096, FlagMerged}, {4096, 8192, 4096, 0}, {8192, 65536, 4096, FlagLast}}}, ""},
-		{"preallocation behind the end", Layout{12288, []Extent{{0, 4096, 8192, 0}, {8192, 65536, 8192, 0}, {16384, 1 << 20, 4096, FlagUnwritten | FlagLast}}}, ""},
+		{"preallocation beyond the end", Layout{12288, []Extent{{0, 4096, 8192, 0}, {8192, 65536, 8192, 0}, {16384, 1 << 20, 4096, FlagUnwritten | FlagLast}}}, ""},
 		{"size", Layout{16384, base.Extents}, "the size changed from 12288 to 16384 bytes"},
 		{"moved in part", Layout{12288, []Extent{{0, 4096, 4096, 0}, {4096, 16384, 4096, 0}, {8192, 65536, 4096, FlagLast}}}, "byte 4096 changed from address 8192 to address 16384"},
 		{"hole", Layout{12288, []Extent{{0, 4096, 8192, FlagLast}}}, "byte 8192 changed from address 65536 to a hole"},

@@ -21,7 +21,7 @@ const (
 )
 
 // Read returns the layout of f as the kernel reports it: rows unmerged, in the
-// kernel's order, preallocation behind the end of the file included. The file's
+// kernel's order, preallocation beyond the end of the file included. The file's
 // dirty pages are written back first (FIEMAP_FLAG_SYNC). Any descriptor that is
 // open for reading will do.
 //
@@ -144,7 +144,7 @@ func readRows(size Bytes, call func(buf []byte) error) ([]Extent, error) {
 }
 
 // eachBatch calls until the row with FlagLast, until a call returns no rows, or
-// until a whole batch lies behind size, which only a file that grows while it is
+// until a whole batch lies beyond size, which only a file that grows while it is
 // read, or an enormous preallocation, can do. Each call starts where the
 // rows before it end, so the number of calls is finite whatever the kernel says.
 // visit is told, too, up to which byte the batch reaches.

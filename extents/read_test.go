@@ -52,7 +52,7 @@ func TestReadRowsInBatches(t *testing.T) {
 	}
 }
 
-// Rows behind the end of the file are read too: they may be in one batch with the
+// Rows beyond the end of the file are read too: they may be in one batch with the
 // last row, or fill batches of their own.
 func TestReadRowsBehindTheEnd(t *testing.T) {
 	k := &kernel{rows: plainRows(3 * batchRows)}

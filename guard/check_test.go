@@ -90,7 +90,7 @@ func TestCheck(t *testing.T) {
 		"shared": {
 			got:   func(o *Observed) { o.Layout.Value.Extents[1].Flags = extents.FlagShared },
 			kinds: "shared/different", state: Failed, act: OnChangeError, message: "bytes 4096 to 8191"},
-		"shared behind the end": {
+		"shared beyond the end": {
 			got: func(o *Observed) {
 				o.Layout.Value.Extents = append(o.Layout.Value.Extents, extents.Extent{Logical: 8192, Physical: 1, Length: 4096, Flags: extents.FlagShared})
 			}, state: Healthy},

@@ -12,7 +12,7 @@ import (
 // has the image open, the host device's table, the state of our own device. The
 // whole layout and our own table are read at every hint; at every tick while the
 // cheap part differs from the last one, could not be read, or shows that somebody
-// else has the image open (who moves blocks needs a descriptor, but for the file system itself);
+// else has the image open (who moves blocks needs a descriptor, except for the file system itself);
 // and otherwise at an interval of at least Tick and at most Bound, chosen so that
 // the readings of all mappings together take Share of one processor.
 type Pace struct {

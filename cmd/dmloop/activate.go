@@ -63,7 +63,7 @@ left as it is. Prints the path of each device. A line with nofail that fails und
 	}
 	o.addFlags(env, cmd)
 	cmd.Flags().BoolVar(&o.initrd, "initrd", false, "with --all: the lines marked x-initrd.attach, as in an initramfs")
-	cmd.Flags().DurationVar(&o.wait, "wait", 0, "wait so long for the devices of shims to appear")
+	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the devices of shims")
 	return cmd
 }
 

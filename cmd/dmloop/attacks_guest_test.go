@@ -40,7 +40,7 @@ type attack struct {
 	hides bool
 	// below changes the device stack; then nothing of the image's blocks is ours.
 	below bool
-	// outside makes the mapping write behind the host file system.
+	// outside makes the mapping write beyond the host file system.
 	outside bool
 }
 
@@ -135,7 +135,7 @@ var attacks = []attack{
 		return tool("dmsetup", "resume", "--noudevsync", hostName)(p)
 	}},
 	{name: "own device reloaded", alone: true, outside: true, run: func(p string) error {
-		// Onto a free place of the same disk: behind the host file system.
+		// Onto a free place of the same disk: beyond the host file system.
 		load := fmt.Sprintf("disk=$(dmsetup table vol | awk 'NR==1 {print $4}'); echo 0 %d linear $disk %d | dmsetup load vol", imageSize/512, hostSectors)
 		if err := tool("sh", "-c", load)(p); err != nil {
 			return err

@@ -34,7 +34,7 @@ dmloop.way=verify has an image compared that was saved with --before-mount.`,
 		},
 	}
 	bootDir(cmd, &store)
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait so long for the host's device to appear")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "how long to wait for the host's device")
 	jsonFlag(env, cmd)
 	return cmd
 }

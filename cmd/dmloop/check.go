@@ -30,7 +30,7 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinImmutable, lifecycle.PinSwap, lifecycle.PinNone}}
 	cmd := &cobra.Command{
 		Use:   "check IMAGE...",
-		Short: "Tell whether images can be mapped, and if not, everything that is in the way",
+		Short: "Say whether images can be mapped, and if not, why",
 		Long: `Run all rules over images and print every problem with its place and what to do.
 Nothing is changed. Exits with 3 when an image is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
@@ -40,7 +40,7 @@ Nothing is changed. Exits with 3 when an image is not mappable.`,
 		},
 	}
 	surveyFlags(cmd, o)
-	cmd.Flags().Var(&word, "pin", "judge for this --pin of map: auto, immutable, swap or none")
+	cmd.Flags().Var(&word, "pin", "check for this --pin of map: auto, immutable, swap or none")
 	jsonFlag(env, cmd)
 	return cmd
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // clone is a host with one image that is mapped as vol, and a copy of the whole host on
-// another disk, whose files are all that the host's are but for the device.
+// another disk, whose files are all that the host's are except for the device.
 type clone struct {
 	host, copied string // devices
 	dir, snap    string // mount points

@@ -122,7 +122,7 @@ func TestJoinedErrorsAreALineEach(t *testing.T) {
 	}
 }
 
-// A command that was told to end says so in one word, whatever it was doing, but for
+// A command that was told to end says so in one word, whatever it was doing, except for
 // what it could not undo.
 func TestInterrupted(t *testing.T) {
 	dial := &net.OpError{Op: "dial", Err: context.Canceled}

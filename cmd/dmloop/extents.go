@@ -156,7 +156,7 @@ func (l *extentList) jsonRow(e extents.Extent) {
 	l.text = append(append(l.text, l.names...), "]}"...)
 }
 
-// beginText and textRow write columns: aligned for people, parted by one blank otherwise.
+// beginText and textRow write columns: aligned for people, separated by a space otherwise.
 func (l *extentList) beginText() {
 	if l.width > 0 {
 		l.text = fmt.Appendf(l.text, "%*s %*s %*s %-*s FLAGS\n", l.width, "LOGICAL", l.width, "PHYSICAL", l.width, "LENGTH", deviceWidth, "DEVICE")

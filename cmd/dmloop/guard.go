@@ -52,7 +52,7 @@ away with chown.`,
 	flags.BoolVar(&o.public, "metrics-public", false, "let every user of this machine read the metrics of a loopback address")
 	flags.DurationVar(&o.interval, "interval", guard.DefaultPace.Tick, "time between checks of a mapping when nothing hints at a change")
 	flags.DurationVar(&o.bound, "full-interval", guard.DefaultPace.Bound, "longest time between readings of a whole layout")
-	flags.DurationVar(&o.idleExit, "idle-exit", 0, "end after so long without a mapping; 0 is never")
+	flags.DurationVar(&o.idleExit, "idle-exit", 0, "end after this long without a mapping; 0 means never")
 	flags.StringVar(&o.stateDir, "state-dir", env.stateDir, "folder of the records and the socket")
 	return cmd
 }

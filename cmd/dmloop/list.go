@@ -92,7 +92,7 @@ func (o *listOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
 	f.StringVarP(&o.output, "output", "o", "", "columns to print, separated by commas; + adds to the defaults")
 	f.BoolVar(&o.all, "output-all", false, "print all columns")
 	f.BoolVarP(&o.noheadings, "noheadings", "n", false, "print no headings")
-	f.BoolVar(&o.raw, "raw", false, "print fields parted by one blank")
+	f.BoolVar(&o.raw, "raw", false, "print fields separated by a space")
 	f.BoolVarP(&o.bs, "bytes", "b", false, "print sizes in bytes")
 	jsonFlag(env, cmd)
 	cmd.Long += "\n\nColumns:\n" + columnHelp(listColumns)

@@ -53,7 +53,7 @@ func (b *bar) end() {
 	}
 }
 
-// line leaves the last column free: some terminals begin a new line behind it.
+// line leaves the last column free: some terminals begin a new line after it.
 func (b *bar) line(took time.Duration, done, total extents.Bytes) string {
 	share := min(float64(done)/float64(total), 1)
 	head := fmt.Sprintf("%s %3.0f%% ", b.title, 100*share)

@@ -21,8 +21,8 @@ func newProvisionCommand(env *cliEnv) *cobra.Command {
 		Use:   "provision IMAGE",
 		Short: "Make an existing image mappable without changing its content",
 		Long: `Give every byte of IMAGE a written block of its own: holes and preallocated space
-become zeros on the disk, shared and compressed blocks are written again. What the
-file reads stays the same, also when the work is cut off half-way.`,
+become zeros on the disk, shared and compressed blocks are written again. The content
+of the file stays the same, even when the work is interrupted.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runProvision(cmd.Context(), env, args[0])

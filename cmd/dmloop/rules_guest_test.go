@@ -257,7 +257,7 @@ func TestFullRulesOnXFS(t *testing.T) {
 		{"3072 bytes", "head -c 3072 /dev/urandom >f; sync f", extents.SizeUnaligned, 0, 3072, 0, ""},
 		{"marked for direct access", big + "xfs_io -c 'chattr +x' f", extents.DAX, whole, 0, 0, ""},
 	})
-	t.Run("prealloc behind the end is no problem", func(t *testing.T) {
+	t.Run("prealloc beyond the end is no problem", func(t *testing.T) {
 		shell(t, h.dir, big+"fallocate -n -l 8M f; sync f")
 		defer os.Remove(h.path("f"))
 		mappable(t, xfsHost, h.path("f"))

@@ -19,8 +19,8 @@ func newSealCommand(env *cliEnv) *cobra.Command {
 		Short: "Prepare an image so that the kernel itself can hold it still",
 		Long: `Move the first pages of IMAGE to its end and put a swap header in their place. While
 it is mapped, the kernel treats the image as an active swap file and refuses every
-change to it. In place, a few pages whatever the size, and undone by unseal. A
-seal or unseal that was cut off is finished.
+change to it. A few pages are moved, whatever the size of the image; unseal moves
+them back. A seal or unseal that was interrupted is finished.
 
 An extended attribute of the file says that it is sealed; what an image holds is never
 asked. With --adopt a copy that lost the attribute gets it again: you say that dmloop

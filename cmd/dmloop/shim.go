@@ -14,7 +14,7 @@ func newShimCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shim DEVICE NAME | shim --persist MOUNTPOINT",
 		Short: "Make an identity device, so that the device below can be shared",
-		Long: `Make /dev/mapper/NAME, which is DEVICE sector by sector. A file system that is mounted
+		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is mounted
 from it, instead of from DEVICE, can lend out its files with dmloop map. DEVICE must
 not be mounted. Prints the lines that bring it up at every boot.
 ` + persistHelp,

@@ -21,7 +21,7 @@ func newUnmapCommand(env *cliEnv) *cobra.Command {
 set. Returns when the device is really gone, unless --deferred is given.
 
 --forget gives up the record of a mapping whose device is gone and whose image cannot
-be released, because its disk will not come back, say. It prints what stays behind.`,
+be released, for example because its disk will not come back. It prints what stays behind.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all == (len(args) > 0) {
 				return usageError("give names or images, or --all")

@@ -37,7 +37,7 @@ func TestPlanRepair(t *testing.T) {
 			nil, []stretch{{0, 4096}, {8192, 8192}}, Report{Shared: 8192, Encoded: 4096},
 		},
 		{"unwritten and shared reads as zeros", 4096, []row{{0, 4096, 4096, unwritten | shared | last}}, []stretch{{0, 4096}}, nil, Report{Unwritten: 4096}},
-		{"preallocation behind the end", 4096, []row{{0, 4096, 4096, 0}, {4096, 65536, 4096, unwritten | last}}, nil, nil, Report{}},
+		{"preallocation beyond the end", 4096, []row{{0, 4096, 4096, 0}, {4096, 65536, 4096, unwritten | last}}, nil, nil, Report{}},
 		{
 			"what cannot be repaired", 20480,
 			[]row{

@@ -22,7 +22,7 @@ type Lister interface {
 // reached without it: those that stand on it, on a partition of it or on the disk
 // that it is a partition of, or that lie over the same sectors of devices below it.
 // Those that it stands on itself are left out, and so are mappings of images, whose
-// sectors are their image's alone. Sysfs is /sys but for tests.
+// sectors are their image's alone. Sysfs is /sys except in tests.
 func Above(sysfs string, src Lister, number dmtable.Device) ([]dm.Entry, error) {
 	w := walk{sysfs, src}
 	size, err := DeviceSize(sysfs, number)

@@ -9,7 +9,7 @@ import (
 
 // Below returns the device-mapper devices on which the host device stands, itself
 // first if it is one, then everything that their active tables name, all the way
-// down. Sysfs is /sys but for tests. Other devices end the walk and are left out;
+// down. Sysfs is /sys except in tests. Other devices end the walk and are left out;
 // what stands on a partition or a disk is not looked for.
 func Below(sysfs string, src TableSource, host dmtable.Device) ([]dmtable.Device, error) {
 	var chain []dmtable.Device

@@ -22,7 +22,7 @@ type Health struct {
 }
 
 // ReadHealth reads the health of a device and of those that it hands its requests on
-// to. Sysfs is /sys but for tests; where there is none, nothing is known, which is an
+// to. Sysfs is /sys except in tests; where there is none, nothing is known, which is an
 // error.
 func ReadHealth(sysfs string, src TableSource, number dmtable.Device) (Health, error) {
 	if _, err := os.Stat(filepath.Join(sysfs, "dev", "block")); err != nil {

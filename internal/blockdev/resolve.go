@@ -35,7 +35,7 @@ type resolver struct {
 	problems extents.Findings
 }
 
-// Resolve returns the sectors of the base devices behind the layout's bytes, in
+// Resolve returns the sectors of the base devices that hold the layout's bytes, in
 // the order of the file; adjacent pieces are one segment. The layout must cover
 // its size from 0 without gap or overlap, else nothing is resolved (rule hole or
 // unknown). Bytes become sectors here: an extent that does not begin and end on a

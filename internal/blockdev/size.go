@@ -2,7 +2,7 @@ package blockdev
 
 import "dmloop/dmtable"
 
-// DeviceSize returns the device's size in sectors. Sysfs is /sys but for tests. A
+// DeviceSize returns the device's size in sectors. Sysfs is /sys except in tests. A
 // device that is not there wraps fs.ErrNotExist.
 func DeviceSize(sysfs string, number dmtable.Device) (dmtable.Sectors, error) {
 	d, err := openDevice(sysfs, number)

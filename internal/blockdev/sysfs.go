@@ -1,4 +1,4 @@
-// Package blockdev finds the sectors behind a file's bytes: from the device that
+// Package blockdev finds the sectors that hold a file's bytes: from the device that
 // a file system is mounted from, through that device's own table, to the base
 // devices exactly one layer below. It is the only place where an address of a
 // file system becomes an address of a device, so it refuses what it does not
@@ -24,7 +24,7 @@ type device struct {
 	dir    string // resolved, so its parent is the disk of a partition
 }
 
-// openDevice finds the device under sysfs, which is /sys but for tests.
+// openDevice finds the device under sysfs, which is /sys except in tests.
 func openDevice(sysfs string, number dmtable.Device) (device, error) {
 	link := filepath.Join(sysfs, "dev", "block", number.String())
 	dir, err := filepath.EvalSymlinks(link)

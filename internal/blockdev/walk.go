@@ -52,7 +52,7 @@ func (d device) disk() (disk device, start dmtable.Sectors, err error) {
 var throughTargets = map[string]bool{dmtable.Linear: true, dmtable.Striped: true, "crypt": true}
 
 // ReadOnly reports whether nothing may be written to the device: it says so itself,
-// or one does that its writes go to. Sysfs is /sys but for tests.
+// or one does that its writes go to. Sysfs is /sys except in tests.
 func ReadOnly(sysfs string, src TableSource, number dmtable.Device) (bool, error) {
 	d, err := openDevice(sysfs, number)
 	if err != nil {

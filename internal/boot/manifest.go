@@ -155,7 +155,7 @@ func (m Manifest) Table(base dmtable.Device) (dmtable.Table, error) {
 
 // HostDifferences compares the device that was found with the one that was saved. One
 // that grew holds all that it held. One that shrank was shrunk with its file system,
-// which moves files that lay behind its new end.
+// which moves files that lay beyond its new end.
 func (m Manifest) HostDifferences(sectors dmtable.Sectors, partUUID string) []string {
 	var found []string
 	if sectors < m.Host.Sectors {

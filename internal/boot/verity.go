@@ -67,7 +67,7 @@ func (v *Verity) row(device string, size dmtable.Sectors) (dmtable.Row, error) {
 	}
 	length := dmtable.Sectors(s.DataBlocks * uint64(s.DataBlockSize) / dmtable.SectorSize)
 	if length > size || dmtable.Sectors(v.HashOffset/dmtable.SectorSize) < length {
-		return dmtable.Row{}, errors.New("data and hash tree do not fit in the image one behind the other")
+		return dmtable.Row{}, errors.New("data and hash tree do not fit in the image one after the other")
 	}
 	hashStart := (v.HashOffset + veritySize + int64(s.HashBlockSize) - 1) / int64(s.HashBlockSize)
 	salt := "-"

@@ -56,7 +56,7 @@ func ReadChunks(f *os.File) ([]Chunk, error) {
 	return chunks, nil
 }
 
-// readChunks calls until an answer has no items, each call from behind the last
+// readChunks calls until an answer has no items, each call from after the last
 // item of the one before.
 func readChunks(call func(buf []byte) error) ([]Chunk, error) {
 	buf := make([]byte, requestHead+replySize)

@@ -7,7 +7,7 @@ import (
 )
 
 // Translate returns the layout with offsets on the device dev in place of
-// btrfs's addresses, rows split where a chunk ends. Rows behind the end of the
+// btrfs's addresses, rows split where a chunk ends. Rows beyond the end of the
 // file are clipped first. It returns *ProfileError when a row lies in a chunk
 // that is not a data chunk of the single profile on dev, and another error when
 // a row lies in no chunk, as rows without an address do.

@@ -13,7 +13,7 @@ func TestTranslate(t *testing.T) {
 		{Logical: 0, Physical: 13 * mib, Length: 4 * mib},
 		{Logical: 4 * mib, Physical: 121 * mib, Length: 8 * mib, Flags: extents.FlagMerged}, // over the end of a chunk
 		{Logical: 12 * mib, Physical: 61 * mib, Length: 28*mib + 4096},                      // clipped
-		{Logical: 44 * mib, Physical: 1, Length: 4096, Flags: extents.FlagLast},             // behind the end
+		{Logical: 44 * mib, Physical: 1, Length: 4096, Flags: extents.FlagLast},             // beyond the end
 	}}
 	got, err := Translate(l, sampleChunks, onlyDevice)
 	want := extents.Layout{Size: 40 * mib, Extents: []extents.Extent{

@@ -106,7 +106,7 @@ type call struct {
 	targets uint32
 }
 
-// do makes one ioctl with buf, whose part behind the header the caller has
+// do makes one ioctl with buf, whose part after the header the caller has
 // filled, and returns the decoded reply. No other function of this package
 // reaches the kernel.
 func (c *Conn) do(call call, buf []byte) (wire.Header, error) {

@@ -17,7 +17,7 @@ import (
 // conn sends and receives lines with at most one descriptor each.
 type conn struct {
 	*net.UnixConn
-	rest []byte // received behind the last line
+	rest []byte // received after the last line
 }
 
 // send writes v as one line, with f beside it when f is not nil.

@@ -132,7 +132,7 @@ func serve(t *testing.T) (dir string, h *fakeHandler) {
 	return dir, h
 }
 
-// openDescriptors lists what this process has open, but for what Go's poller opens
+// openDescriptors lists what this process has open, except for what Go's poller opens
 // with the first socket and for the list itself.
 func openDescriptors(t *testing.T) (targets []string) {
 	t.Helper()

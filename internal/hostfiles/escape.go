@@ -7,7 +7,7 @@ import (
 )
 
 // instance returns the instance part of the unit of a device of this name: the part
-// behind "dev-mapper-" of its device unit's name.
+// after "dev-mapper-" of its device unit's name.
 func instance(name string) string {
 	return strings.TrimPrefix(unit.UnitNamePathEscape("/dev/mapper/"+name), "dev-mapper-")
 }

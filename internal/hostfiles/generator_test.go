@@ -55,7 +55,7 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
-// input reads the parts of a golden file, each behind a line with its name.
+// input reads the parts of a golden file, each after a line with its name.
 func input(t *testing.T, text string) Input {
 	t.Helper()
 	in := Input{TabPath: "/etc/dmlooptab"}

@@ -23,7 +23,7 @@ type Found struct {
 	id     Identity
 }
 
-// Find looks path up. It follows symbolic links, but for those that a stranger may have
+// Find looks path up. It follows symbolic links, except for those that a stranger may have
 // put there: see resolve. It fails as Open does.
 func Find(path string) (*Found, error) {
 	handle, err := resolve(path)

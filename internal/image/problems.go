@@ -86,7 +86,7 @@ func (f Facts) attributeProblems(add func(rule extents.Rule, remedy extents.Reme
 		add(extents.Compressed, usual, "the file system may compress the file (chattr +c)")
 	}
 	if has(inode.Verity, unix.STATX_ATTR_VERITY) {
-		add(extents.Verity, usual, "the file is sealed by fs-verity, which writes behind the file system would break")
+		add(extents.Verity, usual, "the file is sealed by fs-verity, which writes past the file system would break")
 	}
 	if has(inode.DAX, unix.STATX_ATTR_DAX) || f.XFlags&inode.XDAX != 0 {
 		add(extents.DAX, usual, "the file is accessed as memory (DAX)")

@@ -1,5 +1,5 @@
 // Package kernlist reads lines of fields as the kernel writes them in /proc, and as
-// fstab(5) and dmlooptab have them: fields are parted by blanks and tabs, nothing else,
+// fstab(5) and dmlooptab have them: fields are separated by blanks and tabs, nothing else,
 // and a byte that a field cannot hold is written as a backslash and three octal digits.
 //
 // The names in such lists are chosen by users. strings.Fields and bufio.Scanner, which

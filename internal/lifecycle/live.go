@@ -102,7 +102,7 @@ func (s *System) hostOf(img *image.Image, filesystem string) (dmtable.Device, er
 }
 
 // areas returns the sectors of the host device that hold the file, what is allocated
-// behind its end included.
+// beyond its end included.
 func (s *System) areas(img *image.Image, filesystem string) ([]dmtable.Segment, error) {
 	file, err := extents.Read(img.File())
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
@@ -151,7 +151,7 @@ type stranger struct {
 }
 
 // othersThan lists all device-mapper devices that have a table, a second one that
-// waits to go live among its rows, but for those that the host device stands on and
+// waits to go live among its rows, except for those that the host device stands on and
 // those with the uuids own.
 func (s *System) othersThan(conn *dm.Conn, host dmtable.Device, own ...string) ([]stranger, error) {
 	all, err := conn.List()

@@ -37,7 +37,7 @@ func (w Window) of(path string, size extents.Bytes) (extents.Bytes, error) {
 	case w.Offset < 0 || w.Limit < 0:
 		return 0, &Error{Class: Usage, Subject: path, Message: "offset and size limit cannot be negative"}
 	case size > 0 && w.Offset >= size:
-		return 0, &Error{Class: Usage, Subject: path, Message: fmt.Sprintf("offset %d lies behind the image's %d bytes", w.Offset, size)}
+		return 0, &Error{Class: Usage, Subject: path, Message: fmt.Sprintf("offset %d lies beyond the image's %d bytes", w.Offset, size)}
 	}
 	length := size - w.Offset
 	if w.Limit > 0 && w.Limit < length {
@@ -289,7 +289,7 @@ func (v *Survey) wholeBlocks(offset extents.Bytes) (from, length extents.Bytes) 
 	return from, max(end-from, 0)
 }
 
-// overlaps compares the segments with every live device-mapper device, but for those
+// overlaps compares the segments with every live device-mapper device, except for those
 // that the image's own host device stands on. Of mappings it says which bytes.
 func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable.Segment, from extents.Bytes) ([]extents.Problem, error) {
 	others, err := s.othersThan(conn, host)

@@ -60,7 +60,7 @@ func placeOf(f *os.File, number dmtable.Device, filesystem string) Place {
 // Same compares a file with the image of a record by what no remount changes: inode,
 // generation, birth, and the UUID of the file system. The device number decides only
 // together with the birth, or where the record has no UUID: a host may come back under
-// another number, and another disk under its old one. All of that but for the number is
+// another number, and another disk under its old one. All of that except for the number is
 // the same in a copy of the whole file system, so under another number place has the last
 // word. What id does not tell (a zero) is not compared. The error says why the answer is
 // Untold, and what to do.

@@ -86,7 +86,7 @@ func (e *RefusedError) Error() string { return e.Message }
 // early are the mount points that the initramfs mounts.
 var early = map[string]bool{"/": true, "/usr": true}
 
-// Make returns the plan. It is pure but for Same.
+// Make returns the plan. It is pure except for Same.
 func Make(f Facts) (Plan, error) {
 	p := Plan{Version: Version, Point: f.Point, Name: f.Name, UUID: f.UUID}
 	if p.Name == "" {

@@ -196,7 +196,7 @@ type setting struct {
 
 	immutable bool   // now
 	remarked  bool   // the mark is not what it was
-	done      []Kind // set by this run, but for the immutable flag
+	done      []Kind // set by this run, except for the immutable flag
 }
 
 // todo lists what of kinds is not in force, in order.

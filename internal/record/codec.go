@@ -104,7 +104,7 @@ func (m Record) replaceHead(w, current *os.File) error {
 }
 
 // readHead reads the first line of a record from its beginning, and returns its length
-// in bytes. The reader is left somewhere behind it.
+// in bytes. The reader is left somewhere after it.
 func readHead(r io.Reader) (s stored, length int64, err error) {
 	line, err := bufio.NewReader(r).ReadBytes('\n')
 	if err != nil {
@@ -165,7 +165,7 @@ func Decode(b []byte) (Record, error) {
 	return m, nil
 }
 
-// parseRows reads the rows of a layout up to the empty line behind them.
+// parseRows reads the rows of a layout up to the empty line after them.
 func parseRows(b []byte, want int) (rows []extents.Extent, rest []byte, err error) {
 	if want < 0 || want > len(b)/len("0 0 1\n") {
 		return nil, nil, fmt.Errorf("stored layout cannot have %d rows", want)

@@ -35,7 +35,7 @@ type cutStore struct {
 	cutAt int // -1: never
 	block extents.Bytes
 	flags extents.Flags         // of the last extent
-	fixed bool                  // nothing is written behind the end, as in a pinned f2fs file
+	fixed bool                  // nothing is written beyond the end, as in a pinned f2fs file
 	fail  func(op string) error // an error that an operation returns instead
 }
 
@@ -140,7 +140,7 @@ func (s *cutStore) dropAttribute() error {
 	return nil
 }
 
-// layout says that the file lies in the runs, each 64 KiB behind the last.
+// layout says that the file lies in the runs, each 64 KiB after the last.
 func (s *cutStore) layout() (extents.Layout, error) {
 	l := extents.Layout{Size: extents.Bytes(len(s.now))}
 	at, phys := extents.Bytes(0), s.base

@@ -1,7 +1,7 @@
 // Package seal turns a plain image into a sealed one and back. A sealed image
 // begins with a swap header, so that the kernel can hold the file as a swap
 // file and nobody can move its blocks; the pages that stood there wait, whole,
-// behind the payload. docs/sealed-format.md describes the format byte by byte.
+// beyond the payload. docs/sealed-format.md describes the format byte by byte.
 //
 // Every change is made so that a cut between any two writes, or in the middle
 // of one, leaves an image whose content is still there once and whole: Inspect
@@ -67,7 +67,7 @@ type Record struct {
 	PageSize extents.Bytes // page size of the kernel that sealed it
 	Prologue extents.Bytes // bytes [0,Prologue) belong to the kernel while the image is sealed; whole pages, 2 at least
 	Payload  extents.Bytes // size of the plain image
-	Moved    extents.Bytes // where the content of [0,Prologue) stands: the first page behind Payload, Prologue and leastMoved
+	Moved    extents.Bytes // where the content of [0,Prologue) stands: the first page after Payload, Prologue and leastMoved
 	UUID     [16]byte      // made anew at each sealing
 	Sum      uint32        // CRC-32C of the content of [0,Kept()); 0 in PhaseSealed, where the content changes without us
 }

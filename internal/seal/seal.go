@@ -89,7 +89,7 @@ func (c change) seal() (Record, error) {
 	return c.mark(r)
 }
 
-// move records the intent and copies the prologue behind the payload, durably.
+// move records the intent and copies the prologue beyond the payload, durably.
 // The prologue itself is not written. When the grown file shows that a longer
 // prologue is needed it starts again with one; it returns the record in force
 // also with an error.
@@ -138,7 +138,7 @@ func (c change) move(r Record) (Record, error) {
 
 // lengthen gives the file its blocks, its size and its trailer, the last two by
 // one write: a file that is longer than the image is marked. A pinned file on f2fs
-// does not take a write behind its end (EIO since about 6.13; f2fs_write_begin), so
+// does not take a write beyond its end (EIO since about 6.13; f2fs_write_begin), so
 // that there the size comes first.
 func (c change) lengthen(r Record) error {
 	if err := c.reserve(r.Payload, r.Size()-r.Payload); err != nil {

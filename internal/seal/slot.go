@@ -27,7 +27,7 @@ func (e *NoSlotError) Error() string {
 // btrfs_add_swap_extent in fs/btrfs/inode.c). Slot 0 counts although it is never
 // used for paging, and need not be the file's page 0, where the header is read
 // from. f2fs counts its own blocks (check_swap_activate in fs/f2fs/data.c);
-// these are pages, so the result is the same. Bytes behind the last whole page
+// these are pages, so the result is the same. Bytes after the last whole page
 // of the file do not count.
 //
 // It returns *NoSlotError when the file has too few such pages, and another

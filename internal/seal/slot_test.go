@@ -39,7 +39,7 @@ func TestSlotRange(t *testing.T) {
 		{"adjoining backwards is two", rows(16*k, [3]bytesT{0, 1028 * k, 4 * k}, [3]bytesT{4 * k, 1024 * k, 4 * k}, [3]bytesT{8 * k, 2048 * k, 8 * k}), 1, 4 * k, 1024 * k, 0},
 		{"last bytes that are no page", rows(9*k, [3]bytesT{0, 1024 * k, 9 * k}), 2, 0, 0, 2},
 		{"last page off the device's page", rows(8*k, [3]bytesT{0, 1025 * k, 8 * k}), 1, 0, 0, 1},
-		{"preallocated behind the end", rows(4*k, [3]bytesT{0, 1024 * k, 64 * k}), 1, 0, 0, 1},
+		{"preallocated beyond the end", rows(4*k, [3]bytesT{0, 1024 * k, 64 * k}), 1, 0, 0, 1},
 		{"less than a page", rows(3*k, [3]bytesT{0, 1024 * k, 3 * k}), 0, 0, 0, 0},
 	} {
 		at, err := SlotRange(c.l, 4096, c.slot)

@@ -131,7 +131,7 @@ func (c change) restore(r Record) error {
 }
 
 // Scrub writes zeros over what the kernel may have paged into a sealed image:
-// the prologue behind page 0, where nothing of the image is. It makes sure that
+// the prologue after page 0, where nothing of the image is. It makes sure that
 // no memory of a process stays in an image that is given away. f must be open
 // for writing, and not active as a swap file.
 func Scrub(f *os.File, r Record) error {

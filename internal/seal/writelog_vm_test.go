@@ -27,7 +27,7 @@ type logEntry struct {
 //	super block: __le64 magic, version, nr_entries; __le32 sectorsize;
 //	entry:       __le64 sector, nr_sectors, flags, data_len;
 //
-// each at the beginning of a sector, an entry's data behind it and a mark's text
+// each at the beginning of a sector, an entry's data after it and a mark's text
 // in the sector of its entry.
 func readLog(t *testing.T, dev, end string) []logEntry {
 	t.Helper()

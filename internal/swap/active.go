@@ -106,7 +106,7 @@ func (p *Probe) noWriter() bool {
 	return inode.SetLease(p.file, unix.F_RDLCK) == nil && inode.SetLease(p.file, unix.F_UNLCK) == nil
 }
 
-// refusesCopy copies from behind the end of the file, which is nothing. The kernel
+// refusesCopy copies from beyond the end of the file, which is nothing. The kernel
 // looks at the two files' nature before it looks at the range.
 func (p *Probe) refusesCopy() (bool, error) {
 	if p.scratch == nil {

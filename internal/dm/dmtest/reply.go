@@ -53,7 +53,7 @@ func (k *Kernel) device(buf []byte, d *Device, flags uint32) unix.Errno {
 	}, flags)
 }
 
-// data puts the data behind the header that device or reply wrote, or sets the
+// data puts the data after the header that device or reply wrote, or sets the
 // flag that there is no room.
 func putData(buf, data []byte) unix.Errno {
 	ne := binary.NativeEndian

@@ -58,7 +58,7 @@ type Header struct {
 
 // Encode writes the header to the first HeaderSize bytes of buf, with
 // interface version 4.0.0, the length of buf as data size and the data directly
-// behind the header; Version, DataSize and DataStart of h are not looked at. It
+// after the header; Version, DataSize and DataStart of h are not looked at. It
 // returns an error, and leaves buf as it was, when name or uuid are too long or
 // have a NUL in them, or buf is too short or too long for the kernel.
 func (h *Header) Encode(buf []byte) error {
@@ -131,7 +131,7 @@ func DecodeHeader(buf []byte) (Header, error) {
 	return h, err
 }
 
-// Data returns the part of a reply's buffer behind its header, or nil when it has
+// Data returns the part of a reply's buffer after its header, or nil when it has
 // none.
 func (h *Header) Data(buf []byte) ([]byte, error) {
 	if h.DataSize <= HeaderSize {

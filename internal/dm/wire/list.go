@@ -17,7 +17,7 @@ type Device struct {
 	entrySize int
 }
 
-// Flags in the second word behind an entry's name.
+// Flags in the second word after an entry's name.
 const (
 	uuidPresent = 1 // DM_NAME_LIST_FLAG_HAS_UUID
 	uuidAbsent  = 2 // DM_NAME_LIST_FLAG_DOESNT_HAVE_UUID

@@ -32,7 +32,7 @@ func TestParseTable(t *testing.T) {
 		"too many rows":            func(b []byte) []byte { return b[:79] },
 		"cut off in the spec":      func(b []byte) []byte { return b[:80] },
 		"cut off in the arguments": func(b []byte) []byte { return b[:88] },
-		"next behind the end":      func(b []byte) []byte { ne.PutUint32(b[20:], 97); return b },
+		"next beyond the end":      func(b []byte) []byte { ne.PutUint32(b[20:], 97); return b },
 		"next backwards":           func(b []byte) []byte { ne.PutUint32(b[20:], 0); return b },
 		"next within the row":      func(b []byte) []byte { ne.PutUint32(b[20:], 45); return b },
 		"next at the end":          func(b []byte) []byte { ne.PutUint32(b[20:], 96); return b },
@@ -80,7 +80,7 @@ func TestParseList(t *testing.T) {
 		"cut off in the event":     func(b []byte) []byte { return b[:20] },
 		"cut off in the uuid":      func(b []byte) []byte { return b[:25] },
 		"cut off in the second":    func(b []byte) []byte { return b[:50] },
-		"next behind the end":      func(b []byte) []byte { ne.PutUint32(b[8:], 65); return b },
+		"next beyond the end":      func(b []byte) []byte { ne.PutUint32(b[8:], 65); return b },
 		"next within the entry":    func(b []byte) []byte { ne.PutUint32(b[8:], 20); return b },
 		"impossible device number": func(b []byte) []byte { b[5] = 1; return b },
 	} {

@@ -33,7 +33,7 @@ func TestHeaderRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	if buf[HeaderSize] != 0xee {
-		t.Error("Encode wrote behind the header")
+		t.Error("Encode wrote after the header")
 	}
 	got, err := DecodeHeader(buf)
 	if err != nil {
