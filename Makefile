@@ -39,6 +39,7 @@ REBOOTS     ?= 1
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNPARAM     := mvdan.cc/unparam@v0.0.0-20260823230713-2fa3d841b0c8
 ERRORLINT   := github.com/polyfloyd/go-errorlint@v1.8.0
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 DEADCODE    := golang.org/x/tools/cmd/deadcode@v0.49.0
 
 # Debian packages that the tests use; gcc is for the race detector.
@@ -56,7 +57,7 @@ ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 p
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint cross deps bench guests clean
+.PHONY: all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench guests clean
 
 all: build
 
@@ -130,6 +131,10 @@ lint: deps
 	@dead=$$($(GO) run $(DEADCODE) -test -tags vmtest,runner,boot ./...); if [ -n "$$dead" ]; then echo "$$dead"; exit 1; fi
 	shellcheck -x -S warning internal/hostfiles/packages/prerm-guard \
 		$$(git ls-files | while read -r f; do head -n 1 "$$f" | grep -qaE '^#!.*(/|env )(ba)?sh( |$$)' && echo "$$f"; done)
+
+# golangci-lint as .golangci.yml says, which takes minutes to build the first time.
+golangci:
+	$(GO) run $(GOLANGCI) run ./...
 
 # The program for every architecture that Linux and Go have in common; nothing is run.
 cross:

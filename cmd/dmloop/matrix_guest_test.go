@@ -85,7 +85,7 @@ func matrix(t *testing.T, fs string) {
 		out := h.try(t, c)
 		fmt.Printf("MATRIX|%s|%s|%s|%s|%s|%s|%s|%s|%d\n", kernel, fs, out.grade, c.guard, c.name(), out.call, out.result, windowText(out.window), out.written)
 		// Without permission events nobody is kept from taking the flag away first.
-		protected := !c.unsafe && c.guard == guardRunning && !(c.lifted && kernel == "uml")
+		protected := !c.unsafe && c.guard == guardRunning && (!c.lifted || kernel != "uml")
 		elsewhere := c.attack.below || c.attack.outside
 		switch {
 		case strings.HasPrefix(out.result, "NOT"):

@@ -47,7 +47,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is the sentinel that the errno of this operation
 // stands for.
-func (e *Error) Is(target error) bool { return target == e.why().is } //nolint:errorlint // sentinels are compared, not unwrapped
+func (e *Error) Is(target error) bool { return target == e.why().is }
 
 // meaning is what an errno says when it comes from one operation.
 type meaning struct {

@@ -59,7 +59,7 @@ func TestRemedyForCalls(t *testing.T) {
 		}
 		var e *Error
 		if err := fail("x", "", c.err); ClassOf(err) == NotPermitted && c.want != "" {
-			if e, _ = err.(*Error); e == nil || e.Remedy == (extents.Remedy{}) { //nolint:errorlint // it was made here
+			if e, _ = err.(*Error); e == nil || e.Remedy == (extents.Remedy{}) {
 				t.Errorf("%s: no hint in %v", name, err)
 			}
 		}
