@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -95,19 +94,19 @@ func (c *checker) layout(want, got extents.Layout) {
 
 func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
 	c.pressed(got)
-	var lost []string
+	var lost []PinKind
 	for _, p := range want.InForce {
 		if !slices.Contains(got.InForce, p) {
 			lost = append(lost, p)
 		}
 	}
-	weaker := rank(got.Grade) < rank(want.Grade)
+	weaker := got.Grade.Weaker(want.Grade)
 	writers := openers.ok() && openers.Value == Writers
 	switch {
 	case len(lost) > 0 && weaker:
-		c.add(PinLost, Different, "the pin %s is gone and the grade fell from %s to %s", strings.Join(lost, ", "), want.Grade, got.Grade)
+		c.add(PinLost, Different, "the pin %s is gone and the grade fell from %s to %s", pinList(lost), want.Grade, got.Grade)
 	case len(lost) > 0:
-		c.add(PinLost, Weak, "the pin %s is gone, the grade is still %s", strings.Join(lost, ", "), got.Grade)
+		c.add(PinLost, Weak, "the pin %s is gone, the grade is still %s", pinList(lost), got.Grade)
 	case weaker && writers:
 		c.add(Opened, Different, "another process has the image open for writing, so a pin was lifted in between; the grade fell from %s to %s", want.Grade, got.Grade)
 		return
@@ -133,17 +132,6 @@ func (c *checker) pressed(got Pins) {
 		severity = Weak
 	}
 	c.add(PinPressed, severity, "f2fs's garbage collector tried %d times to move the image, and drops the pin after %d: move other files away, or unmap it", got.Tries, got.Limit)
-}
-
-// rank orders the grades. A word that is no grade counts as the weakest.
-func rank(grade string) int {
-	switch grade {
-	case "kernel":
-		return 2
-	case "guarded":
-		return 1
-	}
-	return 0
 }
 
 func (c *checker) base(expected Expected, got Base) {

@@ -18,7 +18,7 @@ func expected() Expected {
 		Layout: extents.Layout{Size: 8192, Extents: []extents.Extent{
 			{Logical: 0, Physical: 40960, Length: 4096}, {Logical: 4096, Physical: 81920, Length: 4096},
 		}},
-		Pins:   Pins{InForce: []string{"nodefrag", "immutable"}, Grade: "guarded"},
+		Pins:   Pins{InForce: []PinKind{"nodefrag", "immutable"}, Grade: "guarded"},
 		Base:   Base{Device: dmtable.Device{Major: 253}, UUID: "LVM-x", Table: "0 1000 linear 8:0 2048"},
 		Table:  dmtable.Table{{Start: 0, Length: 8, Target: "linear", Args: "8:0 2128"}, {Start: 8, Length: 8, Target: "linear", Args: "8:0 2208"}},
 		Policy: OnChangeError,
@@ -35,7 +35,7 @@ func same(e Expected) Observed {
 	id.Links = 1
 	return Observed{
 		Identity: Read(id, nil),
-		Pins:     Read(Pins{InForce: append([]string(nil), e.Pins.InForce...), Grade: e.Pins.Grade}, nil),
+		Pins:     Read(Pins{InForce: append([]PinKind(nil), e.Pins.InForce...), Grade: e.Pins.Grade}, nil),
 		Openers:  Read(Alone, nil),
 		Base:     Read(e.Base, nil),
 		Own:      Read(OwnState{}, nil),
@@ -122,10 +122,10 @@ func TestCheck(t *testing.T) {
 		"attributes cannot be read": {
 			got: func(o *Observed) { o.Unfit = Read([]extents.Problem(nil), errRead) }, kinds: "unreadable/note", state: Healthy},
 		"pin lost, grade holds": {
-			got:   func(o *Observed) { o.Pins.Value.InForce = []string{"immutable"} },
+			got:   func(o *Observed) { o.Pins.Value.InForce = []PinKind{"immutable"} },
 			kinds: "pin-lost/weak", state: Weakened, restored: "nodefrag", message: "nodefrag is gone, the grade is still guarded"},
 		"pin lost, grade fell": {
-			got:   func(o *Observed) { o.Pins.Value = Pins{InForce: []string{"nodefrag"}, Grade: "unsafe"} },
+			got:   func(o *Observed) { o.Pins.Value = Pins{InForce: []PinKind{"nodefrag"}, Grade: "unsafe"} },
 			kinds: "pin-lost/different", state: Failed, act: OnChangeError, message: "fell from guarded to unsafe"},
 		"all pins lost of an unsafe mapping": {
 			want:  func(e *Expected) { e.Pins.Grade = "unsafe" },
@@ -272,7 +272,7 @@ func TestCheck(t *testing.T) {
 			if d.State != test.state || d.Act != test.act {
 				t.Errorf("decided %s, act %q; want %s, act %q", d.State, d.Act, test.state, test.act)
 			}
-			if restored := strings.Join(d.Restore, " "); restored != test.restored {
+			if restored := strings.ReplaceAll(pinList(d.Restore), ",", ""); restored != test.restored {
 				t.Errorf("restores %q, want %q", restored, test.restored)
 			}
 			if d.State != Healthy && d.Reason == "" {

@@ -72,10 +72,10 @@ func (s *Severity) UnmarshalText(text []byte) error {
 
 // Finding is one difference between what was recorded and what was read again.
 type Finding struct {
-	Kind     Kind     `json:"kind"`
-	Severity Severity `json:"severity"`
-	Message  string   `json:"message"`
-	Pins     []string `json:"pins,omitempty"` // PinLost: the pins that are gone
+	Kind     Kind      `json:"kind"`
+	Severity Severity  `json:"severity"`
+	Message  string    `json:"message"`
+	Pins     []PinKind `json:"pins,omitempty"` // PinLost: the pins that are gone
 }
 
 // String returns the message with the kind, as logs show it.

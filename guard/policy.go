@@ -23,24 +23,30 @@ func ParsePolicy(s string) (Policy, error) {
 	return "", fmt.Errorf("policy %q is none of error, suspend and report", s)
 }
 
-// State is what a check says of a mapping, in the words of `dmloop status`.
+// State is what is known of a mapping.
 type State string
 
-// The states that a check can lead to.
+// The states. A check leads to those from Healthy to Suspended; the other two are there
+// while somebody is at work on the mapping.
 const (
+	Mapping   State = "mapping" // not live yet; without whoever makes it, it is undone
 	Healthy   State = "healthy"
 	Weakened  State = "weakened"
 	Stale     State = "stale"     // found different and not torn down
 	Failed    State = "failed"    // found different and torn down
 	Suspended State = "suspended" // found different and suspended
+	Releasing State = "releasing" // on its way out
 )
+
+// Broken reports whether the mapping was found different from what was mapped.
+func (s State) Broken() bool { return s == Stale || s == Failed }
 
 // Decision is what follows from a check.
 type Decision struct {
 	State   State
 	Reason  string
-	Act     Policy   // OnChangeError or OnChangeSuspend: do it now; "" otherwise
-	Restore []string // pins to set again
+	Act     Policy    // OnChangeError or OnChangeSuspend: do it now; "" otherwise
+	Restore []PinKind // pins to set again
 }
 
 // Decide turns findings into a decision under the mapping's policy. It is pure.

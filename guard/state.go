@@ -35,8 +35,8 @@ type Below struct {
 
 // Pins is what holds the image's blocks, and what that is worth.
 type Pins struct {
-	InForce []string
-	Grade   string // "kernel", "guarded" or "unsafe"
+	InForce []PinKind
+	Grade   Grade
 	// Tries is how often f2fs's garbage collector met the pin; at Limit it drops it.
 	Tries, Limit uint32
 }

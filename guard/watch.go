@@ -26,7 +26,7 @@ type Actions interface {
 	// Act makes the mapping give I/O errors, or suspends it, at once.
 	Act(ctx context.Context, how Policy, reason string) error
 	// Restore sets pins again that were lost.
-	Restore(ctx context.Context, pins []string) error
+	Restore(ctx context.Context, pins []PinKind) error
 	// Checked is called after every check; full ones read the layout.
 	Checked(full bool, took time.Duration)
 	// Report is called after the first check and whenever the decision or the kinds
@@ -39,7 +39,7 @@ type Report struct {
 	Decision Decision
 	Findings []Finding
 	Cause    string // what made the guard look: a hint's text, "timer", "asked" or "start"
-	Grade    string // as in force; the recorded one while it cannot be read
+	Grade    Grade  // as in force; the recorded one while it cannot be read
 	Time     time.Time
 	LastFull time.Time
 	Checks   uint64

@@ -101,7 +101,7 @@ func (a *fakeActions) Act(_ context.Context, how Policy, reason string) error {
 	return a.actErr
 }
 
-func (a *fakeActions) Restore(_ context.Context, pins []string) error {
+func (a *fakeActions) Restore(_ context.Context, pins []PinKind) error {
 	a.note("restore %v", pins)
 	if a.restored != nil {
 		a.restored()
@@ -252,7 +252,7 @@ func TestWatchRestoresAndRecovers(t *testing.T) {
 	world, act := newFakeWorld(), newFakeActions()
 	act.restored = func() { world.change(func(o *Observed) { o.Pins.Value.InForce = expected().Pins.InForce }) }
 	w := run(t, world, act, slow)
-	world.change(func(o *Observed) { o.Pins.Value.InForce = []string{"immutable"} })
+	world.change(func(o *Observed) { o.Pins.Value.InForce = []PinKind{"immutable"} })
 	w.Hint("test")
 	await(t, "weakened", func() bool { return strings.Contains(act.did(), "restore [nodefrag]") })
 	await(t, "healthy again", func() bool { return w.Last().Decision.State == Healthy })

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/lifecycle"
 )
 
@@ -36,19 +37,20 @@ type mappingsJSON struct {
 }
 
 func toMappingJSON(s lifecycle.Status) mappingJSON {
-	pins := s.Pins
-	if pins == nil {
-		pins = []string{}
-	}
-	device := ""
-	if s.Device != "" {
-		device = s.Device
-	}
 	return mappingJSON{
-		Name: s.Name, Device: device, MajMin: s.MajMin, Image: s.Image, Size: s.Size, RO: s.ReadOnly,
-		Extents: s.Extents, Pin: pins, Grade: s.Grade, State: string(s.State), Reason: s.Reason,
+		Name: s.Name, Device: s.Device, MajMin: s.MajMin, Image: s.Image, Size: s.Size, RO: s.ReadOnly,
+		Extents: s.Extents, Pin: pinNames(s.Pins), Grade: string(s.Grade), State: string(s.State), Reason: s.Reason,
 		Guard: s.Guard, Open: s.Open, UUID: s.UUID,
 	}
+}
+
+// pinNames returns the words for pins, an empty list when there are none.
+func pinNames(kinds []guard.PinKind) []string {
+	names := make([]string, len(kinds))
+	for i, k := range kinds {
+		names[i] = string(k)
+	}
+	return names
 }
 
 const defaultColumns = "NAME,DEVICE,IMAGE,SIZE,RO,EXTENTS,PIN,GRADE,STATE,GUARD"

@@ -42,7 +42,7 @@ unless given.`,
 	surveyFlags(cmd, &o.SurveyOptions)
 	f.BoolVarP(&o.PartScan, "partscan", "P", false, "make devices of the partitions inside, NAMEp1 and so on")
 	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "auto, immutable, swap or none")
-	f.StringVar(&o.OnChange, "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")
+	f.StringVar((*string)(&o.OnChange), "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")
 	f.StringVar(&o.UdevRules, "udev-rules", lifecycle.UdevLinks, "links: udev makes links and leaves LVM, md and bcache inside alone; or all")
 	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")
 	f.BoolVar(&o.Unsafe, "unsafe", false, "accept a pin that is weaker than guarded")

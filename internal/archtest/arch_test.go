@@ -34,19 +34,19 @@ var level = map[string]int{
 	"guard":               2, // judges values; the world comes in through interfaces
 	"internal/advice":     2, // what can be done, in names; cmd has the words
 	"internal/dm":         2,
-	"internal/record":     2,
-	"internal/pin":        2,
 	"internal/size":       2,
 	"internal/swap":       2,
 	"internal/watch":      2,
-	"internal/blockdev":   3,
 	"internal/btrfs":      3,
 	"internal/parttable":  3,
+	"internal/pin":        3,
+	"internal/record":     3,
 	"internal/image":      3,
-	"internal/guardrpc":   3,
 	"internal/seal":       3,
 	"internal/tab":        3,
 	"internal/backing":    4,
+	"internal/blockdev":   4,
+	"internal/guardrpc":   4,
 	"internal/blockid":    4,
 	"internal/claim":      4, // the one place that calls swapon
 	"internal/observe":    5,

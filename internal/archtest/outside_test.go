@@ -38,7 +38,7 @@ func (w world) Full(_ context.Context, quick guard.Observed) guard.Observed {
 type printer struct{}
 
 func (printer) Act(context.Context, guard.Policy, string) error { return nil }
-func (printer) Restore(context.Context, []string) error          { return nil }
+func (printer) Restore(context.Context, []guard.PinKind) error          { return nil }
 func (printer) Checked(bool, time.Duration)                      {}
 func (printer) Report(r guard.Report)                            { fmt.Println(r.Decision.State, r.Findings) }
 

@@ -10,6 +10,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
 )
@@ -26,7 +27,7 @@ func sample(t *testing.T) Manifest {
 		Version: Version, Way: Verify, Fallback: Shell, Path: "/images/root.img",
 		Host: Host{Filesystem: "ext4", UUID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", PartUUID: "1234abcd-01", Sectors: 1 << 20, Shim: "host", Base: base},
 		Record: record.Record{
-			Version: record.Version, Name: "root", UUID: "DMLOOP-00112233445566778899aabbccddeeff-root", State: record.Healthy,
+			Version: record.Version, Name: "root", UUID: "DMLOOP-00112233445566778899aabbccddeeff-root", State: guard.Healthy,
 			Image: record.Image{Path: "/mnt/images/root.img", Inode: 12, Generation: 7, Birth: 99, Size: 2 << 20, Filesystem: "ext4"},
 			Size:  2 << 20, Extents: 2, Grade: "kernel", OnChange: "error", Guard: true,
 			Pins:   []record.Pin{{Kind: "immutable", Ours: true}},

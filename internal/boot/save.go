@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/image"
@@ -73,7 +74,7 @@ func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target stri
 	if rec.Sealed && fs.Type == "f2fs" {
 		return refuse("%v", errSealedOnF2FS)
 	}
-	m.Record.State, m.Record.Reason, m.Record.Device = record.Healthy, "", dmtable.Device{}
+	m.Record.State, m.Record.Reason, m.Record.Device = guard.Healthy, "", dmtable.Device{}
 	return m, m.check()
 }
 

@@ -15,7 +15,6 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
-	"dmloop/internal/record"
 )
 
 // actions carries out what package guard decides about one mapping.
@@ -57,10 +56,10 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 // Restore sets lost pins again. Pins that were there before dmloop came are not
 // dmloop's to set. When it fails, those that are in force stay so, and the next check
 // asks anew who has the image open, as long as the kernel does not hold it.
-func (a *actions) Restore(ctx context.Context, lost []string) error {
+func (a *actions) Restore(ctx context.Context, lost []guard.PinKind) error {
 	rec := a.m.record
 	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
-		return !slices.Contains(lost, string(k)) || k == pin.Swap && pin.ClaimMoves(rec.Image.Filesystem)
+		return !slices.Contains(lost, k) || k == pin.Swap && pin.ClaimMoves(rec.Image.Filesystem)
 	})
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)
@@ -90,7 +89,7 @@ func (a *actions) Restore(ctx context.Context, lost []string) error {
 }
 
 // ours lists the pins that the record says dmloop set.
-func (a *actions) ours() []pin.Kind { return pin.Kinds(a.m.record.OurPins()) }
+func (a *actions) ours() []pin.Kind { return a.m.record.OurPins() }
 
 // briefly is how long the guard waits for those who have an image open: its checks of
 // the mapping wait meanwhile.
@@ -140,7 +139,7 @@ func (a *actions) Report(r guard.Report) {
 	if r.ActError != "" {
 		reason += "; " + r.ActError
 	}
-	state := record.State(r.Decision.State)
+	state := r.Decision.State
 	if state != a.m.record.State || r.Checks > 1 {
 		a.d.records.update(a.m.record, state, reason, a.proof)
 	}

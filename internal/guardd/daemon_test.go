@@ -19,7 +19,6 @@ import (
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
-	"dmloop/internal/record"
 )
 
 func TestTearDownAndRecord(t *testing.T) {
@@ -29,7 +28,7 @@ func TestTearDownAndRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await("the error table", r.tornDown)
-	r.await("the record", func() bool { return r.record().State == record.Failed })
+	r.await("the record", func() bool { return r.record().State == guard.Failed })
 	if m := r.record(); !strings.Contains(m.Reason, "4096 bytes, mapped were 65536 (resized)") {
 		t.Errorf("the reason is %q", m.Reason)
 	}
@@ -49,8 +48,8 @@ func TestTearDownAndRecord(t *testing.T) {
 }
 
 func TestPolicies(t *testing.T) {
-	for policy, want := range map[string]record.State{"suspend": record.Suspended, "report": record.Stale} {
-		t.Run(policy, func(t *testing.T) {
+	for policy, want := range map[guard.Policy]guard.State{guard.OnChangeSuspend: guard.Suspended, guard.OnChangeReport: guard.Stale} {
+		t.Run(string(policy), func(t *testing.T) {
 			r := newRig(t)
 			r.policy(policy)
 			r.start()
@@ -69,8 +68,8 @@ func TestPolicies(t *testing.T) {
 // The rows of an image within an image name the devices below both, so to suspend the
 // outer mapping, or to report it, stops nothing of the inner one.
 func TestInnerMappingOfOneThatIsDifferent(t *testing.T) {
-	for policy, want := range map[string]record.State{"suspend": record.Suspended, "report": record.Stale} {
-		t.Run(policy, func(t *testing.T) {
+	for policy, want := range map[guard.Policy]guard.State{guard.OnChangeSuspend: guard.Suspended, guard.OnChangeReport: guard.Stale} {
+		t.Run(string(policy), func(t *testing.T) {
 			r := newRig(t)
 			inner := r.within(r.policy(policy))
 			r.start()
@@ -102,21 +101,21 @@ func TestNothingWaitsForTheStoresLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await("the error table", r.tornDown)
-	if s := r.record().State; s != record.Healthy {
+	if s := r.record().State; s != guard.Healthy {
 		t.Errorf("the record says %s although the lock is held", s)
 	}
 	if err := c.Drop(t.Context(), "vol"); err != nil {
 		t.Fatal(err)
 	}
 	unlock()
-	r.await("the record", func() bool { return r.record().State == record.Failed })
+	r.await("the record", func() bool { return r.record().State == guard.Failed })
 }
 
 func TestUnmapIsNoAlarm(t *testing.T) {
 	r := newRig(t)
 	c, _ := r.start()
 	m := r.record()
-	m.State = record.Releasing
+	m.State = guard.Releasing
 	r.save(m)
 	if _, err := r.kernel.Conn().Remove(dm.ByUUID(uuid), dm.RemoveOptions{}); err != nil {
 		t.Fatal(err)
@@ -124,7 +123,7 @@ func TestUnmapIsNoAlarm(t *testing.T) {
 	if st, err := c.Check(t.Context(), "vol"); err != nil || st.State != guard.Healthy {
 		t.Errorf("a device that unmap removes gives %+v, %v", st, err)
 	}
-	m.State = record.Healthy
+	m.State = guard.Healthy
 	r.save(m)
 	if st, err := c.Check(t.Context(), "vol"); err != nil || st.State != guard.Failed {
 		t.Errorf("a device that somebody removes gives %+v, %v", st, err)
@@ -142,7 +141,7 @@ func TestForgetsWhatIsGone(t *testing.T) {
 			if err := os.Truncate(r.image, 4096); err != nil {
 				t.Fatal(err)
 			}
-			r.await("the record", func() bool { return r.record().State == record.Failed })
+			r.await("the record", func() bool { return r.record().State == guard.Failed })
 		}
 		if _, err := r.kernel.Conn().Remove(dm.ByUUID(uuid), dm.RemoveOptions{}); err != nil {
 			t.Fatal(err)
@@ -187,7 +186,7 @@ func TestRestartLeavesAndAdopts(t *testing.T) {
 	_, stop := r.start()
 	r.await("the error table", r.tornDown)
 	stop()
-	if s := r.record().State; s != record.Failed {
+	if s := r.record().State; s != guard.Failed {
 		t.Errorf("the record says %s after the guard's end", s)
 	}
 	reason := r.record().Reason
@@ -208,7 +207,7 @@ func TestAdoptsAKilledTearDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.start()
-	r.await("the record", func() bool { return r.record().State == record.Failed })
+	r.await("the record", func() bool { return r.record().State == guard.Failed })
 }
 
 func TestAnImageThatCannotBeOpenedFailsClosedInTheEnd(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/record"
 	"dmloop/internal/watch"
@@ -203,9 +204,9 @@ func (d *Daemon) remembered(name string) (m record.Record, watched bool) {
 	if s := mp.saved; s.UUID == m.UUID { // what map adds while it is watched already
 		m.State, m.Reason, m.Parts, m.Pins, m.Grade, m.Proof = s.State, s.Reason, s.Parts, s.Pins, s.Grade, s.Proof
 	}
-	if m.State != record.Releasing {
+	if m.State != guard.Releasing {
 		r := mp.watch.Last()
-		m.State, m.Reason = record.State(r.Decision.State), r.Decision.Reason
+		m.State, m.Reason = r.Decision.State, r.Decision.Reason
 	}
 	return m, true
 }

@@ -62,7 +62,7 @@ func (d *Daemon) begin(ctx context.Context, m record.Record, img *image.Image) (
 		mp.watch.Run(running)
 	}()
 	switch worst := guard.Worst(report.Findings); {
-	case worst == guard.Different && m.State != record.Stale:
+	case worst == guard.Different && m.State != guard.Stale:
 		return mp, guardrpc.Errorf(guardrpc.KindDifferent, "%s", report.Decision.Reason)
 	case report.Checks == 0:
 		return mp, ctx.Err()
@@ -140,10 +140,10 @@ func (m *mapping) leaving() bool {
 	if errors.Is(err, record.ErrNotFound) {
 		return true
 	}
-	if err == nil && now.State == record.Releasing {
+	if err == nil && now.State == guard.Releasing {
 		m.d.releases.expect(m.record.Name)
 	}
-	return err == nil && (now.UUID != m.record.UUID || now.State == record.Releasing || now.State == record.Mapping)
+	return err == nil && (now.UUID != m.record.UUID || now.State == guard.Releasing || now.State == guard.Mapping)
 }
 
 // hostStopped reports whether the image lies within another mapped image that was
@@ -161,7 +161,7 @@ func (m *mapping) hostStopped() bool {
 		return guard.Worst(outer.watch.Last().Findings) == guard.Different
 	}
 	now, err := m.d.store.Head(base.Name)
-	return err == nil && now.UUID == base.UUID && (now.State.Broken() || now.State == record.Suspended)
+	return err == nil && now.UUID == base.UUID && (now.State.Broken() || now.State == guard.Suspended)
 }
 
 // forgetGone forgets the mappings of which neither record nor device is left, in case
@@ -283,7 +283,7 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 			d.Log.Error("a record cannot be read, its mapping is not watched", "mapping", name, "error", err)
 			continue
 		}
-		if m.State == record.Releasing || m.State == record.Mapping {
+		if m.State == guard.Releasing || m.State == guard.Mapping {
 			d.releases.expect(name)
 		}
 		if !adoptable(m) && !d.lingers(m) {
@@ -305,13 +305,13 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 // adoptable reports whether m is live and as it was recorded, as far as its record
 // says. What a command has under way is that command's.
 func adoptable(m record.Record) bool {
-	return m.Guard && (m.State == record.Healthy || m.State == record.Weakened || m.State == record.Stale)
+	return m.Guard && (m.State == guard.Healthy || m.State == guard.Weakened || m.State == guard.Stale)
 }
 
 // lingers reports whether m is being released and live all the same, until the last
 // user closes its device (unmap --deferred). Its blocks have to stay as long.
 func (d *Daemon) lingers(m record.Record) bool {
-	if !m.Guard || m.State != record.Releasing {
+	if !m.Guard || m.State != guard.Releasing {
 		return false
 	}
 	info, err := d.Mapper.Info(dm.ByUUID(m.UUID))

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/guard"
-	"dmloop/internal/record"
 )
 
 // buckets are the upper bounds of the check time histogram, in seconds.
@@ -74,7 +73,7 @@ func (d *Daemon) Metrics(context.Context) (string, error) {
 		states[m.watch.Last().Decision.State]++
 	}
 	d.mu.Unlock()
-	states[guard.State(record.Releasing)] = len(d.releases.pending(d.halfWay))
+	states[guard.Releasing] = len(d.releases.pending(d.halfWay))
 	head(&b, "dmloop_guard_mappings", "gauge", "Mappings watched or still to be released, by state.")
 	for _, s := range sortedKeys(states) {
 		fmt.Fprintf(&b, "dmloop_guard_mappings{state=%q} %d\n", s, states[s])

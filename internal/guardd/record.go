@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/record"
 )
 
@@ -25,7 +26,7 @@ type recorder struct {
 
 type change struct {
 	name, uuid string
-	state      record.State
+	state      guard.State
 	reason     string
 	proof      *bool // what the record says of the proof from now on; nil leaves it
 }
@@ -45,7 +46,7 @@ func newRecorder(store *record.Store, log *slog.Logger) *recorder {
 
 // update has the state of m's record changed soon, and its proof unless that is nil. It
 // does not wait.
-func (r *recorder) update(m record.Record, state record.State, reason string, proof *bool) {
+func (r *recorder) update(m record.Record, state guard.State, reason string, proof *bool) {
 	r.mu.Lock()
 	r.pending[m.UUID] = change{name: m.Name, uuid: m.UUID, state: state, reason: reason, proof: proof}
 	r.mu.Unlock()
@@ -129,7 +130,7 @@ func (r *recorder) write(c change) error {
 	if err != nil {
 		return err
 	}
-	if m.UUID != c.uuid || m.State == record.Releasing || m.State == record.Mapping {
+	if m.UUID != c.uuid || m.State == guard.Releasing || m.State == guard.Mapping {
 		return nil
 	}
 	if m.State == c.state && m.Reason == c.reason && (c.proof == nil || *c.proof == m.Proof) {

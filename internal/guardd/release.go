@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/record"
 )
 
@@ -81,7 +82,7 @@ func (d *Daemon) recordSaved(file string) {
 			mp.saved = m
 		}
 		d.mu.Unlock()
-		if d.Finish != nil && (m.State == record.Releasing || m.State == record.Mapping) {
+		if d.Finish != nil && (m.State == guard.Releasing || m.State == guard.Mapping) {
 			d.releases.expect(name)
 		}
 	}
@@ -91,7 +92,7 @@ func (d *Daemon) recordSaved(file string) {
 // or was.
 func (d *Daemon) halfWay(name string) bool {
 	m, err := d.store.Head(name)
-	return err == nil && (m.State == record.Releasing || m.State == record.Mapping)
+	return err == nil && (m.State == guard.Releasing || m.State == guard.Mapping)
 }
 
 // tendReleases ends what killed commands left. Finish takes the lock that every

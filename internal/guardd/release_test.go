@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/record"
@@ -30,7 +31,7 @@ func (r *rig) finisher(failures int32) (calls *atomic.Int32) {
 	return calls
 }
 
-func (r *rig) setState(s record.State) {
+func (r *rig) setState(s guard.State) {
 	r.t.Helper()
 	m := r.record()
 	m.State = s
@@ -43,7 +44,7 @@ func (r *rig) gone() bool {
 }
 
 func TestFinishesWhatWasLeftBefore(t *testing.T) {
-	for _, state := range []record.State{record.Releasing, record.Mapping} {
+	for _, state := range []guard.State{guard.Releasing, guard.Mapping} {
 		r := newRig(t)
 		calls := r.finisher(0)
 		r.setState(state)
@@ -66,11 +67,11 @@ func TestFinishesWhatACommandLeaves(t *testing.T) {
 		}
 		return text
 	}
-	r.setState(record.Weakened) // not the end of anything
+	r.setState(guard.Weakened) // not the end of anything
 	if want := `dmloop_guard_mappings{state="releasing"} 0`; !strings.Contains(metrics(), want) {
 		t.Errorf("the metrics lack %s", want)
 	}
-	r.setState(record.Releasing)
+	r.setState(guard.Releasing)
 	r.await("the metrics", func() bool { return strings.Contains(metrics(), `dmloop_guard_mappings{state="releasing"} 1`) })
 	r.await("a second try", r.gone)
 	if n := calls.Load(); n != 2 {
@@ -91,7 +92,7 @@ func TestDeferredRemovalIsFinished(t *testing.T) {
 		return r.store.Delete("vol")
 	}
 	c, _ := r.start()
-	r.setState(record.Releasing)
+	r.setState(guard.Releasing)
 	r.await("the first try", func() bool { return tries.Load() > 0 })
 	if _, err := r.kernel.Conn().Remove(dm.ByUUID(uuid), dm.RemoveOptions{}); err != nil {
 		t.Fatal(err)
@@ -117,7 +118,7 @@ func TestAdoptsWhatLingers(t *testing.T) {
 	if _, err := r.kernel.Conn().Remove(dm.ByName("vol"), dm.RemoveOptions{Deferred: true}); err != nil {
 		t.Fatal(err)
 	}
-	r.setState(record.Releasing)
+	r.setState(guard.Releasing)
 	c, _ := r.start()
 	st, err := c.Status(t.Context())
 	if err != nil || len(st.Mappings) != 1 {
@@ -127,7 +128,7 @@ func TestAdoptsWhatLingers(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await("the tear-down", r.tornDown)
-	if got := r.record().State; got != record.Releasing {
+	if got := r.record().State; got != guard.Releasing {
 		t.Errorf("the record says %s", got)
 	}
 }

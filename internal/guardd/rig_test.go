@@ -106,7 +106,7 @@ func (r *rig) mapImage() {
 	own := r.live("vol", uuid, table)
 	id, layout := r.readImage(r.image)
 	r.save(record.Record{
-		Name: "vol", UUID: uuid, Device: own.Device, State: record.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
+		Name: "vol", UUID: uuid, Device: own.Device, State: guard.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
 		Image: record.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: "ext4"},
 		Size: 64 << 10, Layout: layout, Table: table, OnChange: "error",
@@ -140,7 +140,7 @@ func (r *rig) save(m record.Record) {
 }
 
 // policy gives the mapping another policy and returns its record.
-func (r *rig) policy(onChange string) record.Record {
+func (r *rig) policy(onChange guard.Policy) record.Record {
 	r.t.Helper()
 	m := r.record()
 	m.OnChange = onChange

@@ -127,7 +127,7 @@ type MappingState struct {
 	Image        string          `json:"image"`
 	State        guard.State     `json:"state"`
 	Reason       string          `json:"reason"`
-	Grade        string          `json:"grade"` // as it is in force now
+	Grade        guard.Grade     `json:"grade"` // as it is in force now
 	Denies       Answer          `json:"denies"`
 	Findings     []guard.Finding `json:"findings"` // of the last check
 	Checks       uint64          `json:"checks"`

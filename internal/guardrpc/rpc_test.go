@@ -71,7 +71,7 @@ func (h *fakeHandler) Record(_ context.Context, name string) (record.Record, err
 	if name != "vol" {
 		return record.Record{}, Errorf(KindNotFound, "%s is not watched", name)
 	}
-	return record.Record{Name: "vol", State: record.Healthy, Parts: []record.Part{{Name: "volp1", Number: 1}},
+	return record.Record{Name: "vol", State: guard.Healthy, Parts: []record.Part{{Name: "volp1", Number: 1}},
 		Image: record.Image{Inode: 1 << 62, FSUUID: "a"}}, nil
 }
 
@@ -164,7 +164,7 @@ func TestCalls(t *testing.T) {
 	c := dial(t, dir)
 	ctx := t.Context()
 	path := filepath.Join(dir, "image")
-	if m, err := c.Record(t.Context(), "vol"); err != nil || m.Name != "vol" || m.State != record.Healthy || m.Image.Inode != 1<<62 || len(m.Parts) != 1 {
+	if m, err := c.Record(t.Context(), "vol"); err != nil || m.Name != "vol" || m.State != guard.Healthy || m.Image.Inode != 1<<62 || len(m.Parts) != 1 {
 		t.Errorf("record: %+v, %v", m, err)
 	}
 	var unknown *Error

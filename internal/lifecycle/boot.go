@@ -8,6 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
@@ -33,7 +34,7 @@ func (s *System) Recorded(ctx context.Context, target string) (record.Record, im
 		return record.Record{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
 	}
 	defer store.Close()
-	if checked[0].State != record.Healthy {
+	if checked[0].State != guard.Healthy {
 		return record.Record{}, none, &Error{Class: StaleMapping, Subject: target,
 			Message: fmt.Sprintf("the mapping is %s: %s", checked[0].State, checked[0].Reason), Remedy: advice.MapAgain}
 	}
@@ -87,7 +88,7 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 		return Status{}, err
 	}
 	m.ReadOnly = m.ReadOnly || readOnly
-	m.State, m.Reason = record.Mapping, ""
+	m.State, m.Reason = guard.Mapping, ""
 	if err := store.Save(m); err != nil {
 		return Status{}, err
 	}
@@ -98,7 +99,7 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 	if err != nil {
 		return Status{}, fail(m.Name, "", err)
 	}
-	m.Device, m.State = info.Device, record.Healthy
+	m.Device, m.State = info.Device, guard.Healthy
 	if err := store.SaveHead(m); err != nil {
 		return Status{}, err
 	}
@@ -158,7 +159,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
 		return err
 	}
-	kinds := pin.Kinds(m.OurPins())
+	kinds := m.OurPins()
 	if slices.Contains(kinds, pin.Swap) && pin.ClaimMoves(m.Image.Filesystem) {
 		active, err := swap.Active(img.File())
 		if err != nil {
@@ -225,7 +226,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
 		return err
 	}
-	left := evidence(m, pin.WithoutClaim(pin.Kinds(m.OurPins())))
+	left := evidence(m, pin.WithoutClaim(m.OurPins()))
 	left.Proof = true // it is taken below
 	if !inUse && pin.GradeOf(left) != pin.Kernel {
 		conn, err := s.mapper()

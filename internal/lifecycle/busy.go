@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/record"
@@ -54,10 +55,10 @@ func (s *System) inUse(conn *dm.Conn, m record.Record) (open []dm.Ref, last dm.I
 
 // cutOff lets every further access fail. What users have not written yet is written
 // first, unless the blocks may not be ours any more.
-func (s *System) cutOff(conn *dm.Conn, m record.Record, before record.State) error {
+func (s *System) cutOff(conn *dm.Conn, m record.Record, before guard.State) error {
 	table := dmtable.ErrorTable(m.Table.Size())
 	ref := dm.ByUUID(m.UUID)
-	if before != record.Healthy && before != record.Weakened {
+	if before != guard.Healthy && before != guard.Weakened {
 		_, err := conn.ReplaceNow(ref, table, 0)
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
@@ -170,7 +171,7 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 	switch {
 	case st.Name != mangledName:
 		return Status{}, false, nil // found by a file of this name
-	case st.State == record.Mapping, st.State == record.Releasing:
+	case st.State == guard.Mapping, st.State == guard.Releasing:
 		return st, false, nil // Map finishes that first
 	case st.State.Broken():
 		return st, false, &Error{Class: StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),

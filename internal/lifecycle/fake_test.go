@@ -10,6 +10,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/image"
@@ -60,7 +61,7 @@ func (w *world) fresh() *System {
 }
 
 // mapped makes an image, its device and its record, as map leaves them.
-func (w *world) mapped(t *testing.T, name string, state record.State) record.Record {
+func (w *world) mapped(t *testing.T, name string, state guard.State) record.Record {
 	t.Helper()
 	path := filepath.Join(w.dir, name+".img")
 	if err := os.WriteFile(path, make([]byte, 8192), 0o600); err != nil {

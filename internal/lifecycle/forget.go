@@ -14,10 +14,10 @@ import (
 // Forgotten is what stays of a mapping whose record was given up.
 type Forgotten struct {
 	Name     string
-	Image    string   // its path as it was when mapped; empty when the record could not be read
-	Pins     []string // set by dmloop and left on the image, as its mark says, or else as the record says
-	Released bool     // nothing stays: the release could be finished after all
-	Gone     bool     // the image was deleted, its pins with it
+	Image    string     // its path as it was when mapped; empty when the record could not be read
+	Pins     []pin.Kind // set by dmloop and left on the image, as its mark says, or else as the record says
+	Released bool       // nothing stays: the release could be finished after all
+	Gone     bool       // the image was deleted, its pins with it
 }
 
 // Forget gives up the record of a mapping whose device is gone and whose image cannot be
@@ -48,10 +48,7 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 	case err == nil:
 		defer img.Close()
 		if mark, _, err := pin.ReadMark(img.File()); err == nil {
-			left.Pins = nil
-			for _, k := range mark.Kinds {
-				left.Pins = append(left.Pins, string(k))
-			}
+			left.Pins = mark.Kinds
 		}
 	}
 	return left, s.forgetRecord(ctx, store, m.Name)

@@ -31,9 +31,9 @@ type Status struct {
 	Size     extents.Bytes
 	ReadOnly bool
 	Extents  int
-	Pins     []string // in force now
-	Grade    string
-	State    record.State
+	Pins     []pin.Kind // in force now
+	Grade    pin.Grade
+	State    guard.State
 	Reason   string
 	Guard    bool // the guard watches it now
 	Open     int
@@ -134,7 +134,7 @@ func pick(all []Status, names []string) ([]Status, error) {
 func (s *System) settled(ctx context.Context, store *record.Store, conn *dm.Conn, m record.Record, watched map[string]bool) (st Status, there bool) {
 	for range settleTries {
 		if unreadable(m) {
-			return Status{Name: m.Name, Grade: string(pin.Unsafe), State: m.State, Reason: m.Reason}, true
+			return Status{Name: m.Name, Grade: pin.Unsafe, State: m.State, Reason: m.Reason}, true
 		}
 		st = s.status(ctx, conn, m)
 		st.Guard = watched[m.Name]
@@ -167,7 +167,7 @@ func allRecords(store *record.Store, load func(name string) (record.Record, erro
 			continue // unmapped meanwhile
 		}
 		if err != nil { // it must not hide the others
-			m = record.Record{Name: name, State: record.Stale, Reason: "its record cannot be used: " + err.Error()}
+			m = record.Record{Name: name, State: guard.Stale, Reason: "its record cannot be used: " + err.Error()}
 		}
 		records = append(records, m)
 	}
@@ -182,23 +182,23 @@ func unreadable(m record.Record) bool { return m.UUID == "" }
 func (s *System) status(ctx context.Context, conn *dm.Conn, m record.Record) Status {
 	st := Status{
 		Name: m.Name, UUID: m.UUID, Image: m.Image.Path, Size: m.Size, ReadOnly: m.ReadOnly,
-		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == record.Suspended,
+		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == guard.Suspended,
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	switch {
 	case err == nil:
 		st.Device, st.MajMin, st.Open = "/dev/mapper/"+info.Name, info.Device.String(), info.OpenCount
-		if info.Suspended && st.State == record.Healthy {
-			st.State, st.Reason = record.Suspended, "somebody suspended the device"
+		if info.Suspended && st.State == guard.Healthy {
+			st.State, st.Reason = guard.Suspended, "somebody suspended the device"
 		}
-	case errors.Is(err, dm.ErrNotFound) && (m.State == record.Mapping || m.State == record.Releasing):
+	case errors.Is(err, dm.ErrNotFound) && (m.State == guard.Mapping || m.State == guard.Releasing):
 	case errors.Is(err, dm.ErrNotFound):
-		st.State = record.Failed
+		st.State = guard.Failed
 		if st.Reason == "" {
 			st.Reason = "somebody removed the device; dmloop unmap " + m.Name + " releases the image"
 		}
 	default:
-		st.State, st.Reason = record.Stale, err.Error()
+		st.State, st.Reason = guard.Stale, err.Error()
 	}
 	s.judgeBelow(conn, &st, m)
 	s.judgePins(ctx, &st, m)
@@ -208,7 +208,7 @@ func (s *System) status(ctx context.Context, conn *dm.Conn, m record.Record) Sta
 // judgeBelow says what is known of the devices that the live table names, of a mapping
 // that nothing is known against so far.
 func (s *System) judgeBelow(conn *dm.Conn, st *Status, m record.Record) {
-	if st.Device == "" || st.State != record.Healthy && st.State != record.Weakened {
+	if st.Device == "" || st.State != guard.Healthy && st.State != guard.Weakened {
 		return
 	}
 	devices, err := conn.Deps(dm.ByUUID(m.UUID))
@@ -226,10 +226,10 @@ func (s *System) judgeBelow(conn *dm.Conn, st *Status, m record.Record) {
 	for _, f := range guard.Check(guard.Expected{ReadOnly: m.ReadOnly}, guard.Observed{Below: guard.Read(found, nil)}) {
 		switch f.Kind {
 		case guard.BelowLost:
-			st.State, st.Reason = record.Failed, f.String()
+			st.State, st.Reason = guard.Failed, f.String()
 			return
 		case guard.BelowAiling:
-			st.State, st.Reason = record.Stale, f.String()
+			st.State, st.Reason = guard.Stale, f.String()
 		case guard.BelowFixed:
 			st.ReadOnly = true
 			st.Reason = cmp.Or(st.Reason, f.String())
@@ -245,12 +245,8 @@ func (s *System) judgePins(ctx context.Context, st *Status, m record.Record) {
 		st.Image = observe.PathNow(img, m.Image) // a folder may have been renamed since
 		var kinds []pin.Kind
 		if kinds, err = pinsInForce(img, m, listedClaim); err == nil {
-			for _, k := range kinds {
-				st.Pins = append(st.Pins, string(k))
-			}
-			grade := pin.GradeOf(evidence(m, kinds))
-			st.Grade = string(grade)
-			s.judgeLoss(st, m, kinds, grade)
+			st.Pins, st.Grade = kinds, pin.GradeOf(evidence(m, kinds))
+			s.judgeLoss(st, m, kinds, st.Grade)
 			judgeArea(st, img, kinds)
 			if now, serr := img.Status(); serr == nil && now.Links == 0 {
 				st.deleted()
@@ -258,7 +254,7 @@ func (s *System) judgePins(ctx context.Context, st *Status, m record.Record) {
 			return
 		}
 	}
-	st.Grade = string(pin.Unsafe) // nothing is known to be in force
+	st.Grade = pin.Unsafe // nothing is known to be in force
 	if errors.Is(err, observe.ErrImageGone) || errors.Is(err, observe.ErrSeemsGone) {
 		st.deleted()
 		return
@@ -275,7 +271,7 @@ func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
 	}
 	area, err := swap.Area(img.File())
 	if page := int64(os.Getpagesize()); err == nil && area.Size != page {
-		st.State = record.Stale
+		st.State = guard.Stale
 		st.Reason = fmt.Sprintf("the kernel uses %d bytes of the image as swap space instead of one page of %d", area.Size, page)
 	}
 }
@@ -283,28 +279,28 @@ func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
 // deleted is what is said of a mapping whose image has no name any more: without a guard
 // nobody else says it.
 func (s *Status) deleted() {
-	if s.State == record.Healthy || s.State == record.Weakened {
-		s.State, s.Reason = record.Stale, "the image was deleted: its blocks are the file system's again as soon as nobody has it open"
+	if s.State == guard.Healthy || s.State == guard.Weakened {
+		s.State, s.Reason = guard.Stale, "the image was deleted: its blocks are the file system's again as soon as nobody has it open"
 	}
 }
 
 // judgeLoss says what a lost pin means for a mapping that was healthy.
 func (s *System) judgeLoss(st *Status, m record.Record, now []pin.Kind, grade pin.Grade) {
-	if st.State != record.Healthy && st.State != record.Weakened {
+	if st.State != guard.Healthy && st.State != guard.Weakened {
 		return
 	}
 	var lost []string
 	for _, p := range m.Pins {
-		if !slices.Contains(now, pin.Kind(p.Kind)) {
-			lost = append(lost, p.Kind)
+		if !slices.Contains(now, p.Kind) {
+			lost = append(lost, string(p.Kind))
 		}
 	}
 	switch {
 	case len(lost) == 0:
-	case string(grade) == m.Grade:
-		st.State, st.Reason = record.Weakened, "pin lost: "+strings.Join(lost, ", ")
+	case grade == m.Grade:
+		st.State, st.Reason = guard.Weakened, "pin lost: "+strings.Join(lost, ", ")
 	default:
-		st.State = record.Stale
+		st.State = guard.Stale
 		st.Reason = fmt.Sprintf("pin lost: %s; grade %s became %s", strings.Join(lost, ", "), m.Grade, grade)
 	}
 }
@@ -345,7 +341,7 @@ func (s *System) orphans(store *record.Store, conn *dm.Conn) ([]Status, error) {
 		found = append(found, Status{
 			Name: info.Name, UUID: info.UUID, Device: "/dev/mapper/" + info.Name, MajMin: info.Device.String(),
 			Size:     extents.Bytes(table.Size()) * dmtable.SectorSize,
-			ReadOnly: info.ReadOnly, Open: info.OpenCount, Grade: string(pin.Unsafe), State: record.Stale,
+			ReadOnly: info.ReadOnly, Open: info.OpenCount, Grade: pin.Unsafe, State: guard.Stale,
 			Reason: "no record names this device: remove it with dmloop unmap " + info.Name + " and map its image again",
 		})
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
@@ -51,10 +52,10 @@ func TestListWithoutAnything(t *testing.T) {
 // The record says what was; list says what is.
 func TestListComparesWithTheKernel(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "fine", record.Healthy)
-	gone := w.mapped(t, "gone", record.Healthy)
-	paused := w.mapped(t, "paused", record.Healthy)
-	failed := w.mapped(t, "failed", record.Failed)
+	w.mapped(t, "fine", guard.Healthy)
+	gone := w.mapped(t, "gone", guard.Healthy)
+	paused := w.mapped(t, "paused", guard.Healthy)
+	failed := w.mapped(t, "failed", guard.Failed)
 	failed.Reason = "moved"
 	if err := w.store.Save(failed); err != nil {
 		t.Fatal(err)
@@ -89,19 +90,19 @@ func TestListComparesWithTheKernel(t *testing.T) {
 		t.Errorf("listed %q, want %q", names, want)
 	}
 	fine := byName(t, all, "fine")
-	if fine.State != record.Healthy || fine.Open != 3 || fine.Device != "/dev/mapper/fine" || fine.MajMin == "" || fine.Reason != "" {
+	if fine.State != guard.Healthy || fine.Open != 3 || fine.Device != "/dev/mapper/fine" || fine.MajMin == "" || fine.Reason != "" {
 		t.Errorf("%+v", fine)
 	}
-	if st := byName(t, all, "gone"); st.State != record.Failed || st.Device != "" || st.Reason == "" {
+	if st := byName(t, all, "gone"); st.State != guard.Failed || st.Device != "" || st.Reason == "" {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "paused"); st.State != record.Suspended || st.Reason == "" || st.Broken() {
+	if st := byName(t, all, "paused"); st.State != guard.Suspended || st.Reason == "" || st.Broken() {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "failed"); st.State != record.Failed || st.Reason != "moved" || !st.Broken() {
+	if st := byName(t, all, "failed"); st.State != guard.Failed || st.Reason != "moved" || !st.Broken() {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "orphan"); st.State != record.Stale || st.Grade != string(pin.Unsafe) || !strings.Contains(st.Reason, "record") {
+	if st := byName(t, all, "orphan"); st.State != guard.Stale || st.Grade != pin.Unsafe || !strings.Contains(st.Reason, "record") {
 		t.Errorf("%+v", st)
 	}
 }
@@ -128,13 +129,13 @@ func (c *changes) OpenImage(context.Context, record.Image) (*os.File, error) {
 // for a lost pin.
 func TestListBesideAnUnmap(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	m.Pins, m.Grade = []record.Pin{{Kind: "immutable", Ours: true}}, "kernel" // which the unmap has just cleared
 	if err := w.store.Save(m); err != nil {
 		t.Fatal(err)
 	}
 	begun := m
-	begun.State = record.Releasing
+	begun.State = guard.Releasing
 	for _, targets := range [][]string{nil, {"image"}} {
 		if err := w.store.Save(m); err != nil {
 			t.Fatal(err)
@@ -144,7 +145,7 @@ func TestListBesideAnUnmap(t *testing.T) {
 				t.Error(err)
 			}
 		}})
-		if st := byName(t, must(s.List(background(t), targets...))(t), "image"); st.State != record.Releasing {
+		if st := byName(t, must(s.List(background(t), targets...))(t), "image"); st.State != guard.Releasing {
 			t.Errorf("%q: %+v", targets, st)
 		}
 		if err := w.store.Save(m); err != nil {
@@ -160,11 +161,11 @@ func TestListBesideAnUnmap(t *testing.T) {
 		if len(all) != 0 || targets == nil && err != nil || targets != nil && ClassOf(err) != NotFound {
 			t.Errorf("%q: %+v, %v", targets, all, err)
 		}
-		w.mapped(t, "image", record.Healthy)
+		w.mapped(t, "image", guard.Healthy)
 		m = must(w.store.Load("image"))(t)
 		m.Pins, m.Grade = []record.Pin{{Kind: "immutable", Ours: true}}, "kernel"
 		begun = m
-		begun.State = record.Releasing
+		begun.State = guard.Releasing
 	}
 }
 
@@ -189,7 +190,7 @@ func (g *hungGuard) OpenImage(context.Context, record.Image) (*os.File, error) {
 func TestListWithAHungGuard(t *testing.T) {
 	w := newWorld(t)
 	for _, name := range []string{"a", "b", "c"} {
-		w.mapped(t, name, record.Healthy)
+		w.mapped(t, name, guard.Healthy)
 	}
 	g := &hungGuard{}
 	all, err := w.fresh().WithGuard(g).List(background(t))
@@ -197,7 +198,7 @@ func TestListWithAHungGuard(t *testing.T) {
 		t.Errorf("asked %d times: %+v, %v", g.asked, all, err)
 	}
 	for _, st := range all {
-		if st.Guard || st.State != record.Healthy {
+		if st.Guard || st.State != guard.Healthy {
 			t.Errorf("%+v", st)
 		}
 	}
@@ -206,7 +207,7 @@ func TestListWithAHungGuard(t *testing.T) {
 // An open that a hanging guard holds up is given up, and not tried again.
 func TestHeldOpen(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	s := w.fresh()
 	s.hung = os.ErrDeadlineExceeded
 	img, err := s.openHeld(m.Image, openUnwatched)
@@ -231,14 +232,14 @@ func TestHeldOpen(t *testing.T) {
 // A device that no record names is found by its name as well.
 func TestListOfAnOrphanByName(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
-	w.mapped(t, "other", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
+	w.mapped(t, "other", guard.Healthy)
 	deleteRecord(t, w, m)
 	all, err := w.fresh().List(background(t), "other", "image")
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if st := byName(t, all, "image"); st.State != record.Stale || st.Size != 8192 {
+	if st := byName(t, all, "image"); st.State != guard.Stale || st.Size != 8192 {
 		t.Errorf("%+v", st)
 	}
 	if all, err := w.fresh().List(background(t), "/dev/mapper/image", "/dev/mapper/other"); err != nil || len(all) != 2 {
@@ -259,7 +260,7 @@ func TestListOfAnOrphanByName(t *testing.T) {
 // What is in the way of mapping any image is known before this one is touched.
 func TestCanMap(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	if _, err := w.kernel.Conn().Create("device", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +291,7 @@ func TestCanMap(t *testing.T) {
 // To pin a mapped image by hand would lift its pin for a moment.
 func TestPinRefusesAMappedImage(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	if _, err := w.fresh().Pin(background(t), m.Image.Path, false); ClassOf(err) != Busy || !strings.Contains(err.Error(), "mapped already as image") {
 		t.Errorf("%v", err)
 	}
@@ -299,20 +300,20 @@ func TestPinRefusesAMappedImage(t *testing.T) {
 // A pin that the record has and the file has not.
 func TestListSeesLostPins(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	m.Pins, m.Grade = []record.Pin{{Kind: "immutable", Ours: true}}, "kernel"
 	if err := w.store.Save(m); err != nil {
 		t.Fatal(err)
 	}
 	st := byName(t, must(w.fresh().List(background(t), "image"))(t), "image")
-	if st.State != record.Stale || st.Grade != "unsafe" || !strings.Contains(st.Reason, "immutable") || len(st.Pins) != 0 {
+	if st.State != guard.Stale || st.Grade != "unsafe" || !strings.Contains(st.Reason, "immutable") || len(st.Pins) != 0 {
 		t.Errorf("%+v", st)
 	}
 	m.Grade = "unsafe" // nothing is lost that the grade needed
 	if err := w.store.Save(m); err != nil {
 		t.Fatal(err)
 	}
-	if st := byName(t, must(w.fresh().List(background(t)))(t), "image"); st.State != record.Weakened {
+	if st := byName(t, must(w.fresh().List(background(t)))(t), "image"); st.State != guard.Weakened {
 		t.Errorf("%+v", st)
 	}
 }
@@ -330,8 +331,8 @@ func must[T any](v T, err error) func(*testing.T) T {
 // One record that cannot be read must not hide the others, nor look like a healthy one.
 func TestListWithAnUnreadableRecord(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "fine", record.Healthy)
-	w.mapped(t, "broken", record.Healthy)
+	w.mapped(t, "fine", guard.Healthy)
+	w.mapped(t, "broken", guard.Healthy)
 	if err := os.WriteFile(filepath.Join(w.dir, "state", "broken.mapping"), []byte("junk\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -339,10 +340,10 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if st := byName(t, all, "broken"); st.State != record.Stale || st.Reason == "" {
+	if st := byName(t, all, "broken"); st.State != guard.Stale || st.Reason == "" {
 		t.Errorf("%+v", st)
 	}
-	if st := byName(t, all, "fine"); st.State != record.Healthy {
+	if st := byName(t, all, "fine"); st.State != guard.Healthy {
 		t.Errorf("%+v", st)
 	}
 	if _, err := w.fresh().List(background(t), "broken"); err == nil {
@@ -367,7 +368,7 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 		t.Fatalf("%+v, %v", verified, err)
 	}
 	for _, v := range verified {
-		if v.Name == "broken" && v.State != record.Stale {
+		if v.Name == "broken" && v.State != guard.Stale {
 			t.Errorf("%+v", v)
 		}
 	}
@@ -377,7 +378,7 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 func TestListWhenTheNthRequestFails(t *testing.T) {
 	for n := 1; ; n++ {
 		w := newWorld(t)
-		w.mapped(t, "image", record.Healthy)
+		w.mapped(t, "image", guard.Healthy)
 		w.kernel.FailNth(n, unix.EIO)
 		all, err := w.fresh().List(background(t))
 		if n > len(w.kernel.Calls()) {
@@ -386,7 +387,7 @@ func TestListWhenTheNthRequestFails(t *testing.T) {
 			}
 			return
 		}
-		if err == nil && byName(t, all, "image").State == record.Healthy && n == 1 {
+		if err == nil && byName(t, all, "image").State == guard.Healthy && n == 1 {
 			t.Errorf("request %d failed: %+v", n, all)
 		}
 	}

@@ -30,7 +30,7 @@ type MapOptions struct {
 	Name     string // empty: the image's base name without its extension
 	ReadOnly bool
 	Pin      string // "auto", "immutable", "swap" or "none"
-	OnChange string // "error", "suspend" or "report"
+	OnChange guard.Policy
 	// UdevRules is what udev may do with the content: UdevLinks or UdevAll.
 	UdevRules string
 	NoGuard   bool
@@ -189,7 +189,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) r
 		below = append(below, record.Below{Device: b.Device, Name: b.Name})
 	}
 	return record.Record{
-		Name: name, UUID: uuid, State: record.Mapping,
+		Name: name, UUID: uuid, State: guard.Mapping,
 		Image: record.Image{
 			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
 			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
@@ -241,7 +241,7 @@ func (j *mapJob) run(ctx context.Context) error {
 			return err
 		}
 	}
-	j.m.State = record.Healthy
+	j.m.State = guard.Healthy
 	return j.store.SaveHead(j.m)
 }
 
@@ -269,10 +269,10 @@ func (j *mapJob) setPins(ctx context.Context) error {
 		j.m.Proof = true
 	}
 	for _, k := range inForce {
-		j.m.Pins = append(j.m.Pins, record.Pin{Kind: string(k), Ours: slices.Contains(ours, k)})
+		j.m.Pins = append(j.m.Pins, record.Pin{Kind: k, Ours: slices.Contains(ours, k)})
 	}
 	grade := pin.GradeOf(evidence(j.m, inForce))
-	j.m.Grade = string(grade)
+	j.m.Grade = grade
 	err = j.options.accept(j.survey.Path, grade, j.denies)
 	if k, lost := clearedSince(wantedPins(j.survey, j.options.Pin), ours, inForce); err != nil && lost {
 		return j.cleared(k) // or it would look as if none could be had
@@ -339,7 +339,7 @@ func (j *mapJob) dropLease() error {
 // flag before it was set, and slept since then where nothing makes him sleep.
 func (j *mapJob) lookOnceMore(context.Context) error {
 	watched := !j.options.NoGuard && !j.options.GuardLater
-	if watched || slices.Contains(j.m.PinKinds(), string(pin.Swap)) || observe.OthersOpen(j.img) != guard.Writers {
+	if watched || slices.Contains(j.m.PinKinds(), pin.Swap) || observe.OthersOpen(j.img) != guard.Writers {
 		return nil
 	}
 	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
@@ -366,7 +366,7 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 // locateAgain reads the layout of an image that the kernel now holds: taking the
 // claim may have moved blocks (f2fs).
 func (j *mapJob) locateAgain(context.Context) error {
-	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
+	if !slices.Contains(j.m.PinKinds(), pin.Swap) {
 		return nil
 	}
 	if j.m.Image.Filesystem != "btrfs" { // whose addresses stay when the device below them changes
@@ -457,7 +457,7 @@ func (j *mapJob) provePins() error {
 		return err
 	}
 	for _, p := range j.m.Pins {
-		if k := pin.Kind(p.Kind); k != pin.Swap && !slices.Contains(now, k) {
+		if k := p.Kind; k != pin.Swap && !slices.Contains(now, k) {
 			return j.cleared(k)
 		}
 	}
@@ -467,7 +467,7 @@ func (j *mapJob) provePins() error {
 // proveClaim proves that the kernel still holds a sealed image: the layout was read
 // while it did, and stands while it does.
 func (j *mapJob) proveClaim(context.Context) error {
-	if !slices.Contains(j.m.PinKinds(), string(pin.Swap)) {
+	if !slices.Contains(j.m.PinKinds(), pin.Swap) {
 		return nil
 	}
 	active, err := j.probe.Active()

@@ -26,7 +26,7 @@ func TestClearedPinIsNoProof(t *testing.T) {
 	j := &mapJob{img: img, survey: &Survey{Path: path}, m: record.Record{Image: record.Image{Filesystem: "ext4"}}}
 	_, unknown := pin.InForce(img.File(), "ext4")
 	for kind, lost := range map[pin.Kind]bool{pin.Immutable: true, pin.Swap: false} { // proveClaim asks for the claim
-		j.m.Pins = []record.Pin{{Kind: string(kind), Ours: true}}
+		j.m.Pins = []record.Pin{{Kind: kind, Ours: true}}
 		err := j.provePins()
 		if want := lost || unknown != nil; (err != nil) != want {
 			t.Errorf("%s: %v, and the flags cannot be read: %v", kind, err, unknown)

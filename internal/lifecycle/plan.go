@@ -5,8 +5,8 @@ import (
 	"slices"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/pin"
-	"dmloop/internal/record"
 )
 
 // The choices of --pin.
@@ -54,11 +54,9 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	}
 	p.Status = Status{
 		Name: name, UUID: uuid, Image: path, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Extents: len(v.Layout.Extents),
-		Grade: string(p.Grade), State: record.Mapping, Guard: !o.NoGuard,
+		Grade: p.Grade, State: guard.Mapping, Guard: !o.NoGuard,
 	}
-	for _, k := range pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin)) {
-		p.Status.Pins = append(p.Status.Pins, string(k))
-	}
+	p.Status.Pins = pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin))
 	return p, nil
 }
 
@@ -95,7 +93,7 @@ func (o *MapOptions) validate() error {
 		o.Pin = PinAuto
 	}
 	if o.OnChange == "" {
-		o.OnChange = "error"
+		o.OnChange = guard.OnChangeError
 	}
 	if o.UdevRules == "" {
 		o.UdevRules = UdevLinks
@@ -109,10 +107,8 @@ func (o *MapOptions) validate() error {
 		return &Error{Class: Usage, Message: "--pin takes auto, immutable, swap or none, not " + o.Pin}
 	}
 	o.AsSealed = o.AsSealed || o.Pin == PinSwap
-	switch o.OnChange {
-	case "error", "suspend", "report":
-	default:
-		return &Error{Class: Usage, Message: "--on-change takes error, suspend or report, not " + o.OnChange}
+	if _, err := guard.ParsePolicy(string(o.OnChange)); err != nil {
+		return &Error{Class: Usage, Message: "--on-change takes error, suspend or report, not " + string(o.OnChange)}
 	}
 	return nil
 }

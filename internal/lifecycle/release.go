@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -29,10 +30,10 @@ func (s *System) finish(ctx context.Context, store *record.Store, m *record.Reco
 	if err == nil {
 		return store.Delete(m.Name)
 	}
-	if m.State == record.Releasing && m.Reason == err.Error() {
+	if m.State == guard.Releasing && m.Reason == err.Error() {
 		return err // as recorded: the guard, which looks at every change, need not try again at once
 	}
-	m.State, m.Reason = record.Releasing, err.Error()
+	m.State, m.Reason = guard.Releasing, err.Error()
 	return errors.Join(err, s.unlessFull(m.Name, store.Save(*m)))
 }
 
@@ -121,7 +122,7 @@ func (s *System) recover(ctx context.Context, store *record.Store) error {
 	}
 	for _, name := range names {
 		m, err := store.Head(name)
-		if err == nil && m.State != record.Mapping && m.State != record.Releasing {
+		if err == nil && m.State != guard.Mapping && m.State != guard.Releasing {
 			continue
 		}
 		if err == nil {
@@ -164,17 +165,17 @@ func (s *System) keep(ctx context.Context, store *record.Store, m record.Record)
 	if err != nil {
 		return err
 	}
-	m.State, m.Reason = record.Healthy, ""
+	m.State, m.Reason = guard.Healthy, ""
 	if !live.Equal(m.Table) {
-		m.State, m.Reason = record.Failed, "an unmap was cut off, and the device has not the table of the mapping"
-	} else if v := s.verify(ctx, m); v.State != record.Healthy {
+		m.State, m.Reason = guard.Failed, "an unmap was cut off, and the device has not the table of the mapping"
+	} else if v := s.verify(ctx, m); v.State != guard.Healthy {
 		m.State, m.Reason = v.State, "an unmap was cut off, and the mapping is not as it was recorded: "+v.Reason
 	}
 	if err := store.SaveHead(m); err != nil {
 		return err
 	}
 	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name, "state", m.State)
-	if s.guard == nil || !m.Guard || m.State == record.Failed {
+	if s.guard == nil || !m.Guard || m.State == guard.Failed {
 		return nil
 	}
 	return refusal(s.guard.Add(ctx, m.Name))
@@ -216,7 +217,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	before := m.State
-	if before == record.Releasing && !s.removalPending(conn, m) {
+	if before == guard.Releasing && !s.removalPending(conn, m) {
 		return s.notReleased(m, errors.New(m.Reason)) // recover has just tried
 	}
 	open, err := s.openNow(conn, m, o)
@@ -233,7 +234,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 	if img != nil {
 		defer img.Close()
 	}
-	m.State, m.Reason = record.Releasing, ""
+	m.State, m.Reason = guard.Releasing, ""
 	if err := s.unlessFull(m.Name, store.SaveHead(m)); err != nil {
 		return err
 	}
@@ -295,7 +296,7 @@ func (s *System) justReleased(target string) bool {
 // the mapping of an image inside it, whose own file system need not be mounted any more,
 // or what somebody made by hand.
 func (s *System) innermost(conn *dm.Conn, m record.Record) error {
-	if m.State == record.Failed || len(m.Table) == 0 {
+	if m.State == guard.Failed || len(m.Table) == 0 {
 		return nil
 	}
 	segments, err := m.Table.Segments()
@@ -329,7 +330,7 @@ func (s *System) innermost(conn *dm.Conn, m record.Record) error {
 // removeWhenClosed has the kernel remove the mapping's devices as soon as nobody has
 // them open, now perhaps; with Force nothing that is done to them has an effect
 // until then.
-func (s *System) removeWhenClosed(conn *dm.Conn, m record.Record, before record.State, o UnmapOptions) error {
+func (s *System) removeWhenClosed(conn *dm.Conn, m record.Record, before guard.State, o UnmapOptions) error {
 	if o.Force {
 		if err := s.cutOff(conn, m, before); err != nil {
 			return err

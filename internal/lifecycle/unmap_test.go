@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/record"
@@ -37,7 +38,7 @@ func TestUnmapByNameAndByImage(t *testing.T) {
 			return link
 		},
 	} {
-		m := w.mapped(t, "image", record.Healthy)
+		m := w.mapped(t, "image", guard.Healthy)
 		if err := w.fresh().Unmap(background(t), target(m), UnmapOptions{}); err != nil {
 			t.Errorf("%d: %v", i, err)
 		}
@@ -70,7 +71,7 @@ func TestUnmapWhenTheNthRequestFails(t *testing.T) {
 		failed := 0
 		for n := 1; ; n++ {
 			w := newWorld(t)
-			m := w.mapped(t, "image", record.Healthy)
+			m := w.mapped(t, "image", guard.Healthy)
 			w.kernel.SetOpen("image", c.open)
 			w.kernel.FailNth(n, c.errno)
 			err := w.fresh().Unmap(background(t), "image", c.o)
@@ -111,13 +112,13 @@ func TestUnmapWhenTheNthRequestFails(t *testing.T) {
 
 func TestUnmapBusy(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", record.Weakened)
+	w.mapped(t, "image", guard.Weakened)
 	w.kernel.SetOpen("image", 1)
 	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
 		t.Errorf("%v", err)
 	}
 	m, err := w.store.Load("image")
-	if err != nil || m.State != record.Weakened || m.Reason != "" {
+	if err != nil || m.State != guard.Weakened || m.Reason != "" {
 		t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
 	}
 	if d, ok := w.kernel.Device("image"); !ok || d.Deferred || d.Suspended {
@@ -127,13 +128,13 @@ func TestUnmapBusy(t *testing.T) {
 
 func TestUnmapDeferred(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", record.Healthy)
+	w.mapped(t, "image", guard.Healthy)
 	w.kernel.SetOpen("image", 1)
 	for range 2 { // asked for twice is no error
 		if err := w.fresh().Unmap(background(t), "image", UnmapOptions{Deferred: true}); err != nil {
 			t.Fatal(err)
 		}
-		if m, err := w.store.Load("image"); err != nil || m.State != record.Releasing || m.Reason == "" {
+		if m, err := w.store.Load("image"); err != nil || m.State != guard.Releasing || m.Reason == "" {
 			t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
 		}
 	}
@@ -166,7 +167,7 @@ func runNothing(t *testing.T, s *System) {
 
 func TestUnmapForce(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", record.Healthy)
+	w.mapped(t, "image", guard.Healthy)
 	w.kernel.SetOpen("image", 2)
 	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{Force: true}); err != nil {
 		t.Fatal(err)
@@ -187,12 +188,12 @@ func TestUnmapForce(t *testing.T) {
 // A command that was killed at any point leaves a record in state mapping or
 // releasing, with the device or without; any next command clears it.
 func TestRecover(t *testing.T) {
-	for _, state := range []record.State{record.Mapping, record.Releasing} {
+	for _, state := range []guard.State{guard.Mapping, guard.Releasing} {
 		for _, device := range []bool{true, false} {
 			for _, again := range []bool{true, false} {
 				w := newWorld(t)
 				m := w.mapped(t, "image", state)
-				w.mapped(t, "other", record.Healthy)
+				w.mapped(t, "other", guard.Healthy)
 				if !device {
 					if err := w.fresh().removeOnce(w.kernel.Conn(), m.UUID, false); err != nil {
 						t.Fatal(err)
@@ -215,7 +216,7 @@ func TestRecover(t *testing.T) {
 // A record whose image was deleted must not stay for ever.
 func TestRecoverWithoutImage(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Mapping)
+	m := w.mapped(t, "image", guard.Mapping)
 	if len(m.Image.Handle.Hex) == 0 || os.Geteuid() != 0 {
 		t.Log("images are found by their path only here")
 		return
@@ -234,7 +235,7 @@ func TestRecoverWithoutImage(t *testing.T) {
 // Another file under the image's name is never unpinned, and never taken for it.
 func TestAnotherFileInItsPlace(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	moved := m.Image.Path + ".moved"
 	if err := errors.Join(os.Rename(m.Image.Path, moved), os.WriteFile(m.Image.Path, make([]byte, 8192), 0o600)); err != nil {
 		t.Fatal(err)
@@ -252,8 +253,8 @@ func TestAnotherFileInItsPlace(t *testing.T) {
 
 func TestUnreadableRecordStopsNothingElse(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", record.Healthy)
-	w.mapped(t, "broken", record.Healthy)
+	w.mapped(t, "image", guard.Healthy)
+	w.mapped(t, "broken", guard.Healthy)
 	path := filepath.Join(w.dir, "state", "broken.mapping")
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
@@ -275,7 +276,7 @@ func TestUnreadableRecordStopsNothingElse(t *testing.T) {
 // A file that is called as a mapping was is not what deactivate and unmap --all mean.
 func TestUnmapByNameOnly(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	t.Chdir(w.dir)
 	if err := os.Symlink(m.Image.Path, "word"); err != nil {
 		t.Fatal(err)
@@ -291,7 +292,7 @@ func TestUnmapByNameOnly(t *testing.T) {
 // A device that somebody renamed is the mapping's all the same.
 func TestUnmapARenamedDevice(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	if _, err := w.kernel.Conn().Rename(dm.ByUUID(m.UUID), "other", 0); err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +332,7 @@ func (g *tellable) OpenImage(ctx context.Context, _ record.Image) (*os.File, err
 // Ctrl-C does not end what an unmap has begun, and the guard hears of its end.
 func TestUnmapInterrupted(t *testing.T) {
 	w := newWorld(t)
-	w.mapped(t, "image", record.Healthy)
+	w.mapped(t, "image", guard.Healthy)
 	m, err := w.store.Load("image")
 	if err != nil {
 		t.Fatal(err)
@@ -353,10 +354,10 @@ func TestUnmapInterrupted(t *testing.T) {
 func TestRecoverADeviceInUse(t *testing.T) {
 	for _, torn := range []bool{false, true} {
 		w := newWorld(t)
-		m := w.mapped(t, "image", record.Releasing)
-		want := record.Stale
+		m := w.mapped(t, "image", guard.Releasing)
+		want := guard.Stale
 		if torn {
-			want = record.Failed
+			want = guard.Failed
 			if _, err := w.kernel.Conn().ReplaceNow(dm.ByUUID(m.UUID), dmtable.ErrorTable(m.Table.Size()), 0); err != nil {
 				t.Fatal(err)
 			}
@@ -386,7 +387,7 @@ func (g *knowing) Record(context.Context, string) (record.Record, error) { retur
 // partitions go first, and the image is released.
 func TestUnmapByTheGuardsMemory(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	if err := w.store.Delete("image"); err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +399,7 @@ func TestUnmapByTheGuardsMemory(t *testing.T) {
 		t.Error("the device is left")
 	}
 	// The memory of another mapping of the name does not count.
-	m = w.mapped(t, "image", record.Healthy)
+	m = w.mapped(t, "image", guard.Healthy)
 	if err := w.store.Delete("image"); err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +412,7 @@ func TestUnmapByTheGuardsMemory(t *testing.T) {
 // An unmap of a busy mapping removes nothing of it, its partitions neither.
 func TestBusyUnmapKeepsPartitions(t *testing.T) {
 	w := newWorld(t)
-	m := w.mapped(t, "image", record.Healthy)
+	m := w.mapped(t, "image", guard.Healthy)
 	conn := w.kernel.Conn()
 	for n := 1; n <= 2; n++ {
 		part := record.Part{Name: fmt.Sprintf("imagep%d", n), Number: n}
@@ -435,7 +436,7 @@ func TestBusyUnmapKeepsPartitions(t *testing.T) {
 	if _, there := w.kernel.Device("imagep1"); !there {
 		t.Error("the partition is gone, and the mapping stays")
 	}
-	if now, err := w.store.Load("image"); err != nil || now.State != record.Healthy {
+	if now, err := w.store.Load("image"); err != nil || now.State != guard.Healthy {
 		t.Errorf("%s, %v", now.State, err)
 	}
 	w.kernel.SetOpen("image", 1)

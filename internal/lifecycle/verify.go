@@ -13,7 +13,7 @@ import (
 // Verified is what a check of one mapping found.
 type Verified struct {
 	Name     string
-	State    record.State
+	State    guard.State
 	Reason   string
 	Findings []guard.Finding
 }
@@ -62,7 +62,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 // verify compares one mapping with its record.
 func (s *System) verify(ctx context.Context, m record.Record) Verified {
 	v := Verified{Name: m.Name, State: m.State, Reason: m.Reason}
-	if m.State != record.Releasing && m.State != record.Mapping && !unreadable(m) {
+	if m.State != guard.Releasing && m.State != guard.Mapping && !unreadable(m) {
 		v.Findings = guard.Check(observe.Expect(m), s.observeAll(ctx, m))
 		if !m.State.Broken() {
 			v.State, v.Reason = judged(v.Findings)
@@ -91,14 +91,14 @@ func (s *System) verifyAlone(ctx context.Context, store *record.Store, first Ver
 
 // judged is what findings say of a mapping that nobody tears down for it. What
 // cannot be read is not known to be as it was.
-func judged(findings []guard.Finding) (record.State, string) {
+func judged(findings []guard.Finding) (guard.State, string) {
 	d := guard.Decide(findings, guard.OnChangeReport)
 	for _, f := range findings {
 		if (f.Kind == guard.Unreadable || f.Kind == guard.BelowAiling) && d.State == guard.Healthy {
-			return record.Stale, f.Message
+			return guard.Stale, f.Message
 		}
 	}
-	return record.State(d.State), d.Reason
+	return d.State, d.Reason
 }
 
 // observeAll reads everything that a check compares, once, in full.

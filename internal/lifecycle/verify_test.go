@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/record"
 )
@@ -18,23 +19,23 @@ func TestVerifyBesideAnotherCommand(t *testing.T) {
 		during  func(t *testing.T, w *world, m record.Record) // while the other command holds the lock
 		targets []string
 		wait    time.Duration // patience
-		want    []record.State
+		want    []guard.State
 		class   Class // of the error, if there is to be one
 	}{
 		{"unmapped meanwhile", deleteRecord, nil, time.Minute, nil, 0},
 		{"unmapped meanwhile, named", deleteRecord, []string{"image"}, time.Minute, nil, NotFound},
 		{"killed half-way", func(t *testing.T, w *world, m record.Record) {
-			m.State = record.Releasing
+			m.State = guard.Releasing
 			if err := w.store.Save(m); err != nil {
 				t.Error(err)
 			}
-		}, nil, time.Minute, []record.State{record.Releasing}, 0},
-		{"nothing else changed", func(*testing.T, *world, record.Record) {}, nil, time.Minute, []record.State{record.Failed}, 0},
-		{"the lock is not to be had", nil, nil, 10 * time.Millisecond, []record.State{record.Failed}, 0},
+		}, nil, time.Minute, []guard.State{guard.Releasing}, 0},
+		{"nothing else changed", func(*testing.T, *world, record.Record) {}, nil, time.Minute, []guard.State{guard.Failed}, 0},
+		{"the lock is not to be had", nil, nil, 10 * time.Millisecond, []guard.State{guard.Failed}, 0},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			w := newWorld(t)
-			m := w.mapped(t, "image", record.Healthy)
+			m := w.mapped(t, "image", guard.Healthy)
 			unlock, err := w.store.Lock(background(t))
 			if err != nil {
 				t.Fatal(err)
@@ -53,7 +54,7 @@ func TestVerifyBesideAnotherCommand(t *testing.T) {
 			if (err != nil) != (c.class != 0) || err != nil && ClassOf(err) != c.class {
 				t.Fatalf("%v", err)
 			}
-			var got []record.State
+			var got []guard.State
 			for _, v := range all {
 				got = append(got, v.State)
 			}

@@ -11,7 +11,7 @@ import (
 
 // Expect turns a record into what a check expects to find.
 func Expect(m record.Record) guard.Expected {
-	policy, err := guard.ParsePolicy(m.OnChange)
+	policy, err := guard.ParsePolicy(string(m.OnChange))
 	if err != nil {
 		policy = guard.OnChangeError // a word that nobody knows must not mean "do nothing"
 	}
@@ -21,7 +21,7 @@ func Expect(m record.Record) guard.Expected {
 			Generation: m.Image.Generation, Size: m.Image.Size},
 		Layout:  m.Layout,
 		Pins:    guard.Pins{InForce: m.PinKinds(), Grade: m.Grade},
-		Exposed: m.Image.Reflink && m.Grade == string(pin.Guarded),
+		Exposed: m.Image.Reflink && m.Grade == pin.Guarded,
 		Base:    guard.Base{Device: m.Base.Device, UUID: m.Base.UUID, Table: m.Base.Table},
 		Table:   m.Table, Needs: needs(m.Table), ReadOnly: m.ReadOnly,
 		Policy: policy,

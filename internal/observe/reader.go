@@ -215,11 +215,7 @@ func (r *Reader) pins(kinds []pin.Kind, openers guard.Reading[guard.Openers]) gu
 		Filesystem: r.Record.Image.Filesystem, Reflink: r.Record.Image.Reflink,
 		InForce: kinds, Proof: proof(r.Record.Proof, openers),
 	})
-	p := guard.Pins{Grade: string(grade)}
-	for _, k := range kinds {
-		p.InForce = append(p.InForce, string(k))
-	}
-	return p
+	return guard.Pins{InForce: kinds, Grade: grade}
 }
 
 // proof reports whether nobody can write to an image that is immutable now. A lease

@@ -3,27 +3,28 @@
 // one extended attribute.
 package pin
 
-import "slices"
+import (
+	"slices"
 
-// Kind is one thing that keeps blocks in place.
-type Kind string
-
-// The kinds of pins, as records and `list` name them.
-const (
-	Immutable Kind = "immutable" // FS_IMMUTABLE_FL
-	NoDefrag  Kind = "nodefrag"  // FS_XFLAG_NODEFRAG, xfs only; xfs_fsr honours it
-	F2FS      Kind = "f2fs-pin"  // F2FS_IOC_SET_PIN_FILE
-	Swap      Kind = "swap"      // the kernel holds the file as an active swap file
+	"dmloop/guard"
 )
 
-// Grade says what still can move the blocks.
-type Grade string
+// Kind and Grade are package guard's.
+type (
+	Kind  = guard.PinKind
+	Grade = guard.Grade
+)
 
-// The grades of design section 5, strongest first.
+// The kinds and grades, as records and `list` name them.
 const (
-	Kernel  Grade = "kernel"  // the kernel refuses every known way until the pin is lifted on purpose
-	Guarded Grade = "guarded" // a hole is left that only a running guard closes
-	Unsafe  Grade = "unsafe"  // anything weaker
+	Immutable = guard.PinImmutable
+	NoDefrag  = guard.PinNoDefrag
+	F2FS      = guard.PinF2FS
+	Swap      = guard.PinSwap
+
+	Kernel  = guard.GradeKernel
+	Guarded = guard.GradeGuarded
+	Unsafe  = guard.GradeUnsafe
 )
 
 // Evidence is what is known of an image's pins, all of it read from the kernel.

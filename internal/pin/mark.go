@@ -85,15 +85,6 @@ func Wanted(filesystem string, sealed bool) []Kind {
 	return append(kinds, Immutable)
 }
 
-// Kinds returns the pins of these names.
-func Kinds(names []string) []Kind {
-	kinds := make([]Kind, 0, len(names))
-	for _, n := range names {
-		kinds = append(kinds, Kind(n))
-	}
-	return kinds
-}
-
 // WithoutClaim leaves the swap claim out of kinds.
 func WithoutClaim(kinds []Kind) []Kind {
 	return slices.DeleteFunc(slices.Clone(kinds), func(k Kind) bool { return k == Swap })

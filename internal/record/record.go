@@ -11,36 +11,19 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 )
 
 // Version is the version of the stored format. A store with another version is
 // refused, never guessed at.
 const Version = 1
 
-// State is what is known of a mapping.
-type State string
-
-// The states of design section 5, and Mapping, the one a mapping has while `map`
-// is still at work on it: found without that process, it is undone.
-const (
-	Mapping   State = "mapping"
-	Healthy   State = "healthy"
-	Weakened  State = "weakened"
-	Stale     State = "stale"
-	Failed    State = "failed"
-	Suspended State = "suspended"
-	Releasing State = "releasing"
-)
-
-var states = []State{Mapping, Healthy, Weakened, Stale, Failed, Suspended, Releasing}
-
-// Broken reports whether the mapping was found different from what was mapped.
-func (s State) Broken() bool { return s == Stale || s == Failed }
+var states = []guard.State{guard.Mapping, guard.Healthy, guard.Weakened, guard.Stale, guard.Failed, guard.Suspended, guard.Releasing}
 
 // Pin is one thing that keeps the blocks of an image where they are.
 type Pin struct {
-	Kind string `json:"kind"` // "immutable", "nodefrag", "f2fs-pin", "swap"
-	Ours bool   `json:"ours"` // set by dmloop and undone at unmap; a pin that was there before stays
+	Kind guard.PinKind `json:"kind"`
+	Ours bool          `json:"ours"` // set by dmloop and undone at unmap; a pin that was there before stays
 }
 
 // Image says which file a mapping was made of.
@@ -106,7 +89,7 @@ type Record struct {
 	Name      string         `json:"name"`   // device-mapper name, mangled
 	UUID      string         `json:"uuid"`   // device-mapper uuid, DMLOOP-<32 hex>-NAME
 	Device    dmtable.Device `json:"device"` // of the mapping; 0:0 until it exists
-	State     State          `json:"state"`
+	State     guard.State    `json:"state"`
 	Reason    string         `json:"reason,omitempty"` // why State is not healthy
 	Image     Image          `json:"image"`
 	Offset    extents.Bytes  `json:"offset"` // first mapped byte of the image's content
@@ -115,9 +98,9 @@ type Record struct {
 	Sealed    bool           `json:"sealed"`
 	Extents   int            `json:"extents"` // rows in Layout
 	Pins      []Pin          `json:"pins"`
-	Grade     string         `json:"grade"`
+	Grade     guard.Grade    `json:"grade"`
 	Proof     bool           `json:"proof"` // a write lease proved, once the pins were in force, that nobody else had the file open
-	OnChange  string         `json:"on_change"`
+	OnChange  guard.Policy   `json:"on_change"`
 	UdevRules string         `json:"udev_rules,omitempty"` // "all": udev may put together what the content is a part of
 	Guard     bool           `json:"guard"`                // wanted: started with a guard
 	Unsafe    bool           `json:"unsafe,omitempty"`
@@ -132,8 +115,8 @@ type Record struct {
 }
 
 // PinKinds lists the kinds of the recorded pins, in order.
-func (m Record) PinKinds() []string {
-	kinds := make([]string, 0, len(m.Pins))
+func (m Record) PinKinds() []guard.PinKind {
+	kinds := make([]guard.PinKind, 0, len(m.Pins))
 	for _, p := range m.Pins {
 		kinds = append(kinds, p.Kind)
 	}
@@ -141,7 +124,7 @@ func (m Record) PinKinds() []string {
 }
 
 // OurPins lists the pins that dmloop set, the only ones that it sets again or clears.
-func (m Record) OurPins() (kinds []string) {
+func (m Record) OurPins() (kinds []guard.PinKind) {
 	for _, p := range m.Pins {
 		if p.Ours {
 			kinds = append(kinds, p.Kind)

@@ -8,6 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 )
 
 // sample is a record in which every field has a value of its own.
@@ -15,7 +16,7 @@ func sample(name string) Record {
 	dev := dmtable.Device{Major: 8, Minor: 1}
 	return Record{
 		Version: Version, Name: name, UUID: UUIDPrefix + "00112233445566778899aabbccddeeff-" + name,
-		Device: dmtable.Device{Major: 253, Minor: 7}, State: Weakened, Reason: "pin lost: immutable",
+		Device: dmtable.Device{Major: 253, Minor: 7}, State: guard.Weakened, Reason: "pin lost: immutable",
 		Image: Image{Path: "/srv/a b\n\"ü\".img", Major: 253, Minor: 1, Inode: 1<<63 + 5, Generation: 9, Birth: -3,
 			Size: 12288, Filesystem: "xfs", Reflink: true, Handle: Handle{Type: 1, Hex: "0a0b"}},
 		Offset: 4096, Size: 8192, ReadOnly: true, Sealed: true, Extents: 2,

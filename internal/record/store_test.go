@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"dmloop/guard"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -22,9 +24,9 @@ func TestSaveLoadDelete(t *testing.T) {
 	if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	m.State, m.Reason = Failed, "other"
+	m.State, m.Reason = guard.Failed, "other"
 	save(t, s, m)
-	if got, err := s.Load("image"); err != nil || got.State != Failed {
+	if got, err := s.Load("image"); err != nil || got.State != guard.Failed {
 		t.Errorf("%s, %v", got.State, err)
 	}
 	info, err := os.Stat(filepath.Join(dir, "image"+suffix))
@@ -286,7 +288,7 @@ func TestSaveHead(t *testing.T) {
 		t.Errorf("without a record: %v", err)
 	}
 	save(t, s, m)
-	m.State, m.Reason = Failed, "a longer reason than there was before"
+	m.State, m.Reason = guard.Failed, "a longer reason than there was before"
 	if err := s.SaveHead(m); err != nil {
 		t.Fatal(err)
 	}
@@ -297,11 +299,11 @@ func TestSaveHead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head.State, head.Reason = Healthy, ""
+	head.State, head.Reason = guard.Healthy, ""
 	if err := s.SaveHead(head); err != nil {
 		t.Fatal(err)
 	}
-	m.State, m.Reason = Healthy, ""
+	m.State, m.Reason = guard.Healthy, ""
 	if got, err := s.Load("image"); err != nil || !reflect.DeepEqual(got, m) {
 		t.Errorf("head: %+v, %v", got, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"dmloop/extents"
+	"dmloop/guard"
 )
 
 // Kind says what a line brings up.
@@ -33,9 +34,9 @@ type Entry struct {
 	PartScan   bool
 	NoGuard    bool
 	Unsafe     bool
-	Pin        string // as map --pin; empty for the default
-	OnChange   string // as map --on-change; empty for the default
-	UdevRules  string // as map --udev-rules; empty for the default
+	Pin        string       // as map --pin; empty for the default
+	OnChange   guard.Policy // as map --on-change; empty for the default
+	UdevRules  string       // as map --udev-rules; empty for the default
 	Offset     extents.Bytes
 	SizeLimit  extents.Bytes
 	MaxExtents int // 0 for the default

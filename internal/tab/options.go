@@ -1,6 +1,7 @@
 package tab
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"sync"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/size"
 )
 
@@ -33,8 +35,13 @@ var words = map[string]func(*Entry){
 
 // values are the options with a value.
 var values = map[string]func(*Entry, string) error{
-	"pin":        func(e *Entry, v string) error { return oneOf(&e.Pin, v, "auto", "immutable", "swap", "none") },
-	"on-change":  func(e *Entry, v string) error { return oneOf(&e.OnChange, v, "error", "suspend", "report") },
+	"pin": func(e *Entry, v string) error { return oneOf(&e.Pin, v, "auto", "immutable", "swap", "none") },
+	"on-change": func(e *Entry, v string) (err error) {
+		if e.OnChange, err = guard.ParsePolicy(v); v == "" {
+			err = errors.New("a policy is missing")
+		}
+		return err
+	},
 	"udev-rules": func(e *Entry, v string) error { return oneOf(&e.UdevRules, v, "links", "all") },
 	"offset":     func(e *Entry, v string) error { return sectors(&e.Offset, v) },
 	"sizelimit":  func(e *Entry, v string) error { return sectors(&e.SizeLimit, v) },
