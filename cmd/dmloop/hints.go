@@ -90,6 +90,7 @@ var hints = map[extents.Remedy]string{
 	advice.RemoveDevice:     "see: dmsetup table {name}; remove it first: dmsetup remove {name}",
 	advice.UnmapElsewhere:   "it was mapped where this command sees no record of it (in a container or a chroot, or with another state folder): unmap it there, or here: dmloop unmap {name}",
 	advice.MountThroughShim: "mount it through device-mapper instead: umount {name} && dmloop shim {name} host && mount /dev/mapper/host DIRECTORY; or keep images on an LVM logical volume; or do without dmloop: losetup --direct-io=on --find --show {image}",
+	advice.PersistShim:      "it cannot be unmounted now, so have it mounted from a shim from the next boot on: dmloop shim --persist {name}; or keep images on an LVM logical volume; or do without dmloop: losetup --direct-io=on --find --show {image}",
 	advice.ShimOnTop:        "put a shim on top and mount the file system from that: umount {name} && dmloop shim {name} host && mount /dev/mapper/host DIRECTORY",
 	advice.ResumeChanged:    "try again when the change is done, or end it: dmsetup resume {name}",
 	advice.ClearTable:       "try again when the change is done, or drop it: dmsetup clear {name}",

@@ -78,7 +78,7 @@ var ownWays = map[extents.Rule][]extents.Remedy{
 	extents.Overlap:           {advice.UnmapOther, advice.RemoveDevice},
 	extents.Unsealed:          {advice.Seal},
 	extents.Unpinnable:        {advice.RootsAlone, advice.SealOrUnsafe, advice.RemountWritable, advice.MoveImage},
-	extents.MountedDirectly:   {advice.MountThroughShim},
+	extents.MountedDirectly:   {advice.MountThroughShim, advice.PersistShim},
 	extents.UnresolvableStack: {advice.ShimOnTop, advice.ResumeChanged},
 }
 

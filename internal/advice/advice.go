@@ -89,6 +89,7 @@ var (
 	RemoveDevice     = extents.Remedy{Way: "remove-device"}
 	UnmapElsewhere   = extents.Remedy{Way: "unmap-elsewhere"}
 	MountThroughShim = extents.Remedy{Way: "mount-through-shim"}
+	PersistShim      = extents.Remedy{Way: "persist-shim"}
 	ShimOnTop        = extents.Remedy{Way: "shim-on-top"}
 	ResumeChanged    = extents.Remedy{Way: "resume-changed"}
 	ClearTable       = extents.Remedy{Way: "clear-table"}

@@ -12,10 +12,13 @@ import (
 )
 
 // betterRemedies replaces the remedies that would lead nowhere, or do harm, because of what
-// the file holds: the rules know its size only.
+// the file holds or where its file system is mounted, which the rules do not know.
 func (v *Survey) betterRemedies(img *image.Image, o SurveyOptions) {
 	size := extents.Bytes(v.Facts.Size)
 	for i, p := range v.Problems {
+		if point := v.Facts.Mount.Point; p.Rule == extents.MountedDirectly && (point == "/" || point == "/usr") {
+			v.Problems[i].Remedy = advice.PersistShim.Of(point)
+		}
 		if p.Rule != extents.SizeUnaligned || v.Sealed {
 			continue
 		}

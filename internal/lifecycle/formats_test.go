@@ -60,3 +60,17 @@ func TestPartitionAt(t *testing.T) {
 		t.Errorf("partition %d", got)
 	}
 }
+
+// Nobody is told to unmount the root file system.
+func TestRemedyOfTheRootFileSystem(t *testing.T) {
+	for point, want := range map[string]extents.Remedy{
+		"/": advice.PersistShim.Of("/"), "/usr": advice.PersistShim.Of("/usr"), "/srv": advice.MountThroughShim.Of("/dev/vda1"),
+	} {
+		v := &Survey{Problems: []extents.Problem{{Rule: extents.MountedDirectly, Remedy: advice.MountThroughShim.Of("/dev/vda1")}}}
+		v.Facts.Mount.Point = point
+		v.betterRemedies(nil, SurveyOptions{})
+		if got := v.Problems[0].Remedy; got != want {
+			t.Errorf("%s: %v, want %v", point, got, want)
+		}
+	}
+}
