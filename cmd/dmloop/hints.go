@@ -176,6 +176,8 @@ var hints = map[extents.Remedy]string{
 	advice.GoOnOrRevert:     "run the same command again to go on, or with --revert to go back",
 	advice.SeeBootList:      "see: dmloop boot list",
 	advice.SeeTabManual:     "see dmlooptab(5)",
+	advice.Usage:            "usage: {text}",
+	advice.DidYouMean:       "did you mean: {text}?",
 	advice.SeeHelp:          "see dmloop --help",
 }
 

@@ -83,7 +83,7 @@ func runWith(ctx context.Context, env *cliEnv, args []string) int {
 	root := newRootFor(env, commandOf(args))
 	root.SetArgs(args)
 	defer env.logKernelCalls()
-	err := root.ExecuteContext(ctx)
+	err := explainUnknown(root, root.ExecuteContext(ctx))
 	if out.err != nil && !errors.Is(err, out.err) {
 		err = errors.Join(err, out.err)
 	}
@@ -208,6 +208,7 @@ linear table. I/O then goes straight to the disk.`,
 			root.AddCommand(c.create(env))
 		}
 	}
+	explainArgs(root)
 	for _, c := range root.Commands() {
 		if c.Long == "" {
 			c.Long = c.Short + "."

@@ -187,5 +187,7 @@ var (
 	GoOnOrRevert     = extents.Remedy{Way: "go-on-or-revert"}
 	SeeBootList      = extents.Remedy{Way: "see-boot-list"}
 	SeeTabManual     = extents.Remedy{Way: "see-tab-manual"}
+	Usage            = extents.Remedy{Way: "usage"}
+	DidYouMean       = extents.Remedy{Way: "did-you-mean"}
 	SeeHelp          = extents.Remedy{Way: "see-help"}
 )

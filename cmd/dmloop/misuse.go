@@ -1,0 +1,60 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/spf13/cobra"
+
+	"dmloop/internal/advice"
+	"dmloop/internal/lifecycle"
+)
+
+// explainArgs makes the commands below cmd say what is wrong with the number of their
+// arguments, and how they are used. Cobra's own words are about ranges of numbers.
+func explainArgs(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		explainArgs(c)
+		check := c.Args
+		if check == nil {
+			continue
+		}
+		c.Args = func(c *cobra.Command, args []string) error {
+			err := check(c, args)
+			if err == nil || c.HasSubCommands() || errors.As(err, new(*lifecycle.Error)) { // which says more
+				return err
+			}
+			message := "an argument is missing"
+			if n := len(args); n > 0 && check(c, args[:n-1]) == nil {
+				message = fmt.Sprintf("%q is one argument too many", args[n-1])
+			}
+			return &lifecycle.Error{Class: lifecycle.Usage, Message: message, Remedy: advice.Usage.Of(c.UseLine())}
+		}
+	}
+}
+
+var unknownCommand = regexp.MustCompile(`^unknown command "(.*)" for "(dmloop[^"]*)"`)
+
+// explainUnknown replaces cobra's complaint about a command that is not there, which has
+// several lines. Any other error is returned as it is.
+func explainUnknown(root *cobra.Command, err error) error {
+	m := unknownCommand.FindStringSubmatch(fmt.Sprint(err))
+	if err == nil || m == nil {
+		return err
+	}
+	e := &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf("unknown command %q", m[1]), Remedy: advice.SeeHelp}
+	parent := root
+	if m[2] != root.Name() {
+		for _, c := range root.Commands() {
+			if c.CommandPath() == m[2] {
+				parent = c
+			}
+		}
+	}
+	parent.SuggestionsMinimumDistance = 2
+	if near := parent.SuggestionsFor(m[1]); len(near) > 0 {
+		e.Remedy = advice.DidYouMean.Of(parent.CommandPath() + " " + near[0])
+	}
+	return e
+}
