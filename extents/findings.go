@@ -90,11 +90,16 @@ func (f *Findings) Problems() []Problem {
 				Message: fmt.Sprintf("%s: %s", span(l.offset, l.length), l.what), Remedy: l.remedy})
 		}
 		if r.more > 0 {
-			problems = append(problems, Problem{Rule: m.Rule, Offset: r.from, Length: r.end - r.from,
-				Message: fmt.Sprintf("and %d more such places, %d bytes in all, from byte %d", r.more, r.moreBytes, r.from), Remedy: r.last.remedy})
+			problems = append(problems, Problem{Rule: m.Rule, Offset: r.from, Length: r.end - r.from, Places: r.more, Total: r.moreBytes,
+				Message: SumUp(r.more, r.moreBytes, r.from), Remedy: r.last.remedy})
 		}
 	}
 	return problems
+}
+
+// SumUp says that so many more places, with so many bytes in all, follow from byte from.
+func SumUp(places int, total, from Bytes) string {
+	return fmt.Sprintf("and %d more such places, %d bytes in all, from byte %d", places, total, from)
 }
 
 // span names a stretch of the file for people.

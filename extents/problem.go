@@ -63,6 +63,8 @@ type Problem struct {
 	Offset  Bytes  // first byte of the file concerned; 0 when it is the whole file
 	Length  Bytes  // bytes concerned from Offset; 0 when it is the whole file
 	Message string // what is wrong
+	Places  int    // how many places it sums up; 0 when it is about one, or the whole file
+	Total   Bytes  // their bytes, where it sums up places
 	Remedy  Remedy // what to do about it, beside what is usual for the rule
 }
 

@@ -23,6 +23,8 @@ type checkedJSON struct {
 	Sealed     bool          `json:"sealed"`
 	Extents    int           `json:"extents"`
 	Problems   []problemJSON `json:"problems"`
+
+	problems []extents.Problem // the same
 }
 
 func newCheckCommand(env *cliEnv) *cobra.Command {
@@ -31,8 +33,8 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check IMAGE...",
 		Short: "Say whether images can be mapped, and if not, why",
-		Long: `Run all rules over images and print every problem with its place and what to do.
-Nothing is changed. Exits with 3 when an image is not mappable.`,
+		Long: `Run all rules over images and print what is in the way, with its place and what to do.
+Of each rule the first three places are printed, with --verbose ten. Nothing is changed. Exits with 3 when an image is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.AsSealed = word.isSwap()
@@ -84,14 +86,14 @@ func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOpti
 	v, err := sys.Check(ctx, path, o)
 	var e *lifecycle.Error
 	if errors.As(err, &e) && len(e.Problems) > 0 {
-		return checkedJSON{Image: path, Problems: problemsJSON(path, e.Problems)}, nil
+		return checkedJSON{Image: path, Problems: problemsJSON(path, e.Problems), problems: e.Problems}, nil
 	}
 	if err != nil {
 		return checkedJSON{}, err
 	}
 	return checkedJSON{
 		Image: path, Size: v.Content, Filesystem: v.Facts.Filesystem, Mappable: len(v.Problems) == 0,
-		Sealed: v.Sealed, Extents: len(v.Layout.Extents), Problems: problemsJSON(path, v.Problems),
+		Sealed: v.Sealed, Extents: len(v.Layout.Extents), Problems: problemsJSON(path, v.Problems), problems: v.Problems,
 	}, nil
 }
 
@@ -104,11 +106,11 @@ func printChecked(env *cliEnv, c checkedJSON) {
 		fmt.Fprintf(env.stdout, "%s: mappable (%s, %s, %s%s)\n", printable(c.Image), humanSize(c.Size), c.Filesystem, plural(c.Extents, "extent"), sealed)
 		return
 	}
-	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), plural(len(c.Problems), "problem"))
-	for _, p := range c.Problems {
-		fmt.Fprintf(env.stdout, "  %s\n", printable(fmt.Sprintf("%s (%s)", p.Message, p.Rule)))
-		if p.Hint != "" {
-			fmt.Fprintf(env.stdout, "    hint: %s\n", printable(p.Hint))
+	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), countOf(c.problems))
+	for _, l := range problemLines(c.Image, c.problems, env.verbose) {
+		fmt.Fprintf(env.stdout, "  %s\n", printable(l.text))
+		if l.hint != "" {
+			fmt.Fprintf(env.stdout, "    hint: %s\n", printable(l.hint))
 		}
 	}
 }

@@ -138,10 +138,7 @@ func printError(env *cliEnv, err error) {
 		printHint(env, hint(e.Subject, e.Remedy))
 		return
 	}
-	for _, p := range e.Problems {
-		fmt.Fprintf(env.stderr, "dmloop: %s: %s\n", printable(e.Subject), printable(p.String()))
-		printHint(env, problemHint(e.Subject, p))
-	}
+	env.printProblems(e.Subject, e.Problems)
 	printHint(env, hint(e.Subject, e.Remedy))
 }
 
