@@ -134,32 +134,40 @@ func wantsJSON(args []string) bool {
 // negative is the flag parser's complaint about a negative number.
 const negative = `^unknown shorthand flag: '[0-9]' in (-\S+)$`
 
+// groups are the headings under which the help lists the commands.
+var groups = []*cobra.Group{
+	{ID: "images", Title: "Images:"},
+	{ID: "mappings", Title: "Mappings:"},
+	{ID: "pins", Title: "What keeps the blocks in place:"},
+	{ID: "boot", Title: "Host file systems, activation and boot:"},
+}
+
 // commands are all there are, in the order of the pipeline.
 var commands = []struct {
-	name   string
-	create func(*cliEnv) *cobra.Command
+	name, group string
+	create      func(*cliEnv) *cobra.Command
 }{
-	{"create", newCreateCommand},
-	{"provision", newProvisionCommand},
-	{"check", newCheckCommand},
-	{"extents", newExtentsCommand},
-	{"table", newTableCommand},
-	{"map", newMapCommand},
-	{"unmap", newUnmapCommand},
-	{"list", newListCommand},
-	{"status", newStatusCommand},
-	{"verify", newVerifyCommand},
-	{"pin", newPinCommand},
-	{"seal", newSealCommand},
-	{"unseal", newUnsealCommand},
-	{"unpin", newUnpinCommand},
-	{"shim", newShimCommand},
-	{"activate", newActivateCommand},
-	{"deactivate", newDeactivateCommand},
-	{"boot", newBootCommand},
-	{"guard", newGuardCommand},
-	{"completion", newCompletionCommand},
-	{"version", newVersionCommand},
+	{"create", "images", newCreateCommand},
+	{"provision", "images", newProvisionCommand},
+	{"check", "images", newCheckCommand},
+	{"extents", "images", newExtentsCommand},
+	{"table", "images", newTableCommand},
+	{"map", "mappings", newMapCommand},
+	{"unmap", "mappings", newUnmapCommand},
+	{"list", "mappings", newListCommand},
+	{"status", "mappings", newStatusCommand},
+	{"verify", "mappings", newVerifyCommand},
+	{"pin", "pins", newPinCommand},
+	{"unpin", "pins", newUnpinCommand},
+	{"seal", "pins", newSealCommand},
+	{"unseal", "pins", newUnsealCommand},
+	{"guard", "pins", newGuardCommand},
+	{"shim", "boot", newShimCommand},
+	{"activate", "boot", newActivateCommand},
+	{"deactivate", "boot", newDeactivateCommand},
+	{"boot", "boot", newBootCommand},
+	{"completion", "", newCompletionCommand},
+	{"version", "", newVersionCommand},
 }
 
 // commandOf returns the command that the arguments begin with, if there is no doubt.
@@ -171,6 +179,8 @@ func commandOf(args []string) string {
 	}
 	return ""
 }
+
+func init() { cobra.EnableCommandSorting = false } // they are in the order of the pipeline
 
 func newRootCommand(env *cliEnv) *cobra.Command { return newRootFor(env, "") }
 
@@ -201,14 +211,18 @@ linear table. I/O then goes straight to the disk.`,
 		}
 		return usageError("%v", err)
 	})
+	root.AddGroup(groups...)
 	flags := root.PersistentFlags()
 	flags.BoolVarP(&env.verbose, "verbose", "v", false, "log every step and kernel call to standard error")
 	for _, c := range commands {
 		if only == "" || c.name == only {
-			root.AddCommand(c.create(env))
+			command := c.create(env)
+			command.GroupID = c.group
+			root.AddCommand(command)
 		}
 	}
 	explainArgs(root)
+	addExamples(root)
 	for _, c := range root.Commands() {
 		if c.Long == "" {
 			c.Long = c.Short + "."

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// Every command has examples, and the command line parser takes each of them.
+func TestExamples(t *testing.T) {
+	fresh := func() *cobra.Command { return newRootCommand(&cliEnv{stdout: io.Discard, stderr: io.Discard}) }
+	known := map[string]bool{}
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		path := strings.TrimPrefix(c.CommandPath(), "dmloop ")
+		if c.HasSubCommands() {
+			for _, sub := range c.Commands() {
+				walk(sub)
+			}
+			return
+		}
+		if known[path] = true; c.Example == "" && path != "help" {
+			t.Errorf("dmloop %s has no example", path)
+		}
+	}
+	walk(fresh())
+	for path, text := range examples {
+		if !known[path] {
+			t.Errorf("there is no command %q", path)
+		}
+		for line := range strings.Lines(text) {
+			line, _, _ = strings.Cut(line, " >")
+			for _, part := range strings.Split(strings.ReplaceAll(line, "||", "&&"), " && ") {
+				words := strings.Fields(part)
+				if words[0] != "dmloop" {
+					continue
+				}
+				c, rest, err := fresh().Find(words[1:])
+				if err == nil {
+					err = c.ParseFlags(rest)
+				}
+				if err == nil {
+					err = c.ValidateArgs(c.Flags().Args())
+				}
+				if err == nil {
+					err = c.ValidateFlagGroups()
+				}
+				if err != nil {
+					t.Errorf("%s: %v", part, err)
+				}
+			}
+		}
+	}
+}
