@@ -24,6 +24,9 @@ so on powers of 1000.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bytes, err := size.Parse(args[1])
+			if _, other := size.Parse(args[0]); err != nil && other == nil {
+				return otherWayRound("create", args)
+			}
 			if err != nil {
 				return usageError("%v", err)
 			}

@@ -91,7 +91,7 @@ type listOptions struct {
 
 func (o *listOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVarP(&o.output, "output", "o", "", "columns to print, separated by commas; + adds to the defaults")
+	f.StringVarP(&o.output, "output", "o", "", "columns to print, separated by commas; + adds to the defaults; help lists them")
 	f.BoolVar(&o.all, "output-all", false, "print all columns")
 	f.BoolVarP(&o.noheadings, "noheadings", "n", false, "print no headings")
 	f.BoolVar(&o.raw, "raw", false, "print fields separated by a space")
@@ -116,7 +116,18 @@ func newListCommand(env *cliEnv) *cobra.Command {
 	return cmd
 }
 
+// outputHelp is the argument of --output that asks for the columns there are.
+const outputHelp = "help"
+
+func printColumnHelp(env *cliEnv) error {
+	_, err := fmt.Fprintln(env.stdout, columnHelp(listColumns))
+	return err
+}
+
 func runList(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
+	if opts.output == outputHelp {
+		return printColumnHelp(env)
+	}
 	sys := env.system()
 	defer sys.Close()
 	found, err := named(ctx, args, sys.List)

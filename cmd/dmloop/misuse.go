@@ -34,6 +34,12 @@ func explainArgs(cmd *cobra.Command) {
 	}
 }
 
+// otherWayRound is what is said of two arguments that each look like the other.
+func otherWayRound(command string, args []string) error {
+	return &lifecycle.Error{Class: lifecycle.Usage, Message: "the arguments are the other way round",
+		Remedy: advice.DidYouMean.Of(fmt.Sprintf("dmloop %s %s %s", command, shellWord(args[1]), shellWord(args[0])))}
+}
+
 var unknownCommand = regexp.MustCompile(`^unknown command "(.*)" for "(dmloop[^"]*)"`)
 
 // explainUnknown replaces cobra's complaint about a command that is not there, which has

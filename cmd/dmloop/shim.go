@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,14 +15,17 @@ func newShimCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shim DEVICE NAME | shim --persist MOUNTPOINT",
 		Short: "Make an identity device, so that the device below can be shared",
-		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is mounted
-from it, instead of from DEVICE, can lend out its files with dmloop map. DEVICE must
-not be mounted. Prints the lines that bring it up at every boot.
+		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is
+mounted from it, instead of from DEVICE, can lend out its files with dmloop map.
+DEVICE must not be mounted. Prints the lines that bring it up at every boot.
 ` + persistHelp,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.point != "" {
 				return o.run(env)
+			}
+			if strings.HasPrefix(args[1], "/") && !strings.Contains(args[0], "/") {
+				return otherWayRound("shim", args)
 			}
 			sys := env.system()
 			defer sys.Close()

@@ -28,6 +28,9 @@ as list does. Exits with 4 when the mapping is stale or torn down.`,
 }
 
 func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
+	if opts.output == outputHelp {
+		return printColumnHelp(env)
+	}
 	sys := env.system()
 	defer sys.Close()
 	found, err := named(ctx, args, sys.List)

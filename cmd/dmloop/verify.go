@@ -19,6 +19,7 @@ type verifiedJSON struct {
 }
 
 func newVerifyCommand(env *cliEnv) *cobra.Command {
+	all := false
 	cmd := &cobra.Command{
 		Use:   "verify [NAME|IMAGE...]",
 		Short: "Read everything about mappings again and compare it with what was mapped",
@@ -26,10 +27,14 @@ func newVerifyCommand(env *cliEnv) *cobra.Command {
 mapping's own table with the record, now. Changes nothing. Exits with 4 when a
 mapping is stale or torn down.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if all && len(args) > 0 {
+				return usageError("either names or --all")
+			}
 			return runVerify(cmd.Context(), env, args)
 		},
 		ValidArgsFunction: completeMappings(env),
 	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "verify every mapping, as without a name")
 	jsonFlag(env, cmd)
 	return cmd
 }
