@@ -81,7 +81,7 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 	case errors.Is(err, context.Canceled):
 		out.Class, out.Message, out.Err = lifecycle.Failure, "interrupted", nil
 	case errors.As(err, &problems):
-		out = lifecycle.Refuse(path, problems.Problems)
+		out = lifecycle.Refuse(path, lifecycle.ByFormat(path, problems.Problems))
 		if broken == lifecycle.Usage && onlyRule(problems.Problems, extents.SizeUnaligned) {
 			out.Class = broken
 		}

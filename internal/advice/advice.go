@@ -21,6 +21,10 @@ var (
 	ConvertVHDX             = extents.Remedy{Way: "convert-vhdx"}
 	ConvertQCOW             = extents.Remedy{Way: "convert-qcow"}
 	ConvertVMDK             = extents.Remedy{Way: "convert-vmdk"}
+	ConvertSparse           = extents.Remedy{Way: "convert-sparse"}
+	Gunzip                  = extents.Remedy{Way: "gunzip"}
+	Unxz                    = extents.Remedy{Way: "unxz"}
+	Unzstd                  = extents.Remedy{Way: "unzstd"}
 	ConvertVDI              = extents.Remedy{Way: "convert-vdi"}
 	ClearJournalFlag        = extents.Remedy{Way: "clear-journal-flag"}
 	MountWithoutJournalling = extents.Remedy{Way: "mount-without-journalling"}

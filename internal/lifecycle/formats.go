@@ -61,6 +61,10 @@ var containers = []struct {
 	{0, "QFI\xfb", advice.ConvertQCOW},
 	{0, "KDMV", advice.ConvertVMDK},
 	{64, "\x7f\x10\xda\xbe", advice.ConvertVDI},
+	{0, "\x3a\xff\x26\xed", advice.ConvertSparse},
+	{0, "\x1f\x8b", advice.Gunzip},
+	{0, "\xfd7zXZ\x00", advice.Unxz},
+	{0, "\x28\xb5\x2f\xfd", advice.Unzstd},
 }
 
 // vhdFooter is how long the footer of a VHD is, which stands at the end of a fixed one.
@@ -87,6 +91,26 @@ func formatRemedy(file io.ReaderAt, size, block extents.Bytes) (remedy extents.R
 		return advice.LeaveFooterOut.At(vhdFooter, disk), true
 	}
 	return advice.ConvertFixedVHD, true
+}
+
+// ByFormat replaces the remedies for the size of the image at path where its format is the
+// cause. It is for what judges a size without looking into the image.
+func ByFormat(path string, problems []extents.Problem) []extents.Problem {
+	img, err := image.Open(path)
+	if err != nil {
+		return problems
+	}
+	defer img.Close()
+	facts, err := img.Facts()
+	if err != nil {
+		return problems
+	}
+	for i, p := range problems {
+		if remedy, known := formatRemedy(img.File(), facts.Size, facts.BlockSize); known && p.Rule == extents.SizeUnaligned {
+			problems[i].Remedy = remedy
+		}
+	}
+	return problems
 }
 
 // onReadOnlyDevice reports whether it is known that nobody can write to the device that

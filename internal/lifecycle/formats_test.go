@@ -29,6 +29,10 @@ func TestFormatRemedy(t *testing.T) {
 		"VHDX":                {file(4096+512, 0, "vhdxfile"), advice.ConvertVHDX},
 		"qcow2":               {file(4096+512, 0, "QFI\xfb"), advice.ConvertQCOW},
 		"VMDK":                {file(4096+512, 0, "KDMV"), advice.ConvertVMDK},
+		"android sparse":      {file(4096+512, 0, "\x3a\xff\x26\xed"), advice.ConvertSparse},
+		"gzip":                {file(4096+512, 0, "\x1f\x8b"), advice.Gunzip},
+		"xz":                  {file(4096+512, 0, "\xfd7zXZ\x00"), advice.Unxz},
+		"zstd":                {file(4096+512, 0, "\x28\xb5\x2f\xfd"), advice.Unzstd},
 		"VDI":                 {file(4096+512, 64, "\x7f\x10\xda\xbe"), advice.ConvertVDI},
 	} {
 		got, known := formatRemedy(bytes.NewReader(c.content), extents.Bytes(len(c.content)), 4096)
