@@ -44,6 +44,8 @@ dmloop seal --adopt /srv/copy.img`,
 	"guard": `dmloop guard --metrics unix:/run/dmloop/metrics.sock
 dmloop guard --log-format json --idle-exit 10m`,
 	"shim": `dmloop shim /dev/sdb1 srv && mount /dev/mapper/srv /srv
+dmloop shim UUID=3f6c1c9e-9d0b-4c0e-a3a2-6d1f0b1c2d3e srv
+dmloop shim --remove srv
 dmloop shim --persist / --dry-run
 dmloop shim --persist /srv --name srv`,
 	"activate": `dmloop activate --all

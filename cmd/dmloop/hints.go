@@ -103,6 +103,8 @@ var hints = map[extents.Remedy]string{
 	advice.UseShim:          "use that shim: mount /dev/mapper/{name}; or take it away first: umount /dev/mapper/{name} && dmsetup remove {name}",
 	advice.ShimOnDevice:     "put the shim on /dev/mapper/{name}, or remove that device first: dmsetup ls --tree; dmsetup remove {name}",
 	advice.UnmountForShim:   "unmount it first, then make the shim and mount /dev/mapper/{name} instead",
+	advice.RemoveShim:       "dmloop shim --remove {name}",
+	advice.UnmountShim:      "unmap the images on its file system and unmount that first",
 	advice.ShimTheHost:      "mount the host file system from a shim: dmloop shim --help",
 
 	// About seals and the kernel's claim.

@@ -1,35 +1,47 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/blockid"
+	"dmloop/internal/lifecycle"
 	"dmloop/internal/tab"
 )
 
 func newShimCommand(env *cliEnv) *cobra.Command {
 	o := &persistOptions{}
 	cmd := &cobra.Command{
-		Use:   "shim DEVICE NAME | shim --persist MOUNTPOINT",
+		Use:   "shim DEVICE NAME | shim --remove NAME | shim --persist MOUNTPOINT",
 		Short: "Make an identity device, so that the device below can be shared",
 		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is
 mounted from it, instead of from DEVICE, can lend out its files with dmloop map.
-DEVICE must not be mounted. Prints the lines that bring it up at every boot.
+DEVICE must not be mounted; UUID= of its file system and PARTUUID= name it, too.
+Prints the lines that bring it up at every boot. --remove takes the shim down, when
+nothing uses it any more.
 ` + persistHelp,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.point != "" {
+			switch {
+			case o.point != "":
 				return o.run(env)
+			case o.remove != "":
+				return removeShim(cmd.Context(), env, o.remove)
 			}
 			if strings.HasPrefix(args[1], "/") && !strings.Contains(args[0], "/") {
 				return otherWayRound("shim", args)
 			}
+			device, err := deviceOf(args[0])
+			if err != nil {
+				return err
+			}
 			sys := env.system()
 			defer sys.Close()
-			shim, err := sys.Shim(cmd.Context(), args[0], args[1])
+			shim, err := sys.Shim(cmd.Context(), device, args[1])
 			if err != nil {
 				return err
 			}
@@ -39,13 +51,45 @@ DEVICE must not be mounted. Prints the lines that bring it up at every boot.
 				}{shim})
 			}
 			fmt.Fprintln(env.stdout, shim)
-			fmt.Fprint(env.stderr, shimAdvice(args[0], args[1], shim))
+			fmt.Fprint(env.stderr, shimAdvice(device, args[1], shim))
 			return nil
 		},
 	}
 	o.addFlags(cmd)
 	jsonFlag(env, cmd)
 	return cmd
+}
+
+// deviceOf returns the path of the device that UUID= or PARTUUID= names, and any other
+// source as it is.
+func deviceOf(source string) (string, error) {
+	if strings.Contains(source, "/") || !strings.Contains(source, "=") {
+		return source, nil
+	}
+	d, err := blockid.Local().Find(source)
+	if errors.Is(err, blockid.ErrNotFound) {
+		return "", &lifecycle.Error{Class: lifecycle.NotFound, Subject: source, Message: blockid.ErrNotFound.Error()}
+	}
+	return d.Path, err
+}
+
+// removeShim takes a shim down and says how its file system is mounted without it.
+func removeShim(ctx context.Context, env *cliEnv, name string) error {
+	sys := env.system()
+	defer sys.Close()
+	below, err := sys.ShimBelow(name)
+	if err != nil {
+		return err
+	}
+	if err := sys.RemoveShim(ctx, name); err != nil {
+		return err
+	}
+	path := below.String()
+	if d, err := blockid.Local().ByNumber(below); err == nil {
+		path = d.Path
+	}
+	fmt.Fprintf(env.stderr, "The file system can be mounted from %s again. If %s or /etc/fstab names the shim, change that.\n", printable(path), defaultTab)
+	return nil
 }
 
 // shimAdvice tells how the shim of this name comes back at the next boot.

@@ -216,3 +216,30 @@ func TestMappingOnReadOnlyDisk(t *testing.T) {
 	mustDmloop(t, "unmap", "vol")
 	vmtest.Must(t, "blockdev", "--setrw", disk)
 }
+
+// A shim is made by the UUID of its file system, is not taken down below a mount, and
+// leaves the partition to be mounted as before.
+func TestShimRemoved(t *testing.T) {
+	disk := vmtest.Disk(t, 0)
+	vmtest.Mkfs(t, "ext4", disk)
+	uuid := strings.TrimSpace(vmtest.Must(t, "blkid", "-o", "value", "-s", "UUID", disk))
+	expect(t, 0, "shim", "UUID="+uuid, "srv")
+	dir := t.TempDir()
+	vmtest.Must(t, "mount", "/dev/mapper/srv", dir)
+	if r := expect(t, 5, "shim", "--remove", "srv"); !strings.Contains(r.Stderr, dir) || !strings.Contains(r.Stderr, "unmount") {
+		t.Errorf("%s", r.Stderr)
+	}
+	vmtest.Must(t, "umount", dir)
+	if r := expect(t, 6, "unmap", "srv"); !strings.Contains(r.Stderr, "dmloop shim --remove srv") {
+		t.Errorf("%s", r.Stderr)
+	}
+	if r := expect(t, 0, "shim", "--remove", "srv"); !strings.Contains(r.Stderr, "mounted from "+disk+" again") {
+		t.Errorf("%s", r.Stderr)
+	}
+	expect(t, 6, "shim", "--remove", "srv")
+	vmtest.DmsetupCreate(t, "other", hostTable(disk))
+	expect(t, 2, "shim", "--remove", "other")
+	vmtest.DmsetupRemove(t, "other")
+	vmtest.Must(t, "mount", disk, dir)
+	vmtest.Must(t, "umount", dir)
+}

@@ -22,6 +22,7 @@ import (
 type persistOptions struct {
 	point  string
 	name   string
+	remove string
 	revert bool
 	dryRun bool
 }
@@ -37,16 +38,25 @@ kept in /etc/dmloop/persist until then.`
 func (o *persistOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.point, "persist", "", "have the file system at `MOUNTPOINT` mounted from a shim at every boot")
+	f.StringVar(&o.remove, "remove", "", "take the shim called `NAME` down")
 	f.StringVar(&o.name, "name", "", "with --persist: the shim's name instead of one made from MOUNTPOINT")
 	f.BoolVar(&o.revert, "revert", false, "with --persist: take it back")
 	f.BoolVar(&o.dryRun, "dry-run", false, "with --persist: print the edits and make none")
 }
 
-// args accepts DEVICE NAME, or --persist alone.
+// args accepts DEVICE NAME, or --persist or --remove alone.
 func (o *persistOptions) args(cmd *cobra.Command, args []string) error {
+	if cmd.Flags().Changed("remove") {
+		if len(args) > 0 || o.remove == "" || o.point != "" {
+			return usageError("--remove takes the name of a shim and nothing else")
+		}
+	}
 	if o.point == "" {
 		if o.revert || o.dryRun || o.name != "" {
 			return usageError("--revert, --dry-run and --name go with --persist")
+		}
+		if o.remove != "" {
+			return nil
 		}
 		return cobra.ExactArgs(2)(cmd, args)
 	}

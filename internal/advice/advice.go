@@ -102,6 +102,8 @@ var (
 	UseShim          = extents.Remedy{Way: "use-shim"}
 	ShimOnDevice     = extents.Remedy{Way: "shim-on-device"}
 	UnmountForShim   = extents.Remedy{Way: "unmount-for-shim"}
+	RemoveShim       = extents.Remedy{Way: "remove-shim"}
+	UnmountShim      = extents.Remedy{Way: "unmount-shim"}
 	ShimTheHost      = extents.Remedy{Way: "shim-the-host"}
 )
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"dmloop/dmtable"
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
@@ -102,6 +103,37 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 	return true, nil
 }
 
+// ShimBelow returns the device that the shim of this name shows.
+func (s *System) ShimBelow(name string) (dmtable.Device, error) {
+	var none dmtable.Device
+	mangledName, err := mangled("", name)
+	if err != nil {
+		return none, err
+	}
+	conn, err := s.mapper()
+	if err != nil {
+		return none, err
+	}
+	info, table, err := conn.State(dm.ByName(mangledName))
+	switch {
+	case errors.Is(err, dm.ErrNotFound):
+		return none, &Error{Class: NotFound, Subject: name, Message: "no such shim"}
+	case err != nil:
+		return none, fail(name, "", err)
+	case !strings.HasPrefix(info.UUID, record.ShimPrefix):
+		return none, notAShim(name)
+	}
+	below, err := table.Segments()
+	if err != nil || len(below) != 1 {
+		return none, fail(name, "", err) // a half-made one shows nothing
+	}
+	return below[0].Device, nil
+}
+
+func notAShim(name string) error {
+	return &Error{Class: Usage, Subject: name, Message: "not a shim of dmloop"}
+}
+
 // RemoveShim removes the shim of this name; one that is not there is no error.
 func (s *System) RemoveShim(ctx context.Context, name string) error {
 	name, err := mangled("", name)
@@ -125,12 +157,12 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 		return fail(name, "", err)
 	}
 	if !strings.HasPrefix(info.UUID, record.ShimPrefix) {
-		return &Error{Class: Usage, Subject: name, Message: "not a shim of dmloop"}
+		return notAShim(name)
 	}
 	_, err = s.removeDevice(conn, name, info.UUID)
 	var busy *busyError
 	if errors.As(err, &busy) {
-		return &Error{Class: Busy, Subject: name, Message: "the shim is in use by " + s.named(info.Device), Err: err}
+		return &Error{Class: Busy, Subject: name, Message: "the shim is in use by " + s.named(info.Device), Err: err, Remedy: advice.UnmountShim}
 	}
 	return fail(name, "", err)
 }

@@ -367,6 +367,9 @@ func (s *System) notReleased(m record.Record, err error) error {
 // any; unpin clears it.
 func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.Conn, target string) (gone bool, err error) {
 	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, devMapper)))
+	if err == nil && strings.HasPrefix(info.UUID, record.ShimPrefix) {
+		return false, &Error{Class: NotFound, Subject: target, Message: "no such mapping: it is a shim", Remedy: advice.RemoveShim.Of(info.Name)}
+	}
 	if err != nil || !strings.HasPrefix(info.UUID, record.UUIDPrefix) {
 		return false, nil // not a name of ours: the caller knows what to say
 	}
