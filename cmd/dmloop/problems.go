@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"dmloop/extents"
 )
@@ -17,25 +18,26 @@ type problemLine struct{ text, hint string }
 func problemLines(image string, problems []extents.Problem, all bool) []problemLine {
 	var lines []problemLine
 	for len(problems) > 0 {
-		n := 1
-		for n < len(problems) && problems[n].Rule == problems[0].Rule {
+		first, n := problems[0], 1
+		for n < len(problems) && problems[n].Rule == first.Rule && problems[n].Remedy == first.Remedy {
 			n++
 		}
 		one := problems[:n]
 		problems = problems[n:]
-		if rest := one[min(fewPlaces, n):]; len(rest) > 1 && !all {
+		if rest := one[min(fewPlaces, n):]; len(rest) > 1 && !all && !slices.ContainsFunc(rest, noPlace) {
 			one = append(one[:fewPlaces:fewPlaces], summed(rest))
 		}
-		for i, p := range one {
-			line := problemLine{text: p.String(), hint: problemHint(image, p)}
-			if i+1 < len(one) && problemHint(image, one[i+1]) == line.hint {
-				line.hint = ""
-			}
-			lines = append(lines, line)
+		for _, p := range one {
+			lines = append(lines, problemLine{text: p.String()})
 		}
+		lines[len(lines)-1].hint = problemHint(image, first)
 	}
 	return lines
 }
+
+// noPlace reports whether a problem is about the whole file: its words are its own, and
+// no sum says them.
+func noPlace(p extents.Problem) bool { return p.Length == 0 && p.Places == 0 }
 
 // summed is one problem that stands for several of one rule.
 func summed(problems []extents.Problem) extents.Problem {

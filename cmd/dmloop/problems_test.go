@@ -32,6 +32,8 @@ func TestProblemLines(t *testing.T) {
 		"many, all listed": {holes, true, 11, []string{"and 90 more such places, 368640 bytes in all, from byte 86016 (hole) | dmloop provision x"}, "100 problems"},
 		"different hints": {[]extents.Problem{{Rule: extents.Overlap, Message: "a", Remedy: advice.UnmapOther.Of("a")}, {Rule: extents.Overlap, Message: "b", Remedy: advice.UnmapOther.Of("b")}}, false, 2,
 			[]string{"a (overlap) | unmap the other one first: dmloop unmap a", "b (overlap) | unmap the other one first: dmloop unmap b"}, "2 problems"},
+		"whole file": {slices.Repeat([]extents.Problem{{Rule: extents.Overlap, Message: "device x", Remedy: advice.RemoveDevice.Of("x")}}, 6), false, 6,
+			[]string{"device x (overlap) | see: dmsetup table x; remove it first: dmsetup remove x"}, "6 problems"},
 	} {
 		var lines []string
 		hints := 0
