@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -104,9 +105,9 @@ func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
 	writers := openers.ok() && openers.Value == Writers
 	switch {
 	case len(lost) > 0 && weaker:
-		c.add(PinLost, Different, "the pin %s is gone and the grade fell from %s to %s", pinList(lost), want.Grade, got.Grade)
+		c.add(PinLost, Different, "the pin %s is gone and the grade fell from %s to %s", strings.Join(PinNames(lost), ", "), want.Grade, got.Grade)
 	case len(lost) > 0:
-		c.add(PinLost, Weak, "the pin %s is gone, the grade is still %s", pinList(lost), got.Grade)
+		c.add(PinLost, Weak, "the pin %s is gone, the grade is still %s", strings.Join(PinNames(lost), ", "), got.Grade)
 	case weaker && writers:
 		c.add(Opened, Different, "another process has the image open for writing, so a pin was lifted in between; the grade fell from %s to %s", want.Grade, got.Grade)
 		return

@@ -272,7 +272,7 @@ func TestCheck(t *testing.T) {
 			if d.State != test.state || d.Act != test.act {
 				t.Errorf("decided %s, act %q; want %s, act %q", d.State, d.Act, test.state, test.act)
 			}
-			if restored := strings.ReplaceAll(pinList(d.Restore), ",", ""); restored != test.restored {
+			if restored := strings.Join(PinNames(d.Restore), " "); restored != test.restored {
 				t.Errorf("restores %q, want %q", restored, test.restored)
 			}
 			if d.State != Healthy && d.Reason == "" {

@@ -1,7 +1,5 @@
 package guard
 
-import "strings"
-
 // PinKind is one thing that keeps an image's blocks in place.
 type PinKind string
 
@@ -30,11 +28,11 @@ func (g Grade) Weaker(h Grade) bool {
 	return worth[g] < worth[h]
 }
 
-// pinList names pins in a message.
-func pinList(kinds []PinKind) string {
+// PinNames returns the words for pins, an empty list when there are none.
+func PinNames(kinds []PinKind) []string {
 	names := make([]string, len(kinds))
 	for i, k := range kinds {
 		names[i] = string(k)
 	}
-	return strings.Join(names, ", ")
+	return names
 }

@@ -39,18 +39,9 @@ type mappingsJSON struct {
 func toMappingJSON(s lifecycle.Status) mappingJSON {
 	return mappingJSON{
 		Name: s.Name, Device: s.Device, MajMin: s.MajMin, Image: s.Image, Size: s.Size, RO: s.ReadOnly,
-		Extents: s.Extents, Pin: pinNames(s.Pins), Grade: string(s.Grade), State: string(s.State), Reason: s.Reason,
+		Extents: s.Extents, Pin: guard.PinNames(s.Pins), Grade: string(s.Grade), State: string(s.State), Reason: s.Reason,
 		Guard: s.Guard, Open: s.Open, UUID: s.UUID,
 	}
-}
-
-// pinNames returns the words for pins, an empty list when there are none.
-func pinNames(kinds []guard.PinKind) []string {
-	names := make([]string, len(kinds))
-	for i, k := range kinds {
-		names[i] = string(k)
-	}
-	return names
 }
 
 const defaultColumns = "NAME,DEVICE,IMAGE,SIZE,RO,EXTENTS,PIN,GRADE,STATE,GUARD"

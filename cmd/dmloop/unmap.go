@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dmloop/guard"
 	"dmloop/internal/lifecycle"
 )
 
@@ -85,7 +86,7 @@ func runForget(ctx context.Context, env *cliEnv, targets []string) error {
 		if err != nil {
 			return err
 		}
-		out = append(out, forgottenJSON{left.Name, left.Image, pinNames(left.Pins), left.Released})
+		out = append(out, forgottenJSON{left.Name, left.Image, guard.PinNames(left.Pins), left.Released})
 		if !env.json {
 			fmt.Fprintf(env.stdout, "%s: %s\n", printable(left.Name), leftBehind(left))
 		}
@@ -111,5 +112,5 @@ func leftBehind(f lifecycle.Forgotten) string {
 	case len(f.Pins) == 0:
 		return fmt.Sprintf("given up; no pin of dmloop's is known on %s", printable(f.Image))
 	}
-	return fmt.Sprintf("given up; left on %s: %s (dmloop unpin clears that)", printable(f.Image), strings.Join(pinNames(f.Pins), ", "))
+	return fmt.Sprintf("given up; left on %s: %s (dmloop unpin clears that)", printable(f.Image), strings.Join(guard.PinNames(f.Pins), ", "))
 }

@@ -289,19 +289,19 @@ func (s *System) judgeLoss(st *Status, m record.Record, now []pin.Kind, grade pi
 	if st.State != guard.Healthy && st.State != guard.Weakened {
 		return
 	}
-	var lost []string
+	var lost []pin.Kind
 	for _, p := range m.Pins {
 		if !slices.Contains(now, p.Kind) {
-			lost = append(lost, string(p.Kind))
+			lost = append(lost, p.Kind)
 		}
 	}
 	switch {
 	case len(lost) == 0:
 	case grade == m.Grade:
-		st.State, st.Reason = guard.Weakened, "pin lost: "+strings.Join(lost, ", ")
+		st.State, st.Reason = guard.Weakened, "pin lost: "+strings.Join(guard.PinNames(lost), ", ")
 	default:
 		st.State = guard.Stale
-		st.Reason = fmt.Sprintf("pin lost: %s; grade %s became %s", strings.Join(lost, ", "), m.Grade, grade)
+		st.Reason = fmt.Sprintf("pin lost: %s; grade %s became %s", strings.Join(guard.PinNames(lost), ", "), m.Grade, grade)
 	}
 }
 
