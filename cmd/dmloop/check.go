@@ -34,7 +34,8 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 		Use:   "check IMAGE...",
 		Short: "Say whether images can be mapped, and if not, why",
 		Long: `Run all rules over images and print what is in the way, with its place and what to do.
-Of each rule the first three places are printed, with --verbose ten. Nothing is changed. Exits with 3 when an image is not mappable.`,
+Of each rule the first three places are printed, with --verbose ten. Nothing is changed.
+Exits with 3 when an image is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.AsSealed = word.isSwap()

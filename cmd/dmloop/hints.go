@@ -130,7 +130,6 @@ var hints = map[extents.Remedy]string{
 
 	// About names, mappings and records.
 	advice.NameMapping:   "give another one: dmloop map IMAGE NAME",
-	advice.NameImage:     "give another name: dmloop map IMAGE NAME",
 	advice.NameShim:      "give another one: dmloop shim DEVICE NAME",
 	advice.ShorterName:   "a name has at most 88 bytes, since the uuid holds it",
 	advice.SeeStatus:     "see: dmloop status {name}",

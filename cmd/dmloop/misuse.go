@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,7 +23,7 @@ func explainArgs(cmd *cobra.Command) {
 		}
 		c.Args = func(c *cobra.Command, args []string) error {
 			err := check(c, args)
-			if err == nil || c.HasSubCommands() || errors.As(err, new(*lifecycle.Error)) { // which says more
+			if err == nil || c.HasSubCommands() || errors.As(err, new(*lifecycle.Error)) || strings.HasPrefix(err.Error(), "invalid argument") { // which say more
 				return err
 			}
 			message := "an argument is missing"

@@ -49,6 +49,10 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 	show, done := progress(env, "provision")
 	report, err := backing.Provision(ctx, found, backing.Options{Progress: show, Allow: sys.NotLive, Wait: sys.Waiting(path)})
 	done()
+	var refused *extents.Refusal
+	if errors.As(err, &refused) {
+		lifecycle.ByFormat(found, refused.Problems)
+	}
 	if err != nil {
 		return backingError(path, err, lifecycle.NotMappable)
 	}
@@ -81,7 +85,7 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 	case errors.Is(err, context.Canceled):
 		out.Class, out.Message, out.Err = lifecycle.Failure, "interrupted", nil
 	case errors.As(err, &problems):
-		out = lifecycle.Refuse(path, lifecycle.ByFormat(path, problems.Problems))
+		out = lifecycle.Refuse(path, problems.Problems)
 		if broken == lifecycle.Usage && onlyRule(problems.Problems, extents.SizeUnaligned) {
 			out.Class = broken
 		}

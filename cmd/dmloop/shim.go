@@ -84,6 +84,9 @@ func removeShim(ctx context.Context, env *cliEnv, name string) error {
 	if err := sys.RemoveShim(ctx, name); err != nil {
 		return err
 	}
+	if below.Major == 0 {
+		return nil // it was not finished, and showed nothing
+	}
 	path := below.String()
 	if d, err := blockid.Local().ByNumber(below); err == nil {
 		path = d.Path

@@ -133,7 +133,6 @@ var (
 // About names, mappings and records.
 var (
 	NameMapping   = extents.Remedy{Way: "name-mapping"}
-	NameImage     = extents.Remedy{Way: "name-image"}
 	NameShim      = extents.Remedy{Way: "name-shim"}
 	ShorterName   = extents.Remedy{Way: "shorter-name"}
 	SeeStatus     = extents.Remedy{Way: "see-status"}

@@ -93,24 +93,28 @@ func formatRemedy(file io.ReaderAt, size, block extents.Bytes) (remedy extents.R
 	return advice.ConvertFixedVHD, true
 }
 
-// ByFormat replaces the remedies for the size of the image at path where its format is the
+// ByFormat replaces, in place, the remedies for the size of an image where its format is the
 // cause. It is for what judges a size without looking into the image.
-func ByFormat(path string, problems []extents.Problem) []extents.Problem {
-	img, err := image.Open(path)
+func ByFormat(found *image.Found, problems []extents.Problem) {
+	img, err := found.Open()
 	if err != nil {
-		return problems
+		return
 	}
 	defer img.Close()
-	facts, err := img.Facts()
-	if err != nil {
-		return problems
+	if facts, err := img.Facts(); err == nil {
+		byFormat(img.File(), facts, problems)
 	}
+}
+
+func byFormat(file io.ReaderAt, facts image.Facts, problems []extents.Problem) {
 	for i, p := range problems {
-		if remedy, known := formatRemedy(img.File(), facts.Size, facts.BlockSize); known && p.Rule == extents.SizeUnaligned {
+		if p.Rule != extents.SizeUnaligned {
+			continue
+		}
+		if remedy, known := formatRemedy(file, facts.Size, facts.BlockSize); known {
 			problems[i].Remedy = remedy
 		}
 	}
-	return problems
 }
 
 // onReadOnlyDevice reports whether it is known that nobody can write to the device that

@@ -256,10 +256,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	err = change(writable, facts, rw)
 	var refused *extents.Refusal
 	if errors.As(err, &refused) {
-		first := &refused.Problems[0]
-		if remedy, known := formatRemedy(rw, facts.Size, facts.BlockSize); known && first.Rule == extents.SizeUnaligned {
-			first.Remedy = remedy
-		}
+		byFormat(rw, facts, refused.Problems)
 		err = refuse(path, refused.Problems)
 	}
 	return fail(path, "", err)
