@@ -13,7 +13,7 @@ import (
 	"dmloop/internal/activate"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 	"dmloop/internal/tab"
 )
 
@@ -87,7 +87,7 @@ func (o *activateOptions) args(cmd *cobra.Command, args []string) error {
 // run reads the table, picks the lines, works on them and prints what became of them.
 func (o *activateOptions) run(ctx context.Context, env *cliEnv, names []string, do func(activate.Runner, context.Context, []tab.Entry) []activate.Result) error {
 	if _, err := os.Stat(o.path); o.named && errors.Is(err, fs.ErrNotExist) {
-		return &lifecycle.Error{Class: lifecycle.NotFound, Subject: o.path, Message: "no such file"}
+		return &fault.Error{Class: fault.NotFound, Subject: o.path, Message: "no such file"}
 	}
 	table, bad := readTab(o.path)
 	if table == nil && bad != nil {
@@ -150,7 +150,7 @@ func readTab(path string) (tab.Table, error) {
 	}
 	var wrong []error
 	for _, one := range flatten(err) {
-		wrong = append(wrong, &lifecycle.Error{Class: lifecycle.Usage, Subject: path, Message: one.Error(), Remedy: advice.SeeTabManual})
+		wrong = append(wrong, &fault.Error{Class: fault.Usage, Subject: path, Message: one.Error(), Remedy: advice.SeeTabManual})
 	}
 	return table, errors.Join(wrong...)
 }

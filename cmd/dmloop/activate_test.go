@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"dmloop/internal/activate"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 	"dmloop/internal/tab"
 )
 
@@ -30,14 +30,14 @@ func TestWrongLinesFailNoOther(t *testing.T) {
 	for _, c := range []struct {
 		o     activateOptions
 		names []string
-		want  lifecycle.Class // 0 for success
+		want  fault.Class // 0 for success
 	}{
 		{activateOptions{path: path, auto: true}, []string{"good"}, 0},
 		{activateOptions{path: path, auto: true, all: true, initrd: true}, nil, 0},
-		{activateOptions{path: path, auto: true, all: true}, nil, lifecycle.Usage},
-		{activateOptions{path: path, auto: true}, []string{"bad"}, lifecycle.NotFound},
+		{activateOptions{path: path, auto: true, all: true}, nil, fault.Usage},
+		{activateOptions{path: path, auto: true}, []string{"bad"}, fault.NotFound},
 		{activateOptions{path: path + ".none", auto: true, all: true}, nil, 0},
-		{activateOptions{path: path + ".none", auto: true, all: true, named: true}, nil, lifecycle.NotFound},
+		{activateOptions{path: path + ".none", auto: true, all: true, named: true}, nil, fault.NotFound},
 	} {
 		var out, errOut strings.Builder
 		err := c.o.run(t.Context(), &cliEnv{stdout: &out, stderr: &errOut}, c.names, up)

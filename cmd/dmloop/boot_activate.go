@@ -13,7 +13,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/boot"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 func newBootActivateCommand(env *cliEnv) *cobra.Command {
@@ -66,7 +66,7 @@ func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, wait ti
 		}
 		out, err := b.Activate(ctx, m, arguments.Fallback)
 		if errors.Is(err, blockid.ErrNotFound) {
-			return &lifecycle.Error{Class: lifecycle.NotFound, Subject: name, Message: "the host file system is not there: " + err.Error()}
+			return &fault.Error{Class: fault.NotFound, Subject: name, Message: "the host file system is not there: " + err.Error()}
 		}
 		if err != nil {
 			return err
@@ -97,8 +97,8 @@ func sayOutcome(env *cliEnv, name string, out boot.Outcome) error {
 		return nil
 	}
 	if out.There {
-		return reported{lifecycle.StaleMapping}
+		return reported{fault.StaleMapping}
 	}
-	return &lifecycle.Error{Class: lifecycle.StaleMapping, Subject: name, Message: "refused: " + strings.Join(out.Refused, "; "),
+	return &fault.Error{Class: fault.StaleMapping, Subject: name, Message: "refused: " + strings.Join(out.Refused, "; "),
 		Remedy: advice.FallBack}
 }

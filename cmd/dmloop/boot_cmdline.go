@@ -10,7 +10,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
 	"dmloop/internal/boot"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 // bootlineOptions are the flags of boot cmdline.
@@ -55,14 +55,14 @@ func (o *bootlineOptions) run(cmd *cobra.Command, env *cliEnv, target string) er
 	}
 	if o.rootHash != "" {
 		if o.Verity, err = o.readVerity("/dev/mapper/" + m.Record.Name); err != nil {
-			return &lifecycle.Error{Class: lifecycle.Failure, Subject: target, Message: "dm-verity: " + err.Error()}
+			return &fault.Error{Class: fault.Failed, Subject: target, Message: "dm-verity: " + err.Error()}
 		}
 	}
 	text, last, err := boot.Concise(m, o.CmdlineOptions)
 	var limit *boot.LimitError
 	switch {
 	case errors.As(err, &limit):
-		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: limit.Error(), Remedy: advice.FewerExtents}
+		return &fault.Error{Class: fault.NotMappable, Subject: target, Message: limit.Error(), Remedy: advice.FewerExtents}
 	case err != nil:
 		return err
 	}

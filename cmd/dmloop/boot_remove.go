@@ -8,7 +8,7 @@ import (
 
 	"dmloop/internal/advice"
 	"dmloop/internal/boot"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 func newBootRemoveCommand(env *cliEnv) *cobra.Command {
@@ -21,7 +21,7 @@ func newBootRemoveCommand(env *cliEnv) *cobra.Command {
 			return each(args, func(name string) error {
 				err := store.Remove(name)
 				if errors.Is(err, fs.ErrNotExist) {
-					return &lifecycle.Error{Class: lifecycle.NotFound, Subject: name, Message: "no such boot manifest", Remedy: advice.SeeBootList}
+					return &fault.Error{Class: fault.NotFound, Subject: name, Message: "no such boot manifest", Remedy: advice.SeeBootList}
 				}
 				return err
 			})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 )
 
@@ -48,7 +49,7 @@ func verifyBooted(ctx context.Context, sys *lifecycle.System, name string) error
 	}
 	for _, v := range found {
 		if v.State.Broken() {
-			return &lifecycle.Error{Class: lifecycle.StaleMapping, Subject: v.Name, Message: v.Reason}
+			return &fault.Error{Class: fault.StaleMapping, Subject: v.Name, Message: v.Reason}
 		}
 	}
 	return nil

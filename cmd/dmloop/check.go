@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/extents"
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 )
 
@@ -76,7 +77,7 @@ func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, image
 	case len(failed) > 0:
 		return errors.Join(failed...)
 	case refused: // in use at the moment only, too: that is not mappable now
-		return reported{lifecycle.NotMappable}
+		return reported{fault.NotMappable}
 	}
 	return nil
 }
@@ -85,7 +86,7 @@ func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, image
 // answer: that is what was asked.
 func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOptions, path string) (checkedJSON, error) {
 	v, err := sys.Check(ctx, path, o)
-	var e *lifecycle.Error
+	var e *fault.Error
 	if errors.As(err, &e) && len(e.Problems) > 0 {
 		return checkedJSON{Image: path, Problems: problemsJSON(path, e.Problems), problems: e.Problems}, nil
 	}

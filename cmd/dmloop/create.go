@@ -8,7 +8,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/backing"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 	"dmloop/internal/size"
 )
 
@@ -52,7 +52,7 @@ func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes
 	err := backing.Create(ctx, path, size, backing.Options{Progress: show})
 	done()
 	if err != nil {
-		return backingError(path, err, lifecycle.Usage)
+		return backingError(path, err, fault.Usage)
 	}
 	if env.json {
 		return printJSON(env, struct {

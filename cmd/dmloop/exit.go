@@ -11,19 +11,19 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/exitcodes"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 // exitCodes is the one place where a class of error gets its exit code.
-var exitCodes = map[lifecycle.Class]int{
-	lifecycle.Failure:      exitcodes.Failure,
-	lifecycle.Usage:        exitcodes.Usage,
-	lifecycle.NotMappable:  exitcodes.NotMappable,
-	lifecycle.StaleMapping: exitcodes.StaleMapping,
-	lifecycle.Busy:         exitcodes.Busy,
-	lifecycle.NotFound:     exitcodes.NotFound,
-	lifecycle.NotPermitted: exitcodes.NotPermitted,
-	lifecycle.KernelLacks:  exitcodes.KernelLacks,
+var exitCodes = map[fault.Class]int{
+	fault.Failed:       exitcodes.Failure,
+	fault.Usage:        exitcodes.Usage,
+	fault.NotMappable:  exitcodes.NotMappable,
+	fault.StaleMapping: exitcodes.StaleMapping,
+	fault.Busy:         exitcodes.Busy,
+	fault.NotFound:     exitcodes.NotFound,
+	fault.NotPermitted: exitcodes.NotPermitted,
+	fault.KernelLacks:  exitcodes.KernelLacks,
 }
 
 const exitStatusHelp = `Exit status: 0 done, 1 failed, 2 usage, 3 image not mappable, 4 mapping stale or
@@ -31,11 +31,11 @@ torn down, 5 busy or in use, 6 no such image or mapping, 7 not permitted, 8 the
 kernel lacks something.`
 
 func usageError(format string, args ...any) error {
-	return &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf(format, args...), Remedy: advice.SeeHelp}
+	return &fault.Error{Class: fault.Usage, Message: fmt.Sprintf(format, args...), Remedy: advice.SeeHelp}
 }
 
 // reported is an error whose text the user has seen already; only its class counts.
-type reported struct{ class lifecycle.Class }
+type reported struct{ class fault.Class }
 
 func (r reported) Error() string { return fmt.Sprintf("exit %d", exitCodes[r.class]) }
 
@@ -62,8 +62,8 @@ func interrupted(err error) error {
 	if !onlyCanceled(err) {
 		return err
 	}
-	said := &lifecycle.Error{Class: lifecycle.Failure, Message: "interrupted"}
-	var e *lifecycle.Error
+	said := &fault.Error{Class: fault.Failed, Message: "interrupted"}
+	var e *fault.Error
 	if errors.As(err, &e) {
 		said.Subject = e.Subject
 	}
@@ -83,19 +83,19 @@ func onlyCanceled(err error) bool {
 }
 
 // classOf gives errors of the command line parser, which have no class, their own.
-func classOf(err error) lifecycle.Class {
+func classOf(err error) fault.Class {
 	var done reported
 	if errors.As(err, &done) {
 		return done.class
 	}
 	if errors.Is(err, context.Canceled) {
-		return lifecycle.Failure
+		return fault.Failed
 	}
-	var e *lifecycle.Error
+	var e *fault.Error
 	if !errors.As(err, &e) && isParserError(err) {
-		return lifecycle.Usage
+		return fault.Usage
 	}
-	return lifecycle.ClassOf(err)
+	return fault.ClassOf(err)
 }
 
 // isParserError recognises cobra's errors, which have no type.
@@ -125,7 +125,7 @@ func flatten(err error) []error {
 }
 
 func printError(env *cliEnv, err error) {
-	var e *lifecycle.Error
+	var e *fault.Error
 	if !errors.As(err, &e) {
 		fmt.Fprintf(env.stderr, "dmloop: %s\n", oneLine(err))
 		if isParserError(err) {
@@ -183,7 +183,7 @@ func printJSONError(env *cliEnv, err error, code int) {
 	if isParserError(err) {
 		out.Hint = hint("", advice.SeeHelp)
 	}
-	var e *lifecycle.Error
+	var e *fault.Error
 	if errors.As(err, &e) {
 		out.Subject, out.Hint, out.Problems = e.Subject, hint(e.Subject, e.Remedy), problemsJSON(e.Subject, e.Problems)
 		if out.Hint == "" && len(out.Problems) > 0 {

@@ -17,15 +17,15 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 	"dmloop/internal/record"
 )
 
 // The contract's numbers, written out: renumbering the classes must not change them.
 func TestExitCodesAreTheContracts(t *testing.T) {
-	want := map[lifecycle.Class]int{
-		lifecycle.Failure: 1, lifecycle.Usage: 2, lifecycle.NotMappable: 3, lifecycle.StaleMapping: 4,
-		lifecycle.Busy: 5, lifecycle.NotFound: 6, lifecycle.NotPermitted: 7, lifecycle.KernelLacks: 8,
+	want := map[fault.Class]int{
+		fault.Failed: 1, fault.Usage: 2, fault.NotMappable: 3, fault.StaleMapping: 4,
+		fault.Busy: 5, fault.NotFound: 6, fault.NotPermitted: 7, fault.KernelLacks: 8,
 	}
 	if len(exitCodes) != len(want) {
 		t.Errorf("%d classes have a code, want %d", len(exitCodes), len(want))
@@ -70,7 +70,7 @@ func TestErrorsGetTheirCode(t *testing.T) {
 		for _, r := range rules {
 			all = append(all, extents.Problem{Rule: r})
 		}
-		return lifecycle.Refuse("x", all)
+		return fault.Refuse("x", all)
 	}
 	for name, c := range map[string]struct {
 		err  error
@@ -78,7 +78,7 @@ func TestErrorsGetTheirCode(t *testing.T) {
 	}{
 		"anything":                       {errors.New("x"), 1},
 		"the parser's":                   {errors.New(`unknown command "x" for "dmloop"`), 2},
-		"a word like the parser's":       {&lifecycle.Error{Class: lifecycle.Failure, Message: "unknown flag"}, 1},
+		"a word like the parser's":       {&fault.Error{Class: fault.Failed, Message: "unknown flag"}, 1},
 		"no such file":                   {path(unix.ENOENT), 6},
 		"not permitted":                  {path(unix.EACCES), 7},
 		"operation not permitted":        {path(unix.EPERM), 7},
@@ -95,8 +95,8 @@ func TestErrorsGetTheirCode(t *testing.T) {
 		"overlap":                        {problem(extents.Overlap), 5},
 		"in use and a rule":              {problem(extents.OpenElsewhere, extents.Hole, extents.Overlap), 3},
 		"two failures: the first counts": {errors.Join(path(unix.ENOENT), path(unix.EACCES)), 6},
-		"seen already":                   {reported{lifecycle.StaleMapping}, 4},
-		"seen already, wrapped":          {fmt.Errorf("x: %w", reported{lifecycle.StaleMapping}), 4},
+		"seen already":                   {reported{fault.StaleMapping}, 4},
+		"seen already, wrapped":          {fmt.Errorf("x: %w", reported{fault.StaleMapping}), 4},
 	} {
 		var out, errOut strings.Builder
 		for _, asJSON := range []bool{false, true} {
@@ -114,7 +114,7 @@ func TestErrorsGetTheirCode(t *testing.T) {
 func TestJoinedErrorsAreALineEach(t *testing.T) {
 	var errOut strings.Builder
 	env := &cliEnv{stderr: &errOut}
-	inner := &lifecycle.Error{Class: lifecycle.Busy, Subject: "b", Message: "in use", Remedy: advice.SeeStatus.Of("b c"), Err: errors.Join(errors.New("one"), errors.New("two"))}
+	inner := &fault.Error{Class: fault.Busy, Subject: "b", Message: "in use", Remedy: advice.SeeStatus.Of("b c"), Err: errors.Join(errors.New("one"), errors.New("two"))}
 	report(env, errors.Join(errors.New("a"), errors.Join(inner, errors.New("c"))))
 	want := "dmloop: a\ndmloop: b: in use: one; two\nhint: see: dmloop status 'b c'\ndmloop: c\n"
 	if got := errOut.String(); got != want {
@@ -130,10 +130,10 @@ func TestInterrupted(t *testing.T) {
 		err  error
 		want string
 	}{
-		{&lifecycle.Error{Class: lifecycle.Failure, Subject: "a.img", Err: context.Canceled}, "dmloop: a.img: interrupted\n"},
-		{&lifecycle.Error{Class: lifecycle.Busy, Subject: "a.img", Message: "the guard does not hand out the image", Err: dial, Remedy: advice.KillGuard}, "dmloop: a.img: interrupted\n"},
+		{&fault.Error{Class: fault.Failed, Subject: "a.img", Err: context.Canceled}, "dmloop: a.img: interrupted\n"},
+		{&fault.Error{Class: fault.Busy, Subject: "a.img", Message: "the guard does not hand out the image", Err: dial, Remedy: advice.KillGuard}, "dmloop: a.img: interrupted\n"},
 		{fmt.Errorf("reading: %w", context.Canceled), "dmloop: interrupted\n"},
-		{&lifecycle.Error{Class: lifecycle.Failure, Subject: "a.img", Err: errors.Join(context.Canceled, unix.EROFS)}, "dmloop: a.img: context canceled; read-only file system\n"},
+		{&fault.Error{Class: fault.Failed, Subject: "a.img", Err: errors.Join(context.Canceled, unix.EROFS)}, "dmloop: a.img: context canceled; read-only file system\n"},
 	} {
 		var out strings.Builder
 		if code := report(&cliEnv{stderr: &out}, c.err); code != 1 {

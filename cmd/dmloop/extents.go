@@ -15,6 +15,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 )
 
@@ -247,6 +248,6 @@ func resumeOffset(path string, l extents.Layout) (int64, error) {
 }
 
 func noPage(path string) error {
-	return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: path,
+	return &fault.Error{Class: fault.NotMappable, Subject: path,
 		Message: "the first page of the file does not lie on a page of the device", Remedy: advice.MakeAnew}
 }

@@ -11,6 +11,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/guardd"
 	"dmloop/internal/lifecycle"
 )
@@ -71,9 +72,9 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	conn, err := dm.Open()
 	switch {
 	case errors.Is(err, dm.ErrNoDeviceMapper):
-		return &lifecycle.Error{Class: lifecycle.KernelLacks, Message: "this kernel has no device-mapper", Remedy: advice.LoadDeviceMapper, Err: err}
+		return &fault.Error{Class: fault.KernelLacks, Message: "this kernel has no device-mapper", Remedy: advice.LoadDeviceMapper, Err: err}
 	case errors.Is(err, dm.ErrPermission):
-		return &lifecycle.Error{Class: lifecycle.NotPermitted, Message: "the guard needs root", Remedy: lifecycle.Permission(lifecycle.CapAdmin), Err: err}
+		return &fault.Error{Class: fault.NotPermitted, Message: "the guard needs root", Remedy: fault.Permission(fault.CapAdmin), Err: err}
 	case err != nil:
 		return err
 	}
@@ -90,7 +91,7 @@ func runGuard(ctx context.Context, env *cliEnv, o guardOptions) error {
 	})
 	switch {
 	case errors.Is(err, guardd.ErrRunning):
-		return &lifecycle.Error{Class: lifecycle.Busy, Message: err.Error(), Remedy: advice.SeeList}
+		return &fault.Error{Class: fault.Busy, Message: err.Error(), Remedy: advice.SeeList}
 	case errors.Is(err, guardd.ErrMetricsAddress):
 		return usageError("%v", err)
 	}

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"dmloop/internal/advice"
+	"dmloop/internal/fault"
 	"dmloop/internal/hostfiles"
-	"dmloop/internal/lifecycle"
 )
 
 // lastPatience is how long after a signal the program ends at the latest.
@@ -25,7 +25,7 @@ const lastPatience = 10 * time.Second
 // process whose call cannot be ended until a thaw or a resume, and its locks with it.
 func endAnyway() {
 	env := &cliEnv{stdout: os.Stdout, stderr: os.Stderr, json: wantsJSON(os.Args[1:])}
-	os.Exit(report(env, &lifecycle.Error{Class: lifecycle.Failure,
+	os.Exit(report(env, &fault.Error{Class: fault.Failed,
 		Message: "interrupted; a call in the kernel did not come to an end",
 		Remedy:  advice.SeeFrozen}))
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/advice"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 // explainArgs makes the commands below cmd say what is wrong with the number of their
@@ -23,21 +23,21 @@ func explainArgs(cmd *cobra.Command) {
 		}
 		c.Args = func(c *cobra.Command, args []string) error {
 			err := check(c, args)
-			if err == nil || c.HasSubCommands() || errors.As(err, new(*lifecycle.Error)) || strings.HasPrefix(err.Error(), "invalid argument") { // which say more
+			if err == nil || c.HasSubCommands() || errors.As(err, new(*fault.Error)) || strings.HasPrefix(err.Error(), "invalid argument") { // which say more
 				return err
 			}
 			message := "an argument is missing"
 			if n := len(args); n > 0 && check(c, args[:n-1]) == nil {
 				message = fmt.Sprintf("%q is one argument too many", args[n-1])
 			}
-			return &lifecycle.Error{Class: lifecycle.Usage, Message: message, Remedy: advice.Usage.Of(c.UseLine())}
+			return &fault.Error{Class: fault.Usage, Message: message, Remedy: advice.Usage.Of(c.UseLine())}
 		}
 	}
 }
 
 // otherWayRound is what is said of two arguments that each look like the other.
 func otherWayRound(command string, args []string) error {
-	return &lifecycle.Error{Class: lifecycle.Usage, Message: "the arguments are the other way round",
+	return &fault.Error{Class: fault.Usage, Message: "the arguments are the other way round",
 		Remedy: advice.DidYouMean.Of(fmt.Sprintf("dmloop %s %s %s", command, shellWord(args[1]), shellWord(args[0])))}
 }
 
@@ -50,7 +50,7 @@ func explainUnknown(root *cobra.Command, err error) error {
 	if err == nil || m == nil {
 		return err
 	}
-	e := &lifecycle.Error{Class: lifecycle.Usage, Message: fmt.Sprintf("unknown command %q", m[1]), Remedy: advice.SeeHelp}
+	e := &fault.Error{Class: fault.Usage, Message: fmt.Sprintf("unknown command %q", m[1]), Remedy: advice.SeeHelp}
 	parent := root
 	if m[2] != root.Name() {
 		for _, c := range root.Commands() {

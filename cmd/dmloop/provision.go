@@ -12,6 +12,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/backing"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
 )
@@ -37,7 +38,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 	defer sys.Close()
 	found, err := image.Find(path)
 	if err != nil {
-		return backingError(path, err, lifecycle.NotMappable)
+		return backingError(path, err, fault.NotMappable)
 	}
 	defer found.Close()
 	if err := sys.NotMapped(found); err != nil {
@@ -54,7 +55,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 		lifecycle.ByFormat(found, refused.Problems)
 	}
 	if err != nil {
-		return backingError(path, err, lifecycle.NotMappable)
+		return backingError(path, err, fault.NotMappable)
 	}
 	if env.json {
 		return printJSON(env, struct {
@@ -73,20 +74,20 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 
 // backingError gives the errors of package backing their class. A file that breaks
 // rules is of class broken: for create it is the request that is wrong.
-func backingError(path string, err error, broken lifecycle.Class) error {
-	out := &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: path, Err: err}
+func backingError(path string, err error, broken fault.Class) error {
+	out := &fault.Error{Class: fault.ClassOf(err), Subject: path, Err: err}
 	var space *backing.NoSpaceError
 	var problems *extents.Refusal
 	var perr *fs.PathError
-	var refused *lifecycle.Error
+	var refused *fault.Error
 	switch {
 	case errors.As(err, &refused):
 		return refused
 	case errors.Is(err, context.Canceled):
-		out.Class, out.Message, out.Err = lifecycle.Failure, "interrupted", nil
+		out.Class, out.Message, out.Err = fault.Failed, "interrupted", nil
 	case errors.As(err, &problems):
-		out = lifecycle.Refuse(path, problems.Problems)
-		if broken == lifecycle.Usage && onlyRule(problems.Problems, extents.SizeUnaligned) {
+		out = fault.Refuse(path, problems.Problems)
+		if broken == fault.Usage && onlyRule(problems.Problems, extents.SizeUnaligned) {
 			out.Class = broken
 		}
 	case errors.As(err, &space):
@@ -94,9 +95,9 @@ func backingError(path string, err error, broken lifecycle.Class) error {
 		out.Err = nil
 	case errors.Is(err, backing.ErrImmutable):
 		out.Message, out.Err = backing.ErrImmutable.Error(), nil
-		out.Class, out.Remedy = lifecycle.NotPermitted, advice.ClearEitherPin
+		out.Class, out.Remedy = fault.NotPermitted, advice.ClearEitherPin
 	case errors.Is(err, unix.EISDIR):
-		out.Class, out.Message, out.Err = lifecycle.Usage, "is a directory: give the name of a file", nil
+		out.Class, out.Message, out.Err = fault.Usage, "is a directory: give the name of a file", nil
 	case errors.Is(err, fs.ErrExist):
 		out.Message, out.Err = "exists already, and is never replaced", nil
 	case errors.Is(err, fs.ErrNotExist):

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/ioctl"
 	"dmloop/internal/lifecycle"
@@ -113,7 +114,7 @@ func (o *output) Write(b []byte) (int, error) {
 		if errors.As(err, &perr) {
 			cause = perr.Err
 		}
-		o.err = &lifecycle.Error{Class: lifecycle.Failure, Subject: "standard output", Message: "the answer cannot be written", Err: cause}
+		o.err = &fault.Error{Class: fault.Failed, Subject: "standard output", Message: "the answer cannot be written", Err: cause}
 	}
 	return n, o.err
 }

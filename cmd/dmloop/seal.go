@@ -8,7 +8,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/backing"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 func newSealCommand(env *cliEnv) *cobra.Command {
@@ -56,7 +56,7 @@ func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, said bool, 
 		err := backing.Create(ctx, path, create, backing.Options{Progress: show})
 		done()
 		if err != nil {
-			return backingError(path, err, lifecycle.Usage)
+			return backingError(path, err, fault.Usage)
 		}
 	}
 	return sys.Seal(ctx, path, said)

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/blockid"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 	"dmloop/internal/tab"
 )
 
@@ -68,7 +68,7 @@ func deviceOf(source string) (string, error) {
 	}
 	d, err := blockid.Local().Find(source)
 	if errors.Is(err, blockid.ErrNotFound) {
-		return "", &lifecycle.Error{Class: lifecycle.NotFound, Subject: source, Message: blockid.ErrNotFound.Error()}
+		return "", &fault.Error{Class: fault.NotFound, Subject: source, Message: blockid.ErrNotFound.Error()}
 	}
 	return d.Path, err
 }

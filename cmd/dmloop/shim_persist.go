@@ -13,8 +13,8 @@ import (
 
 	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
+	"dmloop/internal/fault"
 	"dmloop/internal/helper"
-	"dmloop/internal/lifecycle"
 	"dmloop/internal/persist"
 )
 
@@ -83,7 +83,7 @@ func (o *persistOptions) run(env *cliEnv) error {
 	}
 	switch {
 	case o.revert && !inForce:
-		return &lifecycle.Error{Class: lifecycle.NotFound, Subject: point, Message: "no shim is in force for this mount point"}
+		return &fault.Error{Class: fault.NotFound, Subject: point, Message: "no shim is in force for this mount point"}
 	case !inForce: // else an earlier run is finished
 		facts, err := persist.Gather(point, o.name, persist.LocalPaths(tabPath()), blockid.Local())
 		if err == nil {
@@ -98,7 +98,7 @@ func (o *persistOptions) run(env *cliEnv) error {
 		return nil
 	}
 	if unix.Geteuid() != 0 {
-		return &lifecycle.Error{Class: lifecycle.NotPermitted, Subject: point, Message: "only root may change how the machine boots", Remedy: advice.Sudo}
+		return &fault.Error{Class: fault.NotPermitted, Subject: point, Message: "only root may change how the machine boots", Remedy: advice.Sudo}
 	}
 	if o.revert {
 		err = machine.Revert(plan)
@@ -116,9 +116,9 @@ func (o *persistOptions) run(env *cliEnv) error {
 func persistError(point string, err error) error {
 	var refused *persist.RefusedError
 	if errors.As(err, &refused) {
-		return &lifecycle.Error{Class: lifecycle.NotMappable, Subject: point, Message: refused.Message, Remedy: refused.Remedy}
+		return &fault.Error{Class: fault.NotMappable, Subject: point, Message: refused.Message, Remedy: refused.Remedy}
 	}
-	return &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: point, Err: err,
+	return &fault.Error{Class: fault.ClassOf(err), Subject: point, Err: err,
 		Remedy: advice.GoOnOrRevert}
 }
 

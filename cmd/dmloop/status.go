@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/spf13/cobra"
+	"dmloop/internal/fault"
 
-	"dmloop/internal/lifecycle"
+	"github.com/spf13/cobra"
 )
 
 func newStatusCommand(env *cliEnv) *cobra.Command {
@@ -51,7 +51,7 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 	}
 	for _, s := range found {
 		if s.Broken() {
-			return reported{lifecycle.StaleMapping}
+			return reported{fault.StaleMapping}
 		}
 	}
 	return nil

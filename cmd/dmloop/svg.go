@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"dmloop/extents"
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 )
 
@@ -25,12 +26,12 @@ const (
 func writeSVG(path string, e *lifecycle.FileExtents, l extents.Layout) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
-		return &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: path, Message: "the picture cannot be written", Err: errors.Unwrap(err)}
+		return &fault.Error{Class: fault.ClassOf(err), Subject: path, Message: "the picture cannot be written", Err: errors.Unwrap(err)}
 	}
 	out := bufio.NewWriter(f)
 	drawSVG(out, e, l)
 	if err := errors.Join(out.Flush(), f.Close()); err != nil {
-		return &lifecycle.Error{Class: lifecycle.Failure, Subject: path, Message: "the picture cannot be written", Err: errors.Join(err, os.Remove(path))}
+		return &fault.Error{Class: fault.Failed, Subject: path, Message: "the picture cannot be written", Err: errors.Join(err, os.Remove(path))}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/guard"
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 )
 
@@ -64,7 +65,7 @@ func runUnmap(ctx context.Context, env *cliEnv, o lifecycle.UnmapOptions, all bo
 	}
 	return each(targets, func(t string) error {
 		err := sys.Unmap(ctx, t, o)
-		if all && lifecycle.ClassOf(err) == lifecycle.NotFound {
+		if all && fault.ClassOf(err) == fault.NotFound {
 			return nil // another command was quicker
 		}
 		return err

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/guard"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 type verifiedJSON struct {
@@ -69,7 +69,7 @@ func runVerify(ctx context.Context, env *cliEnv, targets []string) error {
 		}
 	}
 	if err == nil && broken {
-		return reported{lifecycle.StaleMapping}
+		return reported{fault.StaleMapping}
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dmloop/internal/blockid"
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/tab"
 )
@@ -95,10 +96,10 @@ func (r Runner) up(ctx context.Context, sys System, e tab.Entry) Result {
 	}
 	d, err := r.Devices.Await(ctx, e.Source, r.Wait)
 	if errors.Is(err, blockid.ErrNotFound) {
-		return Result{Err: &lifecycle.Error{Class: lifecycle.NotFound, Subject: e.Label, Message: "the device " + e.Source + " is not there"}}
+		return Result{Err: &fault.Error{Class: fault.NotFound, Subject: e.Label, Message: "the device " + e.Source + " is not there"}}
 	}
 	if err != nil {
-		return Result{Err: &lifecycle.Error{Class: lifecycle.ClassOf(err), Subject: e.Label, Err: err}}
+		return Result{Err: &fault.Error{Class: fault.ClassOf(err), Subject: e.Label, Err: err}}
 	}
 	device, there, err := sys.EnsureShim(ctx, d.Path, e.Label)
 	return Result{Device: device, There: there, Err: err}
@@ -109,7 +110,7 @@ func (r Runner) down(ctx context.Context, sys System, e tab.Entry) Result {
 		return Result{Err: sys.RemoveShim(ctx, e.Label)}
 	}
 	err := sys.Unmap(ctx, e.Label, lifecycle.UnmapOptions{NameOnly: true})
-	if lifecycle.ClassOf(err) == lifecycle.NotFound {
+	if fault.ClassOf(err) == fault.NotFound {
 		err = nil
 	}
 	return Result{Err: err}

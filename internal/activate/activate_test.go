@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"dmloop/internal/blockid"
+	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/tab"
 )
@@ -78,7 +79,7 @@ func TestActivateTellsOfMissingDevices(t *testing.T) {
 	f := &fake{}
 	r, _ := runner(t, f, 4)
 	res := r.Activate(t.Context(), parse(t, "a /a.img\ns UUID=12 - shim\nb /b.img"))
-	if lifecycle.ClassOf(res[1].Err) != lifecycle.NotFound || res[0].Err != nil || res[2].Device != "/dev/mapper/b" {
+	if fault.ClassOf(res[1].Err) != fault.NotFound || res[0].Err != nil || res[2].Device != "/dev/mapper/b" {
 		t.Errorf("%+v", res)
 	}
 	slices.Sort(f.calls)
@@ -89,12 +90,12 @@ func TestActivateTellsOfMissingDevices(t *testing.T) {
 
 func TestDeactivateImagesBeforeShims(t *testing.T) {
 	f := &fake{fail: map[string]error{
-		"a": &lifecycle.Error{Class: lifecycle.NotFound},
-		"b": &lifecycle.Error{Class: lifecycle.Busy, Message: "in use"},
+		"a": &fault.Error{Class: fault.NotFound},
+		"b": &fault.Error{Class: fault.Busy, Message: "in use"},
 	}}
 	r, _ := runner(t, f, 1)
 	res := r.Deactivate(t.Context(), parse(t, "s UUID=12 - shim\na /a.img\nb /b.img"))
-	if res[0].Err != nil || res[1].Err != nil || lifecycle.ClassOf(res[2].Err) != lifecycle.Busy {
+	if res[0].Err != nil || res[1].Err != nil || fault.ClassOf(res[2].Err) != fault.Busy {
 		t.Errorf("%+v", res)
 	}
 	if len(f.calls) != 3 || f.calls[2] != "unshim s" {
@@ -154,7 +155,7 @@ func TestSelection(t *testing.T) {
 	if got, err := Select(table, []string{"b", "a"}); err != nil || !slices.Equal(names(got), []string{"b", "a"}) {
 		t.Errorf("%v %v", got, err)
 	}
-	if _, err := Select(table, []string{"x"}); lifecycle.ClassOf(err) != lifecycle.NotFound {
+	if _, err := Select(table, []string{"x"}); fault.ClassOf(err) != fault.NotFound {
 		t.Error(err)
 	}
 }

@@ -1,7 +1,7 @@
 package activate
 
 import (
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 	"dmloop/internal/tab"
 )
 
@@ -12,7 +12,7 @@ func Select(table tab.Table, names []string) ([]tab.Entry, error) {
 	for _, name := range names {
 		e, ok := table.Find(name)
 		if !ok {
-			return nil, &lifecycle.Error{Class: lifecycle.NotFound, Subject: name, Message: "no such line in dmlooptab"}
+			return nil, &fault.Error{Class: fault.NotFound, Subject: name, Message: "no such line in dmlooptab"}
 		}
 		picked = append(picked, e)
 	}

@@ -48,6 +48,7 @@ var level = map[string]int{
 	"internal/blockdev":   4,
 	"internal/guardrpc":   4,
 	"internal/blockid":    4,
+	"internal/fault":      4, // what a command fails with
 	"internal/claim":      4, // the one place that calls swapon
 	"internal/observe":    5,
 	"internal/guardd":     6,

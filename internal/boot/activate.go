@@ -14,6 +14,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/blockid"
+	"dmloop/internal/fault"
 	"dmloop/internal/hostfiles"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
@@ -194,7 +195,7 @@ func mapOptions(m Manifest) lifecycle.MapOptions {
 
 // reasonsOf lists the broken rules in an error, or its text.
 func reasonsOf(err error) []string {
-	var e *lifecycle.Error
+	var e *fault.Error
 	if !errors.As(err, &e) || len(e.Problems) == 0 {
 		return []string{err.Error()}
 	}

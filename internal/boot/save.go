@@ -10,8 +10,8 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockid"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
-	"dmloop/internal/lifecycle"
 	"dmloop/internal/record"
 )
 
@@ -33,11 +33,11 @@ func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target stri
 		return Manifest{}, err
 	}
 	refuse := func(format string, args ...any) (Manifest, error) {
-		return Manifest{}, &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: fmt.Sprintf(format, args...)}
+		return Manifest{}, &fault.Error{Class: fault.NotMappable, Subject: target, Message: fmt.Sprintf(format, args...)}
 	}
 	base, reason := shimBase(rec.Base)
 	if reason != "" {
-		return Manifest{}, &lifecycle.Error{Class: lifecycle.NotMappable, Subject: target, Message: reason,
+		return Manifest{}, &fault.Error{Class: fault.NotMappable, Subject: target, Message: reason,
 			Remedy: advice.ShimTheHost}
 	}
 	device, err := devices.ByNumber(base)

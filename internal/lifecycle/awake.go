@@ -10,6 +10,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
+	"dmloop/internal/fault"
 	"dmloop/internal/frozen"
 	"dmloop/internal/image"
 )
@@ -24,17 +25,17 @@ const thawPatience = 3 * time.Second
 func (s *System) awake(ctx context.Context, path string, fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fail(path, "", err)
+		return fault.Wrap(path, "", err)
 	}
 	own := dmtable.DeviceOf(st.Dev)
 	if known := s.asleep[own]; known != nil {
-		return &Error{Class: Busy, Subject: path, Message: known.Message, Remedy: known.Remedy}
+		return &fault.Error{Class: fault.Busy, Subject: path, Message: known.Message, Remedy: known.Remedy}
 	}
 	device := own
 	if device.Major == 0 { // btrfs
 		mount, err := image.MountOf(fd)
 		if err != nil {
-			return fail(path, "", err)
+			return fault.Wrap(path, "", err)
 		}
 		var source unix.Stat_t
 		if unix.Stat(mount.Source, &source) == nil {
@@ -50,27 +51,27 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 		if mount, err := image.MountOf(fd); err == nil && mount.Point != "" {
 			point = mount.Point
 		}
-		return s.sleeps(own, &Error{Class: Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
+		return s.sleeps(own, &fault.Error{Class: fault.Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
 			Remedy: advice.Thaw.Of(point)})
 	}
-	return fail(path, "", err)
+	return fault.Wrap(path, "", err)
 }
 
 // running refuses, as Busy, a file on a device that is suspended or stands on one that is.
 // Nothing is opened for that, not even a folder, whose reader may have to wait for a disk.
-func (s *System) running(path string, device dmtable.Device) *Error {
+func (s *System) running(path string, device dmtable.Device) *fault.Error {
 	name, found := blockdev.Suspended(s.sysfs, device)
 	if !found {
 		return nil
 	}
-	return &Error{Class: Busy, Subject: path, Message: "the device " + name + ", on which its file system lies, is suspended",
+	return &fault.Error{Class: fault.Busy, Subject: path, Message: "the device " + name + ", on which its file system lies, is suspended",
 		Remedy: advice.ResumeDevice.Of(name)}
 }
 
 // sleeps remembers why a file system takes no changes, for what else the command finds on it.
-func (s *System) sleeps(device dmtable.Device, why *Error) error {
+func (s *System) sleeps(device dmtable.Device, why *fault.Error) error {
 	if s.asleep == nil {
-		s.asleep = map[dmtable.Device]*Error{}
+		s.asleep = map[dmtable.Device]*fault.Error{}
 	}
 	s.asleep[device] = why
 	return why

@@ -12,6 +12,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -31,11 +32,11 @@ func (s *System) Recorded(ctx context.Context, target string) (record.Record, im
 		return record.Record{}, none, err
 	}
 	if store == nil || len(checked) != 1 {
-		return record.Record{}, none, &Error{Class: NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
+		return record.Record{}, none, &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
 	}
 	defer store.Close()
 	if checked[0].State != guard.Healthy {
-		return record.Record{}, none, &Error{Class: StaleMapping, Subject: target,
+		return record.Record{}, none, &fault.Error{Class: fault.StaleMapping, Subject: target,
 			Message: fmt.Sprintf("the mapping is %s: %s", checked[0].State, checked[0].Reason), Remedy: advice.MapAgain}
 	}
 	m, err := store.Load(checked[0].Name)
@@ -44,11 +45,11 @@ func (s *System) Recorded(ctx context.Context, target string) (record.Record, im
 	}
 	img, err := s.openRecorded(ctx, m.Image)
 	if err != nil {
-		return record.Record{}, none, fail(target, "", err)
+		return record.Record{}, none, fault.Wrap(target, "", err)
 	}
 	defer img.Close()
 	facts, err := img.Facts()
-	return m, facts.Mount, fail(target, "", err)
+	return m, facts.Mount, fault.Wrap(target, "", err)
 }
 
 // Inspect returns who the file at path is and where it lies, clipped and merged.
@@ -60,10 +61,10 @@ func (s *System) Inspect(ctx context.Context, path string) (image.Identity, exte
 	defer img.Close()
 	id, err := img.Identity()
 	if err != nil {
-		return image.Identity{}, extents.Layout{}, fail(path, "", err)
+		return image.Identity{}, extents.Layout{}, fault.Wrap(path, "", err)
 	}
 	layout, err := extents.Read(img.File())
-	return id, layout.Clip().Merge(), fail(path, "", err)
+	return id, layout.Clip().Merge(), fault.Wrap(path, "", err)
 }
 
 // Restore makes a mapping from its record alone, without a look at the file, whose
@@ -93,11 +94,11 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 		return Status{}, err
 	}
 	if err := s.makeDevice(conn, m.Name, m.UUID, m.Table, m.ReadOnly, udevFlags(m)); err != nil {
-		return Status{}, fail(m.Name, "", errors.Join(err, store.Delete(m.Name)))
+		return Status{}, fault.Wrap(m.Name, "", errors.Join(err, store.Delete(m.Name)))
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	if err != nil {
-		return Status{}, fail(m.Name, "", err)
+		return Status{}, fault.Wrap(m.Name, "", err)
 	}
 	m.Device, m.State = info.Device, guard.Healthy
 	if err := store.SaveHead(m); err != nil {
@@ -112,10 +113,10 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 func (s *System) restorable(conn *dm.Conn, m record.Record) (readOnly bool, err error) {
 	stack, problem, err := blockdev.ReadStack(s.sysfs, conn, m.Base.Device)
 	if err != nil {
-		return false, fail(m.Name, "", err)
+		return false, fault.Wrap(m.Name, "", err)
 	}
 	if problem != nil {
-		return false, refuse(m.Name, []extents.Problem{*problem})
+		return false, fault.Refuse(m.Name, []extents.Problem{*problem})
 	}
 	sizes := map[dmtable.Device]dmtable.Sectors{}
 	for _, b := range stack.Base {
@@ -123,17 +124,17 @@ func (s *System) restorable(conn *dm.Conn, m record.Record) (readOnly bool, err 
 	}
 	segments, err := m.Table.Segments()
 	if err != nil {
-		return false, fail(m.Name, "", err)
+		return false, fault.Wrap(m.Name, "", err)
 	}
 	for _, seg := range segments {
 		if size, known := sizes[seg.Device]; !known || seg.End() > size {
-			return false, refuse(m.Name, []extents.Problem{{Rule: extents.OutOfRange,
+			return false, fault.Refuse(m.Name, []extents.Problem{{Rule: extents.OutOfRange,
 				Message: fmt.Sprintf("sectors %d-%d of %s do not lie on the host's base device", seg.Start, seg.End()-1, seg.Device)}})
 		}
 	}
 	problems, err := s.overlaps(conn, stack.Host, segments, m.Offset)
 	if err == nil && len(problems) > 0 {
-		err = refuse(m.Name, problems)
+		err = fault.Refuse(m.Name, problems)
 	}
 	return stack.ReadOnly(), err
 }
@@ -153,7 +154,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	}
 	img, err := s.openToChange(ctx, m)
 	if err != nil {
-		return fail(m.Name, "", err)
+		return fault.Wrap(m.Name, "", err)
 	}
 	defer img.Close()
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
@@ -163,10 +164,10 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	if slices.Contains(kinds, pin.Swap) && pin.ClaimMoves(m.Image.Filesystem) {
 		active, err := swap.Active(img.File())
 		if err != nil {
-			return fail(m.Name, "", err)
+			return fault.Wrap(m.Name, "", err)
 		}
 		if !active {
-			return refuse(m.Name, []extents.Problem{{Rule: extents.Unpinnable,
+			return fault.Refuse(m.Name, []extents.Problem{{Rule: extents.Unpinnable,
 				Message: m.Image.Filesystem + " may move the image when the kernel takes it for swap, which must not happen below a live mapping",
 				Remedy:  advice.MapAgain}})
 		}
@@ -181,7 +182,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		// What can be had without the claim is had: the mapping is live.
 		err = errors.Join(err, set(pin.WithoutClaim(kinds)))
 	}
-	return fail(m.Name, "", errors.Join(err, s.proveAgain(ctx, store, m, img)))
+	return fault.Wrap(m.Name, "", errors.Join(err, s.proveAgain(ctx, store, m, img)))
 }
 
 // proveAgain takes the proof anew that nobody else has the image of a live mapping open,
@@ -220,7 +221,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	}
 	img, err := s.openToChange(ctx, m)
 	if err != nil {
-		return fail(m.Name, "", err)
+		return fault.Wrap(m.Name, "", err)
 	}
 	defer img.Close()
 	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
@@ -231,7 +232,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	if !inUse && pin.GradeOf(left) != pin.Kernel {
 		conn, err := s.mapper()
 		if err != nil {
-			return fail(m.Name, "", err)
+			return fault.Wrap(m.Name, "", err)
 		}
 		info, err := conn.Info(dm.ByUUID(m.UUID))
 		if err == nil && info.OpenCount > 0 {
@@ -239,11 +240,11 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 			return nil
 		}
 		if err != nil && !errors.Is(err, dm.ErrNotFound) {
-			return fail(m.Name, "", err)
+			return fault.Wrap(m.Name, "", err)
 		}
 	}
 	if err := pin.EndClaim(img.File(), m.Image.Filesystem, m.Name, s.claim(ctx, img)); err != nil {
-		return fail(m.Name, "", pinningError(m.Image.Path, err))
+		return fault.Wrap(m.Name, "", pinningError(m.Image.Path, err))
 	}
 	if err := s.proveAgain(ctx, store, m, img); err != nil {
 		s.log.Warn("the kernel let go of the image, and somebody else has it open", "mapping", m.Name, "error", err)

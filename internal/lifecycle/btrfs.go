@@ -12,6 +12,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/btrfs"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 )
 
@@ -47,7 +48,7 @@ func readBtrfs(img *image.Image, path string) (btrfs.Filesystem, []btrfs.Chunk, 
 	}
 	chunks, err := btrfs.ReadChunks(img.File())
 	if errors.Is(err, unix.EPERM) {
-		err = &Error{Class: NotPermitted, Subject: path, Message: "reading where btrfs keeps the file needs root", Remedy: Permission(CapAdmin), Err: err}
+		err = &fault.Error{Class: fault.NotPermitted, Subject: path, Message: "reading where btrfs keeps the file needs root", Remedy: fault.Permission(fault.CapAdmin), Err: err}
 	}
 	return fs, chunks, err
 }

@@ -9,6 +9,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/record"
 )
 
@@ -71,7 +72,7 @@ func (s *System) cutOff(conn *dm.Conn, m record.Record, before guard.State) erro
 
 // busy says who uses the device.
 func (s *System) busy(info dm.Info, cause error) error {
-	return &Error{Class: Busy, Subject: info.Name, Message: "in use by " + s.named(info.Device), Err: cause,
+	return &fault.Error{Class: fault.Busy, Subject: info.Name, Message: "in use by " + s.named(info.Device), Err: cause,
 		Remedy: advice.DeferOrForce}
 }
 

@@ -13,6 +13,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/record"
 	"dmloop/internal/udev"
 )
@@ -51,7 +52,7 @@ func (s *System) EnsureShim(ctx context.Context, path, name string) (device stri
 		return "/dev/mapper/" + mangledName, there, err
 	}
 	device, err = s.Shim(ctx, path, name)
-	if ClassOf(err) == Busy {
+	if fault.ClassOf(err) == fault.Busy {
 		// Somebody may have made it since we looked.
 		if there, _ = s.shimIs(conn, path, mangledName); there {
 			return "/dev/mapper/" + mangledName, true, nil
@@ -70,7 +71,7 @@ func (s *System) linked(conn *dm.Conn, name string) error {
 	if err == nil {
 		err = udev.EnsureLink(name, info.Device)
 	}
-	return fail(name, "", err)
+	return fault.Wrap(name, "", err)
 }
 
 // shimIs reports whether the device of this name is a live shim of the block device
@@ -81,7 +82,7 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fail(name, "", err)
+		return false, fault.Wrap(name, "", err)
 	}
 	if halfMade(info) {
 		return false, nil // Shim makes it anew
@@ -92,12 +93,12 @@ func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
 	}
 	size, err := blockdev.DeviceSize(s.sysfs, dev)
 	if err != nil {
-		return false, fail(path, "", err)
+		return false, fault.Wrap(path, "", err)
 	}
 	shows, err := table.Segments()
 	same := err == nil && len(shows) == 1 && shows[0].Device == dev && shows[0].Start == 0 && shows[0].Length <= size // the device may have grown
 	if !strings.HasPrefix(info.UUID, record.ShimPrefix) || !same || info.Suspended {
-		return false, &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
+		return false, &fault.Error{Class: fault.Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
 			Remedy: advice.SeeTable.Of(name)}
 	}
 	return true, nil
@@ -117,21 +118,21 @@ func (s *System) ShimBelow(name string) (dmtable.Device, error) {
 	info, table, err := conn.State(dm.ByName(mangledName))
 	switch {
 	case errors.Is(err, dm.ErrNotFound):
-		return none, &Error{Class: NotFound, Subject: name, Message: "no such shim"}
+		return none, &fault.Error{Class: fault.NotFound, Subject: name, Message: "no such shim"}
 	case err != nil:
-		return none, fail(name, "", err)
+		return none, fault.Wrap(name, "", err)
 	case !strings.HasPrefix(info.UUID, record.ShimPrefix):
 		return none, notAShim(name)
 	}
 	below, err := table.Segments()
 	if err != nil || len(below) != 1 {
-		return none, fail(name, "", err) // a half-made one shows nothing
+		return none, fault.Wrap(name, "", err) // a half-made one shows nothing
 	}
 	return below[0].Device, nil
 }
 
 func notAShim(name string) error {
-	return &Error{Class: Usage, Subject: name, Message: "not a shim of dmloop"}
+	return &fault.Error{Class: fault.Usage, Subject: name, Message: "not a shim of dmloop"}
 }
 
 // RemoveShim removes the shim of this name; one that is not there is no error.
@@ -154,7 +155,7 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 		return nil
 	}
 	if err != nil {
-		return fail(name, "", err)
+		return fault.Wrap(name, "", err)
 	}
 	if !strings.HasPrefix(info.UUID, record.ShimPrefix) {
 		return notAShim(name)
@@ -162,9 +163,9 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 	_, err = s.removeDevice(conn, name, info.UUID)
 	var busy *busyError
 	if errors.As(err, &busy) {
-		return &Error{Class: Busy, Subject: name, Message: "the shim is in use by " + s.named(info.Device), Err: err, Remedy: advice.UnmountShim}
+		return &fault.Error{Class: fault.Busy, Subject: name, Message: "the shim is in use by " + s.named(info.Device), Err: err, Remedy: advice.UnmountShim}
 	}
-	return fail(name, "", err)
+	return fault.Wrap(name, "", err)
 }
 
 // EnsureMapped is Map where the mapping may be there already: one of this name made
@@ -176,7 +177,7 @@ func (s *System) EnsureMapped(ctx context.Context, path string, o MapOptions) (s
 		return st, there, err
 	}
 	st, err = s.Map(ctx, path, o)
-	if ClassOf(err) == Busy {
+	if fault.ClassOf(err) == fault.Busy {
 		// Another run may have been quicker.
 		if have, there, _ := s.mappedAs(ctx, path, o.Name); there {
 			return have, true, nil
@@ -193,7 +194,7 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 		return Status{}, false, err
 	}
 	found, err := s.List(ctx, name)
-	if ClassOf(err) == NotFound {
+	if fault.ClassOf(err) == fault.NotFound {
 		return Status{}, false, nil
 	}
 	if err != nil || len(found) == 0 {
@@ -206,10 +207,10 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 	case st.State == guard.Mapping, st.State == guard.Releasing:
 		return st, false, nil // Map finishes that first
 	case st.State.Broken():
-		return st, false, &Error{Class: StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),
+		return st, false, &fault.Error{Class: fault.StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),
 			Remedy: advice.UnmapAndCheck.Of(path)}
 	case !s.madeOf(st, path):
-		return st, false, &Error{Class: Busy, Subject: name, Message: "the mapping of this name is made of " + st.Image,
+		return st, false, &fault.Error{Class: fault.Busy, Subject: name, Message: "the mapping of this name is made of " + st.Image,
 			Remedy: advice.SeeStatus.Of(name)}
 	}
 	return st, true, nil

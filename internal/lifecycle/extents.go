@@ -10,6 +10,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/btrfs"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 )
 
@@ -32,11 +33,11 @@ func (s *System) Extents(ctx context.Context, path string) (*FileExtents, error)
 	e := &FileExtents{Path: path, img: img}
 	facts, err := img.Facts()
 	if err != nil {
-		return nil, errors.Join(fail(path, "", err), img.Close())
+		return nil, errors.Join(fault.Wrap(path, "", err), img.Close())
 	}
 	id, err := img.Identity()
 	if err != nil {
-		return nil, errors.Join(fail(path, "", err), img.Close())
+		return nil, errors.Join(fault.Wrap(path, "", err), img.Close())
 	}
 	e.Filesystem, e.Device, e.Size = facts.Filesystem, facts.Device, id.Size
 	return e, nil
@@ -50,11 +51,11 @@ func (e *FileExtents) Close() error { return e.img.Close() }
 func (e *FileExtents) Each(visit func(rows []extents.Extent) error) error {
 	err := extents.Each(e.img.File(), visit)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
-		return refuse(e.Path, []extents.Problem{{Rule: extents.UnsupportedFS,
+		return fault.Refuse(e.Path, []extents.Problem{{Rule: extents.UnsupportedFS,
 			Message: "the file system (" + e.Filesystem + ") does not tell where its files lie",
 			Remedy:  advice.CopyImage}})
 	}
-	return fail(e.Path, "", err)
+	return fault.Wrap(e.Path, "", err)
 }
 
 // Layout reads all extents at once.
@@ -75,13 +76,13 @@ func (e *FileExtents) OnHost(l extents.Layout) (extents.Layout, error) {
 	}
 	fs, chunks, err := readBtrfs(e.img, e.Path)
 	if err != nil {
-		return extents.Layout{}, fail(e.Path, "", err)
+		return extents.Layout{}, fault.Wrap(e.Path, "", err)
 	}
 	// What is asked of an image beyond this has nothing to do with where it lies.
 	problems := btrfs.Problems(l, btrfs.Facts{NoCOW: true, Sealed: true, Filesystem: fs, Chunks: chunks})
 	if len(problems) > 0 {
-		return extents.Layout{}, refuse(e.Path, problems)
+		return extents.Layout{}, fault.Refuse(e.Path, problems)
 	}
 	translated, err := btrfs.Translate(l, chunks, fs.Device)
-	return translated, fail(e.Path, "", err)
+	return translated, fault.Wrap(e.Path, "", err)
 }

@@ -16,6 +16,7 @@ import (
 
 	"dmloop/internal/backing"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/ioctl"
 	"dmloop/internal/pin"
 	"dmloop/internal/vmtest"
@@ -236,7 +237,7 @@ func TestFullUnmapWhenTheNthRealRequestFails(t *testing.T) {
 				user.Close() // of nil is no harm
 				if err != nil || c.open {
 					again := f.next(s.dir, 0).Unmap(ctx, s.image, UnmapOptions{})
-					if again != nil && ClassOf(again) != NotFound {
+					if again != nil && fault.ClassOf(again) != fault.NotFound {
 						t.Errorf("request %d (%s): %v; the next unmap: %v", n, op, err, again)
 					}
 				}

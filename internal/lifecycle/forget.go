@@ -6,6 +6,7 @@ import (
 
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -30,9 +31,9 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 	defer unlock()
 	m, err := s.find(store, target)
 	switch {
-	case ClassOf(err) == NotFound && s.justReleased(target):
+	case fault.ClassOf(err) == fault.NotFound && s.justReleased(target):
 		return Forgotten{Name: target, Released: true}, nil
-	case ClassOf(err) == NotFound:
+	case fault.ClassOf(err) == fault.NotFound:
 		return Forgotten{}, err
 	case err != nil:
 		return s.forgetUnreadable(ctx, store, target, err)
@@ -84,7 +85,7 @@ func (s *System) forgetRecord(ctx context.Context, store *record.Store, name str
 // nothingLive refuses while one of the devices is there.
 func (s *System) nothingLive(name string, refs ...dm.Ref) error {
 	conn, err := s.mapper()
-	if ClassOf(err) == KernelLacks && !s.hasMapped() {
+	if fault.ClassOf(err) == fault.KernelLacks && !s.hasMapped() {
 		return nil
 	}
 	if err != nil {
@@ -96,9 +97,9 @@ func (s *System) nothingLive(name string, refs ...dm.Ref) error {
 			continue
 		}
 		if err != nil {
-			return fail(name, "", err)
+			return fault.Wrap(name, "", err)
 		}
-		return &Error{Class: Busy, Subject: name, Message: "its device " + info.Name + " is still there: a record is only given up once that is gone",
+		return &fault.Error{Class: fault.Busy, Subject: name, Message: "its device " + info.Name + " is still there: a record is only given up once that is gone",
 			Remedy: advice.Unmap.Of(name)}
 	}
 	return nil

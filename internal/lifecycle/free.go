@@ -6,6 +6,7 @@ import (
 
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
 )
@@ -24,7 +25,7 @@ func (s *System) CanMap(path string, o MapOptions) error {
 	}
 	defer found.Close()
 	store, err := s.openStore(false)
-	if ClassOf(err) == NotPermitted {
+	if fault.ClassOf(err) == fault.NotPermitted {
 		s.log.Warn("not checked without root: whether the name is free", "name", name)
 		return nil
 	}
@@ -56,7 +57,7 @@ func recordFree(store *record.Store, name string) error {
 	_, err := store.Head(name)
 	switch {
 	case err == nil:
-		return &Error{Class: Busy, Subject: name, Message: "a mapping of this name exists", Remedy: advice.SeeStatus.Of(name)}
+		return &fault.Error{Class: fault.Busy, Subject: name, Message: "a mapping of this name exists", Remedy: advice.SeeStatus.Of(name)}
 	case errors.Is(err, record.ErrNotFound):
 		return nil
 	}
@@ -67,7 +68,7 @@ func deviceFree(conn *dm.Conn, name, uuid string) error {
 	for _, ref := range []dm.Ref{dm.ByName(name), dm.ByUUID(uuid)} {
 		info, err := conn.Info(ref)
 		if err == nil {
-			return &Error{Class: Busy, Subject: name, Message: fmt.Sprintf("the device-mapper device %s has this name or uuid", info.Name),
+			return &fault.Error{Class: fault.Busy, Subject: name, Message: fmt.Sprintf("the device-mapper device %s has this name or uuid", info.Name),
 				Remedy: advice.NameMapping}
 		}
 		if !errors.Is(err, dm.ErrNotFound) {
@@ -81,7 +82,7 @@ func deviceFree(conn *dm.Conn, name, uuid string) error {
 func (s *System) NotMapped(found *image.Found) error {
 	store, err := s.openStore(false)
 	if store == nil || err != nil {
-		if ClassOf(err) == NotPermitted {
+		if fault.ClassOf(err) == fault.NotPermitted {
 			return nil // the image's pins refuse him
 		}
 		return err
@@ -98,7 +99,7 @@ func (s *System) imageFree(store *record.Store, found *image.Found) error {
 	if errors.Is(err, record.ErrNotFound) {
 		return nil
 	}
-	var untold *Error
+	var untold *fault.Error
 	if errors.As(err, &untold) {
 		untold.Subject = path
 		return untold
@@ -106,5 +107,5 @@ func (s *System) imageFree(store *record.Store, found *image.Found) error {
 	if err != nil {
 		return unusableRecord(store, path, "whether it is mapped already cannot be told", err)
 	}
-	return &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Remedy: advice.SeeStatus.Of(m.Name)}
+	return &fault.Error{Class: fault.Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Remedy: advice.SeeStatus.Of(m.Name)}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dmloop/internal/advice"
+	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/record"
 )
@@ -33,11 +34,11 @@ func refusal(err error) error {
 	if !errors.As(err, &refused) {
 		return err
 	}
-	classes := map[guardrpc.ErrorKind]Class{
-		guardrpc.KindNotFound: NotFound, guardrpc.KindDifferent: StaleMapping,
-		guardrpc.KindBusy: Busy, guardrpc.KindLacks: KernelLacks, guardrpc.KindFailed: Failure,
+	classes := map[guardrpc.ErrorKind]fault.Class{
+		guardrpc.KindNotFound: fault.NotFound, guardrpc.KindDifferent: fault.StaleMapping,
+		guardrpc.KindBusy: fault.Busy, guardrpc.KindLacks: fault.KernelLacks, guardrpc.KindFailed: fault.Failed,
 	}
-	return &Error{Class: classes[refused.Kind], Message: "the guard refuses: " + refused.Message}
+	return &fault.Error{Class: classes[refused.Kind], Message: "the guard refuses: " + refused.Message}
 }
 
 // guardPatience bounds how long a command waits for a guard that does not answer.
@@ -93,10 +94,10 @@ func (j *mapJob) prepareGuard(ctx context.Context) error {
 		return nil
 	}
 	if j.guard == nil {
-		return &Error{Class: Usage, Subject: j.m.Name, Message: "no guard can be started here", Remedy: advice.MapWithoutGuard}
+		return &fault.Error{Class: fault.Usage, Subject: j.m.Name, Message: "no guard can be started here", Remedy: advice.MapWithoutGuard}
 	}
 	if err := j.guard.Ensure(ctx); err != nil {
-		return &Error{Class: ClassOf(err), Subject: j.m.Name, Message: "no guard could be started", Err: err,
+		return &fault.Error{Class: fault.ClassOf(err), Subject: j.m.Name, Message: "no guard could be started", Err: err,
 			Remedy: advice.SeeGuardHelp}
 	}
 	denies, err := j.guard.Prepare(ctx, j.img.File())

@@ -13,6 +13,7 @@ import (
 	"dmloop/extents"
 	"dmloop/guard"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -61,7 +62,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	}
 	conn, err := s.mapper()
 	if err != nil {
-		if class := ClassOf(err); len(records) > 0 || class != KernelLacks && class != NotPermitted {
+		if class := fault.ClassOf(err); len(records) > 0 || class != fault.KernelLacks && class != fault.NotPermitted {
 			return nil, err
 		}
 		return pick(nil, unknown) // a kernel without device-mapper has no mappings
@@ -102,7 +103,7 @@ func (s *System) wanted(store *record.Store, targets []string, load func(name st
 		switch {
 		case err == nil:
 			records = append(records, m)
-		case ClassOf(err) == NotFound:
+		case fault.ClassOf(err) == fault.NotFound:
 			unknown = append(unknown, t)
 		default:
 			return nil, nil, err

@@ -16,6 +16,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
+	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
@@ -38,10 +39,10 @@ func TestListWithoutAnything(t *testing.T) {
 	if all, err := s.List(background(t)); err != nil || len(all) != 0 {
 		t.Errorf("%v, %v", all, err)
 	}
-	if _, err := s.List(background(t), "x"); ClassOf(err) != NotFound {
+	if _, err := s.List(background(t), "x"); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("%v", err)
 	}
-	if _, err := s.Verify(background(t), "x"); ClassOf(err) != NotFound {
+	if _, err := s.Verify(background(t), "x"); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("%v", err)
 	}
 	if _, err := os.Stat(s.stateDir); err == nil {
@@ -158,7 +159,7 @@ func TestListBesideAnUnmap(t *testing.T) {
 			}
 		}})
 		all, err := s.List(background(t), targets...)
-		if len(all) != 0 || targets == nil && err != nil || targets != nil && ClassOf(err) != NotFound {
+		if len(all) != 0 || targets == nil && err != nil || targets != nil && fault.ClassOf(err) != fault.NotFound {
 			t.Errorf("%q: %+v, %v", targets, all, err)
 		}
 		w.mapped(t, "image", guard.Healthy)
@@ -221,7 +222,7 @@ func TestHeldOpen(t *testing.T) {
 		return openUnwatched(found)
 	}
 	for range 2 {
-		if img, err := s.openHeld(m.Image, wait); ClassOf(err) != Failure || img != nil || !s.held {
+		if img, err := s.openHeld(m.Image, wait); fault.ClassOf(err) != fault.Failed || img != nil || !s.held {
 			t.Errorf("%v, %v", img, err)
 		}
 		wait = func(*image.Found) (*image.Image, error) { t.Error("tried again"); return nil, os.ErrInvalid }
@@ -245,7 +246,7 @@ func TestListOfAnOrphanByName(t *testing.T) {
 	if all, err := w.fresh().List(background(t), "/dev/mapper/image", "/dev/mapper/other"); err != nil || len(all) != 2 {
 		t.Errorf("by device: %+v, %v", all, err)
 	}
-	if _, err := w.fresh().List(background(t), "image", "none"); ClassOf(err) != NotFound {
+	if _, err := w.fresh().List(background(t), "image", "none"); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("%v", err)
 	}
 	gone := NewSystem(filepath.Join(t.TempDir(), "none"), nil).WithConn(w.kernel.Conn())
@@ -271,18 +272,18 @@ func TestCanMap(t *testing.T) {
 	for _, c := range []struct {
 		path string
 		o    MapOptions
-		want Class // 0 for nothing in the way
+		want fault.Class // 0 for nothing in the way
 	}{
 		{free, MapOptions{}, 0},
-		{free, MapOptions{Name: "image"}, Busy},
-		{free, MapOptions{Name: "device"}, Busy},
-		{free, MapOptions{Name: "a/b"}, Usage},
-		{free, MapOptions{UUID: "zz"}, Usage},
-		{free, MapOptions{Pin: "glue"}, Usage},
-		{m.Image.Path, MapOptions{Name: "again"}, Busy},
-		{filepath.Join(w.dir, "missing"), MapOptions{}, NotFound},
+		{free, MapOptions{Name: "image"}, fault.Busy},
+		{free, MapOptions{Name: "device"}, fault.Busy},
+		{free, MapOptions{Name: "a/b"}, fault.Usage},
+		{free, MapOptions{UUID: "zz"}, fault.Usage},
+		{free, MapOptions{Pin: "glue"}, fault.Usage},
+		{m.Image.Path, MapOptions{Name: "again"}, fault.Busy},
+		{filepath.Join(w.dir, "missing"), MapOptions{}, fault.NotFound},
 	} {
-		if err := w.fresh().CanMap(c.path, c.o); c.want == 0 && err != nil || c.want != 0 && ClassOf(err) != c.want {
+		if err := w.fresh().CanMap(c.path, c.o); c.want == 0 && err != nil || c.want != 0 && fault.ClassOf(err) != c.want {
 			t.Errorf("%s, %+v: %v", c.path, c.o, err)
 		}
 	}
@@ -292,7 +293,7 @@ func TestCanMap(t *testing.T) {
 func TestPinRefusesAMappedImage(t *testing.T) {
 	w := newWorld(t)
 	m := w.mapped(t, "image", guard.Healthy)
-	if _, err := w.fresh().Pin(background(t), m.Image.Path, false); ClassOf(err) != Busy || !strings.Contains(err.Error(), "mapped already as image") {
+	if _, err := w.fresh().Pin(background(t), m.Image.Path, false); fault.ClassOf(err) != fault.Busy || !strings.Contains(err.Error(), "mapped already as image") {
 		t.Errorf("%v", err)
 	}
 }
@@ -350,7 +351,7 @@ func TestListWithAnUnreadableRecord(t *testing.T) {
 		t.Error("asked for by name, it is no error")
 	}
 	// Whether another image is the one that the record is of cannot be told: nothing is done.
-	var hinted *Error
+	var hinted *fault.Error
 	other := filepath.Join(w.dir, "other")
 	if err := os.WriteFile(other, nil, 0o600); err != nil {
 		t.Fatal(err)

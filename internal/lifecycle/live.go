@@ -15,6 +15,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
 )
@@ -27,27 +28,27 @@ import (
 // kernel without it has no such devices.
 func (s *System) notLive(img *image.Image, filesystem string, own ...string) error {
 	conn, err := s.mapper()
-	if ClassOf(err) == KernelLacks && !s.hasMapped() {
+	if fault.ClassOf(err) == fault.KernelLacks && !s.hasMapped() {
 		return nil
 	}
 	if err != nil {
-		return fail(img.Path(), "whether a device lies on its blocks cannot be told", err)
+		return fault.Wrap(img.Path(), "whether a device lies on its blocks cannot be told", err)
 	}
 	host, err := s.hostOf(img, filesystem)
 	if err != nil || host.Major == 0 {
-		return fail(img.Path(), "", err) // without a block device there are no blocks to share
+		return fault.Wrap(img.Path(), "", err) // without a block device there are no blocks to share
 	}
 	others, err := s.othersThan(conn, host, own...)
 	if err != nil || len(others) == 0 {
-		return fail(img.Path(), "", err)
+		return fault.Wrap(img.Path(), "", err)
 	}
 	areas, err := s.areas(img, filesystem)
 	if err != nil {
-		return fail(img.Path(), "", err)
+		return fault.Wrap(img.Path(), "", err)
 	}
 	sharing, err := sharingWith(conn, host, areas, others)
 	if err != nil || len(sharing) == 0 {
-		return fail(img.Path(), "", err)
+		return fault.Wrap(img.Path(), "", err)
 	}
 	return s.liveError(img.Path(), sharing[0])
 }
@@ -58,10 +59,10 @@ func (s *System) notLive(img *image.Image, filesystem string, own ...string) err
 func (s *System) NotLive(img *image.Image) error {
 	facts, err := img.Facts()
 	if err != nil {
-		return fail(img.Path(), "", err)
+		return fault.Wrap(img.Path(), "", err)
 	}
 	err = s.notLive(img, facts.Filesystem)
-	if ClassOf(err) == NotPermitted && unix.Geteuid() != 0 {
+	if fault.ClassOf(err) == fault.NotPermitted && unix.Geteuid() != 0 {
 		s.log.Debug("not checked without root: whether a device lies on the image's blocks", "image", img.Path())
 		return nil
 	}
@@ -84,7 +85,7 @@ func (s *System) liveError(subject string, m stranger) error {
 	if strings.HasPrefix(m.uuid, record.UUIDPrefix) {
 		remedy = advice.UnmapElsewhere
 	}
-	return &Error{Class: Busy, Subject: subject, Message: message, Remedy: remedy.Of(m.Name)}
+	return &fault.Error{Class: fault.Busy, Subject: subject, Message: message, Remedy: remedy.Of(m.Name)}
 }
 
 // hostOf returns the device that the image's file system is on, major 0 for one that is on

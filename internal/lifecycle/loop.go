@@ -8,6 +8,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/loopdev"
 	"dmloop/internal/seal"
@@ -48,7 +49,7 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 	defer img.Close()
 	content, err := loopContent(img, o.SurveyOptions)
 	if err != nil {
-		return "", fail(path, "", err)
+		return "", fault.Wrap(path, "", err)
 	}
 	file := img.File()
 	if !o.ReadOnly {

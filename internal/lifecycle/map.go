@@ -17,6 +17,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -62,7 +63,7 @@ func mangled(path, name string) (string, error) {
 		err = dmtable.CheckName(m)
 	}
 	if err != nil {
-		return "", &Error{Class: Usage, Subject: name, Message: "not a name for a mapping", Err: err,
+		return "", &fault.Error{Class: fault.Usage, Subject: name, Message: "not a name for a mapping", Err: err,
 			Remedy: advice.NameMapping}
 	}
 	return m, nil
@@ -85,7 +86,7 @@ func newUUID(name, id string) (string, error) {
 		err = dmtable.CheckUUID(uuid)
 	}
 	if err != nil {
-		e := &Error{Class: Usage, Subject: name, Message: "not a name or uuid for a mapping", Err: err}
+		e := &fault.Error{Class: fault.Usage, Subject: name, Message: "not a name or uuid for a mapping", Err: err}
 		if errors.As(err, new(*dmtable.NameError)) {
 			e.Remedy = advice.ShorterName
 		}
@@ -114,7 +115,7 @@ func (s *System) look(ctx context.Context, path string, o SurveyOptions) (*Surve
 	o.look = true
 	v, err := s.survey(ctx, img, path, o)
 	if err != nil {
-		return v, fail(path, "", err)
+		return v, fault.Wrap(path, "", err)
 	}
 	return v, nil
 }
@@ -139,16 +140,16 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	}
 	v, err := s.survey(ctx, img, path, o.SurveyOptions)
 	if err != nil {
-		return Status{}, fail(path, "", err)
+		return Status{}, fault.Wrap(path, "", err)
 	}
 	if problems := o.judge(v); len(problems) > 0 {
-		return Status{}, refuse(path, problems)
+		return Status{}, fault.Refuse(path, problems)
 	}
 	job := &mapJob{System: s, store: store, conn: conn, img: img, survey: v, options: o, probe: swap.NewProbe(img.File())}
 	defer job.probe.Close() //nolint:errcheck // of a file without a name
 	host, err := conn.Info(dm.ByDevice(v.Stack.Host))
 	if err != nil {
-		return Status{}, fail(path, "reading the host device", err)
+		return Status{}, fault.Wrap(path, "reading the host device", err)
 	}
 	job.m = newManifest(name, uuid, img, v, o)
 	job.m.Base.UUID = host.UUID
@@ -158,9 +159,9 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err := job.run(ctx); err != nil {
 		undo := job.undo(context.WithoutCancel(ctx)) // the guard has to hear of it all the same
 		if undo == nil && ctx.Err() != nil {         // which step it was says nothing
-			return Status{}, &Error{Class: Failure, Subject: path, Message: "interrupted"}
+			return Status{}, &fault.Error{Class: fault.Failed, Subject: path, Message: "interrupted"}
 		}
-		return Status{}, fail(path, "", errors.Join(err, undo))
+		return Status{}, fault.Wrap(path, "", errors.Join(err, undo))
 	}
 	st := s.status(ctx, conn, job.m)
 	st.Guard = !o.NoGuard && !o.GuardLater // it has said so when map came to its end
@@ -292,7 +293,7 @@ func clearedSince(wanted, ours, inForce []pin.Kind) (pin.Kind, bool) {
 
 // cleared says that a pin of ours went while map was at work.
 func (j *mapJob) cleared(k pin.Kind) error {
-	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+	return fault.Refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: fmt.Sprintf("somebody cleared the pin %s while the image was being mapped", k),
 		Remedy:  advice.SeeChattr}})
 }
@@ -319,7 +320,7 @@ func (j *mapJob) proveAlone(ctx context.Context) error {
 			return err
 		}
 		if time.Now().After(end) {
-			return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
+			return fault.Refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
 				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners}})
 		}
 	}
@@ -342,7 +343,7 @@ func (j *mapJob) lookOnceMore(context.Context) error {
 	if watched || slices.Contains(j.m.PinKinds(), pin.Swap) || observe.OthersOpen(j.img) != guard.Writers {
 		return nil
 	}
-	return refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
+	return fault.Refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
 		Message: "somebody opened the file for writing while it was being mapped", Remedy: advice.SeeOpeners}})
 }
 
@@ -352,13 +353,13 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 	case grade == pin.Kernel, o.Unsafe, grade == pin.Guarded && !o.NoGuard && (denies || o.GuardLater):
 		return nil
 	case grade == pin.Guarded && o.NoGuard:
-		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
+		return fault.Refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 			Message: "the pin has a hole that only a running guard closes (grade guarded)",
 			Remedy:  advice.UseGuard}})
 	case grade == pin.Guarded:
-		return refuse(path, []extents.Problem{gateless()})
+		return fault.Refuse(path, []extents.Problem{gateless()})
 	}
-	return refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
+	return fault.Refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: "nothing that is in force keeps the blocks in place (grade unsafe)",
 		Remedy:  advice.UsePins}})
 }
@@ -383,7 +384,7 @@ func (j *mapJob) locateAgain(context.Context) error {
 		return err
 	}
 	if len(problems) > 0 {
-		return refuse(j.survey.Path, problems)
+		return fault.Refuse(j.survey.Path, problems)
 	}
 	j.m.Layout, j.m.Table, j.m.Extents = j.survey.Layout, j.survey.Table, len(j.survey.Layout.Extents)
 	return nil
@@ -423,7 +424,7 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 		return err
 	}
 	if problems := emptyCache(cache); len(problems) > 0 {
-		return refuse(j.survey.Path, problems)
+		return fault.Refuse(j.survey.Path, problems)
 	}
 	if err := j.provePins(); err != nil {
 		return err
@@ -436,14 +437,14 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 		return err
 	}
 	if id != j.survey.Identity {
-		return refuse(j.survey.Path, []extents.Problem{unstable("the file's size or identity changed")})
+		return fault.Refuse(j.survey.Path, []extents.Problem{unstable("the file's size or identity changed")})
 	}
 	host, err := j.conn.Table(dm.ByDevice(j.survey.Stack.Host))
 	if err != nil {
 		return fmt.Errorf("reading the table of the host device again: %w", err)
 	}
 	if diff := j.m.Table.Standing(j.survey.Stack.HostTable, host); diff != "" {
-		return refuse(j.survey.Path, []extents.Problem{unstable("the host device was changed: " + diff)})
+		return fault.Refuse(j.survey.Path, []extents.Problem{unstable("the host device was changed: " + diff)})
 	}
 	return nil
 }
@@ -475,7 +476,7 @@ func (j *mapJob) proveClaim(context.Context) error {
 		return fmt.Errorf("proving that the kernel holds the image as a swap file: %w", err)
 	}
 	if !active {
-		return refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
+		return fault.Refuse(j.survey.Path, []extents.Problem{{Rule: extents.Unpinnable,
 			Message: "somebody ended the kernel's hold on the image while it was being mapped (swapoff)",
 			Remedy:  advice.SeeSwapoff}})
 	}
@@ -493,10 +494,10 @@ func (j *mapJob) proveLayout() error {
 		return err
 	}
 	if problems := now.Problems(j.survey.Facts.BlockSize, 0); len(problems) > 0 {
-		return refuse(j.survey.Path, problems)
+		return fault.Refuse(j.survey.Path, problems)
 	}
 	if diff := extents.Diff(j.m.Layout, now.Clip().Merge()); diff != "" {
-		return refuse(j.survey.Path, []extents.Problem{unstable(diff)})
+		return fault.Refuse(j.survey.Path, []extents.Problem{unstable(diff)})
 	}
 	return nil
 }

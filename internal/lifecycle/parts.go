@@ -10,6 +10,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/parttable"
 	"dmloop/internal/record"
 )
@@ -30,7 +31,7 @@ func (j *mapJob) addPartitions(context.Context) error {
 		if refused := (*parttable.Refusal)(nil); errors.As(err, &refused) && refused.Remedy != (extents.Remedy{}) {
 			remedy = refused.Remedy
 		}
-		return &Error{Class: Failure, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Remedy: remedy}
+		return &fault.Error{Class: fault.Failed, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Remedy: remedy}
 	}
 	for _, p := range found {
 		part := record.Part{Name: fmt.Sprintf("%sp%d", j.m.Name, p.Number), Number: p.Number}

@@ -8,6 +8,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -85,10 +86,10 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 	defer done()
 	v, err := s.survey(ctx, img, path, SurveyOptions{AsSealed: asSealed})
 	if err != nil {
-		return nil, fail(path, "", err)
+		return nil, fault.Wrap(path, "", err)
 	}
 	if problems := withoutStack(v.Problems); len(problems) > 0 {
-		return nil, refuse(path, problems)
+		return nil, fault.Refuse(path, problems)
 	}
 	if err := s.notLive(img, v.Facts.Filesystem); err != nil { // setting pins anew may lift them for a moment
 		return nil, err
@@ -99,16 +100,16 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 		hold.Want = &v.Record
 	}
 	if _, err := pin.Set(img.File(), v.Facts.Filesystem, "", kinds, hold); err != nil {
-		return nil, fail(path, "", pinningError(path, err))
+		return nil, fault.Wrap(path, "", pinningError(path, err))
 	}
 	if !v.Sealed || v.Foreign {
 		if err := s.proveOnce(ctx, img, path); err != nil {
-			return nil, fail(path, "", errors.Join(pinningError(path, err), pin.UndoFor(img.File(), v.Facts.Filesystem, "", hold)))
+			return nil, fault.Wrap(path, "", errors.Join(pinningError(path, err), pin.UndoFor(img.File(), v.Facts.Filesystem, "", hold)))
 		}
 	}
 	inForce, err := pinsInForce(img, record.Record{Image: record.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed}, swap.Active)
 	if err != nil {
-		return nil, fail(path, "", err)
+		return nil, fault.Wrap(path, "", err)
 	}
 	names := make([]string, 0, len(inForce))
 	for _, k := range inForce {
@@ -141,12 +142,12 @@ func (s *System) Unpin(ctx context.Context, path string) error {
 	defer done()
 	facts, err := img.Facts()
 	if err != nil {
-		return fail(path, "", err)
+		return fault.Wrap(path, "", err)
 	}
 	if err := s.notLive(img, facts.Filesystem); err != nil {
 		return err
 	}
-	return fail(path, "", pinningError(path, pin.Undo(img.File(), facts.Filesystem, s.claim(ctx, img))))
+	return fault.Wrap(path, "", pinningError(path, pin.Undo(img.File(), facts.Filesystem, s.claim(ctx, img))))
 }
 
 // proveOnce proves that nobody else has an image open that is pinned now: whoever was on
@@ -161,7 +162,7 @@ func (s *System) proveOnce(ctx context.Context, img *image.Image, path string) e
 
 // pinError says what a refused pin means.
 func (j *mapJob) pinError(err error) error {
-	var classed *Error
+	var classed *fault.Error
 	if err = pinningError(j.survey.Path, err); errors.As(err, &classed) {
 		return err
 	}

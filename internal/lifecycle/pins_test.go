@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -31,7 +32,7 @@ func TestClearedPinIsNoProof(t *testing.T) {
 		if want := lost || unknown != nil; (err != nil) != want {
 			t.Errorf("%s: %v, and the flags cannot be read: %v", kind, err, unknown)
 		}
-		if lost && unknown == nil && (ClassOf(err) != NotMappable || !strings.Contains(err.Error(), "cleared the pin immutable")) {
+		if lost && unknown == nil && (fault.ClassOf(err) != fault.NotMappable || !strings.Contains(err.Error(), "cleared the pin immutable")) {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/guard"
+	"dmloop/internal/fault"
 	"dmloop/internal/pin"
 )
 
@@ -44,7 +45,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		return nil, err
 	}
 	if problems := o.judge(v); len(problems) > 0 {
-		return nil, refuse(path, problems)
+		return nil, fault.Refuse(path, problems)
 	}
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
 	p.Grade = v.resulting(wantedPins(v, o.Pin))
@@ -99,16 +100,16 @@ func (o *MapOptions) validate() error {
 		o.UdevRules = UdevLinks
 	}
 	if o.UdevRules != UdevLinks && o.UdevRules != UdevAll {
-		return &Error{Class: Usage, Message: "--udev-rules takes links or all, not " + o.UdevRules}
+		return &fault.Error{Class: fault.Usage, Message: "--udev-rules takes links or all, not " + o.UdevRules}
 	}
 	switch o.Pin {
 	case PinAuto, PinImmutable, PinSwap, PinNone:
 	default:
-		return &Error{Class: Usage, Message: "--pin takes auto, immutable, swap or none, not " + o.Pin}
+		return &fault.Error{Class: fault.Usage, Message: "--pin takes auto, immutable, swap or none, not " + o.Pin}
 	}
 	o.AsSealed = o.AsSealed || o.Pin == PinSwap
 	if _, err := guard.ParsePolicy(string(o.OnChange)); err != nil {
-		return &Error{Class: Usage, Message: "--on-change takes error, suspend or report, not " + string(o.OnChange)}
+		return &fault.Error{Class: fault.Usage, Message: "--on-change takes error, suspend or report, not " + string(o.OnChange)}
 	}
 	return nil
 }

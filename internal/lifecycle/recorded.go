@@ -7,6 +7,7 @@ import (
 
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/record"
@@ -77,7 +78,7 @@ func (s *System) hostRuns(m record.Record) error {
 // asked: then the kernel has every open wait for it, and nothing but the end of this
 // process ends that.
 func (s *System) openHeld(want record.Image, byPath func(*image.Found) (*image.Image, error)) (*image.Image, error) {
-	refused := &Error{Class: Failure, Subject: want.Path, Message: "opens of the image wait for a guard that does not answer", Err: s.hung,
+	refused := &fault.Error{Class: fault.Failed, Subject: want.Path, Message: "opens of the image wait for a guard that does not answer", Err: s.hung,
 		Remedy: advice.KillGuard}
 	if s.held {
 		return nil, refused

@@ -14,6 +14,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -205,7 +206,7 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		err = noSuchMapping(target) // found by a file of this name
 	}
 	if err != nil {
-		if ClassOf(err) != NotFound {
+		if fault.ClassOf(err) != fault.NotFound {
 			return err
 		}
 		if s.justReleased(target) {
@@ -301,14 +302,14 @@ func (s *System) innermost(conn *dm.Conn, m record.Record) error {
 	}
 	segments, err := m.Table.Segments()
 	if err != nil {
-		return fail(m.Name, "", err)
+		return fault.Wrap(m.Name, "", err)
 	}
 	others, err := s.othersThan(conn, m.Base.Device, m.UUID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, dm.ErrNotFound) {
 		return nil // the host device is gone, and nothing can lie inside
 	}
 	if err != nil {
-		return fail(m.Name, "", err)
+		return fault.Wrap(m.Name, "", err)
 	}
 	// Where the number is another device's by now, what the host really stands on would
 	// count as a stranger; releasing the pins looks again.
@@ -318,12 +319,12 @@ func (s *System) innermost(conn *dm.Conn, m record.Record) error {
 	}
 	inside, err := sharing(segments, nil, others)
 	if err != nil || len(inside) == 0 {
-		return fail(m.Name, "", err)
+		return fault.Wrap(m.Name, "", err)
 	}
 	if !strings.HasPrefix(inside[0].uuid, record.UUIDPrefix) {
 		return s.liveError(m.Name, inside[0])
 	}
-	return &Error{Class: Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
+	return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
 		Remedy: advice.UnmapInner}
 }
 
@@ -352,13 +353,13 @@ func (s *System) removeWhenClosed(conn *dm.Conn, m record.Record, before guard.S
 // of the mapping is not.
 func (s *System) notReleased(m record.Record, err error) error {
 	if errors.Is(err, errPending) {
-		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Remedy: advice.StopUsers}
+		return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: err.Error(), Remedy: advice.StopUsers}
 	}
-	var e *Error
-	if errors.As(err, &e) && e.Class == Busy { // another device lies on the image
-		return &Error{Class: Busy, Subject: m.Name, Message: err.Error(), Remedy: e.Remedy}
+	var e *fault.Error
+	if errors.As(err, &e) && e.Class == fault.Busy { // another device lies on the image
+		return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: err.Error(), Remedy: e.Remedy}
 	}
-	return &Error{Class: Failure, Subject: m.Name, Message: err.Error(),
+	return &fault.Error{Class: fault.Failed, Subject: m.Name, Message: err.Error(),
 		Remedy: advice.ReleaseLater.Of(m.Name)}
 }
 
@@ -368,7 +369,7 @@ func (s *System) notReleased(m record.Record, err error) error {
 func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.Conn, target string) (gone bool, err error) {
 	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, devMapper)))
 	if err == nil && strings.HasPrefix(info.UUID, record.ShimPrefix) {
-		return false, &Error{Class: NotFound, Subject: target, Message: "no such mapping: it is a shim", Remedy: advice.RemoveShim.Of(info.Name)}
+		return false, &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping: it is a shim", Remedy: advice.RemoveShim.Of(info.Name)}
 	}
 	if err != nil || !strings.HasPrefix(info.UUID, record.UUIDPrefix) {
 		return false, nil // not a name of ours: the caller knows what to say
@@ -379,7 +380,7 @@ func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.
 	}
 	for _, m := range records {
 		if m.UUID == info.UUID {
-			return false, &Error{Class: NotFound, Subject: target, Message: "no such mapping: the device is that of the mapping " + m.Name + ", renamed",
+			return false, &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping: the device is that of the mapping " + m.Name + ", renamed",
 				Remedy: advice.Unmap.Of(m.Name)}
 		}
 	}
@@ -422,7 +423,7 @@ func (s *System) find(store *record.Store, target string) (record.Record, error)
 	if found, err := s.lookUp(target); err == nil {
 		defer found.Close()
 		m, err := findByImage(store, found.Identity())
-		if untold := (*Error)(nil); errors.As(err, &untold) {
+		if untold := (*fault.Error)(nil); errors.As(err, &untold) {
 			untold.Subject = target
 		}
 		if err == nil || !errors.Is(err, record.ErrNotFound) {
@@ -434,12 +435,12 @@ func (s *System) find(store *record.Store, target string) (record.Record, error)
 
 // unusableRecord is what is said of a record that cannot be read: dmloop does not guess.
 func unusableRecord(store *record.Store, subject, message string, err error) error {
-	return &Error{Class: Failure, Subject: subject, Message: message, Err: err,
+	return &fault.Error{Class: fault.Failed, Subject: subject, Message: message, Err: err,
 		Remedy: advice.RemoveByHand.Of(store.Dir())}
 }
 
 func noSuchMapping(target string) error {
-	return &Error{Class: NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
+	return &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
 }
 
 // devMapper is where the devices are.
@@ -486,7 +487,7 @@ func findByImage(store *record.Store, id image.Identity) (record.Record, error) 
 		case observe.TheSame:
 			return store.Load(name)
 		case observe.Untold:
-			missing = &Error{Class: Failure, Message: "whether it is the image of the mapping " + m.Name + " cannot be told: " + why.Error(),
+			missing = &fault.Error{Class: fault.Failed, Message: "whether it is the image of the mapping " + m.Name + " cannot be told: " + why.Error(),
 				Remedy: advice.UnmountCopy.Of(m.Name)}
 		}
 	}

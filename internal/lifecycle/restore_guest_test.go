@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"dmloop/extents"
+	"dmloop/internal/fault"
 	"dmloop/internal/vmtest"
 )
 
@@ -36,7 +37,7 @@ func TestRestoreLooksAtEveryDevice(t *testing.T) {
 	vmtest.Must(t, "dmsetup", "create", "byhand", "--table", fmt.Sprintf("0 8 linear %s %d", last.Device, last.End()-8))
 	t.Cleanup(func() { vmtest.DmsetupRemove(t, "byhand") })
 	_, err = f.next(s.dir, 0).Restore(ctx, m)
-	var e *Error
+	var e *fault.Error
 	if !errors.As(err, &e) || len(e.Problems) == 0 || e.Problems[0].Rule != extents.Overlap {
 		t.Errorf("beside a device by hand: %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/claim"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
@@ -121,9 +122,9 @@ func pinningError(path string, err error) error {
 	var failed *swap.Error
 	switch {
 	case errors.As(err, &broken):
-		return refuse(path, broken.Problems)
+		return fault.Refuse(path, broken.Problems)
 	case errors.Is(err, swap.ErrLeased):
-		return refuse(path, []extents.Problem{{Rule: extents.OpenElsewhere,
+		return fault.Refuse(path, []extents.Problem{{Rule: extents.OpenElsewhere,
 			Message: "somebody holds a lease on the file and has been asked to give it up", Remedy: advice.SeeLease}})
 	case errors.As(err, &failed) && failed.Op == "swapoff":
 		return releaseError(path, err)
@@ -137,10 +138,10 @@ func pinningError(path string, err error) error {
 func releaseError(path string, err error) error {
 	switch {
 	case errors.Is(err, swap.ErrNoMemory):
-		return &Error{Class: Failure, Subject: path, Message: "the page of memory that the kernel keeps in the image cannot be read back", Err: err,
+		return &fault.Error{Class: fault.Failed, Subject: path, Message: "the page of memory that the kernel keeps in the image cannot be read back", Err: err,
 			Remedy: advice.FreeMemory}
 	case errors.Is(err, swap.ErrReadOnlyFS):
-		return &Error{Class: Failure, Subject: path, Message: "the kernel still holds the image as a swap file", Err: err,
+		return &fault.Error{Class: fault.Failed, Subject: path, Message: "the kernel still holds the image as a swap file", Err: err,
 			Remedy: advice.MakeHostWritable}
 	}
 	return err
@@ -149,7 +150,7 @@ func releaseError(path string, err error) error {
 // claimError says what a refused claim means for the user.
 func claimError(path string, err error) error {
 	problem := func(message string, remedy extents.Remedy) error {
-		return refuse(path, []extents.Problem{{Rule: extents.Unpinnable, Message: message + ": " + err.Error(), Remedy: remedy}})
+		return fault.Refuse(path, []extents.Problem{{Rule: extents.Unpinnable, Message: message + ": " + err.Error(), Remedy: remedy}})
 	}
 	switch {
 	case err == nil:
@@ -163,10 +164,10 @@ func claimError(path string, err error) error {
 		return problem("the kernel does not take the image as a swap file, perhaps since a mount after a crash recovered it",
 			advice.ReadAnew)
 	case errors.Is(err, swap.ErrBusy):
-		return &Error{Class: Busy, Subject: path, Message: "the file system is busy with a change that excludes swap files (on btrfs a balance, or a device that is added, removed or resized)", Err: err,
+		return &fault.Error{Class: fault.Busy, Subject: path, Message: "the file system is busy with a change that excludes swap files (on btrfs a balance, or a device that is added, removed or resized)", Err: err,
 			Remedy: advice.WaitForBalance}
 	case errors.Is(err, swap.ErrNoSwap):
-		return &Error{Class: KernelLacks, Subject: path, Message: "this kernel has no swap (CONFIG_SWAP)", Err: err}
+		return &fault.Error{Class: fault.KernelLacks, Subject: path, Message: "this kernel has no swap (CONFIG_SWAP)", Err: err}
 	case errors.Is(err, swap.ErrRefused):
 		return problem("the kernel does not take the image as a swap file", advice.SeeKernelLog)
 	}
@@ -226,40 +227,40 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	defer done()
 	facts, err := img.Facts()
 	if err != nil {
-		return fail(path, "", err)
+		return fault.Wrap(path, "", err)
 	}
 	if err := s.notLive(img, facts.Filesystem); err != nil {
 		return err
 	}
 	problems, err := changeable(img, facts)
 	if err != nil {
-		return fail(path, "", err)
+		return fault.Wrap(path, "", err)
 	}
 	if len(problems) > 0 {
-		return refuse(path, problems)
+		return fault.Refuse(path, problems)
 	}
 	rw, err := reopen(img)
 	if err != nil {
-		return fail(path, "", err)
+		return fault.Wrap(path, "", err)
 	}
 	writable, err := image.Adopt(rw)
 	if err != nil {
-		return errors.Join(fail(path, "", err), rw.Close())
+		return errors.Join(fault.Wrap(path, "", err), rw.Close())
 	}
 	defer writable.Close()
 	img.Close() // for the lease: its descriptor would be somebody else's
 	lease, err := s.soleOpener(ctx, writable, path, s.patience.openers)
 	if err != nil {
-		return fail(path, "", pinningError(path, err))
+		return fault.Wrap(path, "", pinningError(path, err))
 	}
 	defer lease.Release() //nolint:errcheck // until then whoever wants to open the file waits; closing it ends the lease as well
 	err = change(writable, facts, rw)
 	var refused *extents.Refusal
 	if errors.As(err, &refused) {
 		byFormat(rw, facts, refused.Problems)
-		err = refuse(path, refused.Problems)
+		err = fault.Refuse(path, refused.Problems)
 	}
-	return fail(path, "", err)
+	return fault.Wrap(path, "", err)
 }
 
 // reopen opens the image's inode for writing, through its own descriptor.
@@ -270,7 +271,7 @@ func reopen(img *image.Image) (*os.File, error) {
 		if _, marked, merr := pin.ReadMark(img.File()); merr == nil && !marked {
 			remedy = advice.ClearOthersFlag
 		}
-		return nil, &Error{Class: NotPermitted, Subject: img.Path(), Message: "the image is immutable", Remedy: remedy, Err: err}
+		return nil, &fault.Error{Class: fault.NotPermitted, Subject: img.Path(), Message: "the image is immutable", Remedy: remedy, Err: err}
 	}
 	if err != nil {
 		return nil, openError(img.Path(), err)

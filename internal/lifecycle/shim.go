@@ -13,6 +13,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/record"
 	"dmloop/internal/udev"
 )
@@ -22,10 +23,10 @@ import (
 // below free for device-mapper to share. It returns the path of the new device.
 func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if name == "" {
-		return "", &Error{Class: Usage, Message: "the name of a shim cannot be empty"}
+		return "", &fault.Error{Class: fault.Usage, Message: "the name of a shim cannot be empty"}
 	}
 	name, err := mangled(path, name)
-	if e := (*Error)(nil); errors.As(err, &e) {
+	if e := (*fault.Error)(nil); errors.As(err, &e) {
 		e.Remedy = advice.NameShim
 	}
 	if err != nil {
@@ -52,7 +53,7 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	}
 	size, err := blockdev.DeviceSize(s.sysfs, dev)
 	if err != nil {
-		return "", fail(path, "", err)
+		return "", fault.Wrap(path, "", err)
 	}
 	uuid, err := record.NewShimUUID(name)
 	if err != nil {
@@ -60,11 +61,11 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	}
 	table, err := dmtable.Build([]dmtable.Segment{{Device: dev, Length: size}})
 	if err != nil {
-		return "", fail(path, "", err)
+		return "", fault.Wrap(path, "", err)
 	}
 	readOnly, err := blockdev.ReadOnly(s.sysfs, conn, dev)
 	if err != nil {
-		return "", fail(path, "", err)
+		return "", fault.Wrap(path, "", err)
 	}
 	if readOnly {
 		s.log.Warn("the device is read-only, and so is the shim", "device", path, "shim", name)
@@ -90,7 +91,7 @@ func (s *System) dropHalfMade(conn *dm.Conn, name string) error {
 	}
 	s.log.Warn("a shim that was not finished is made anew", "shim", name)
 	_, err = s.removeDevice(conn, name, info.UUID)
-	return fail(name, "removing a shim that was not finished", err)
+	return fault.Wrap(name, "removing a shim that was not finished", err)
 }
 
 // reachedElsewhere refuses a device whose sectors another device-mapper device shows
@@ -102,12 +103,12 @@ func (s *System) reachedElsewhere(conn *dm.Conn, path, name string, dev dmtable.
 	}
 	above, err := blockdev.Above(s.sysfs, conn, dev)
 	if err != nil {
-		return fail(path, "looking for devices that stand on it", err)
+		return fault.Wrap(path, "looking for devices that stand on it", err)
 	}
 	if len(above) == 0 {
 		return nil
 	}
-	e := &Error{Class: Busy, Subject: path, Message: fmt.Sprintf("the device-mapper device %s shows the same sectors: "+
+	e := &fault.Error{Class: fault.Busy, Subject: path, Message: fmt.Sprintf("the device-mapper device %s shows the same sectors: "+
 		"a file system could be mounted through both at a time, which would destroy it", above[0].Name)}
 	if strings.HasPrefix(above[0].UUID, record.ShimPrefix) {
 		e.Remedy = advice.UseShim.Of(above[0].Name)
@@ -122,10 +123,10 @@ func blockDevice(path string) (dmtable.Device, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		err = &os.PathError{Op: "stat", Path: path, Err: err}
-		return dmtable.Device{}, &Error{Class: ClassOf(err), Subject: path, Message: "no such device", Err: err}
+		return dmtable.Device{}, &fault.Error{Class: fault.ClassOf(err), Subject: path, Message: "no such device", Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return dmtable.Device{}, &Error{Class: Usage, Subject: path, Message: "not a block device"}
+		return dmtable.Device{}, &fault.Error{Class: fault.Usage, Subject: path, Message: "not a block device"}
 	}
 	return dmtable.DeviceOf(st.Rdev), nil
 }
@@ -150,10 +151,10 @@ func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Tabl
 func (s *System) shimError(path, name string, err error) error {
 	switch {
 	case errors.Is(err, dm.ErrExists):
-		return &Error{Class: Busy, Subject: name, Message: "a device-mapper device of this name exists", Err: err}
+		return &fault.Error{Class: fault.Busy, Subject: name, Message: "a device-mapper device of this name exists", Err: err}
 	case errors.Is(err, dm.ErrBusy):
-		return &Error{Class: Busy, Subject: path, Message: "the device is in use by " + s.namedPath(path), Err: err,
+		return &fault.Error{Class: fault.Busy, Subject: path, Message: "the device is in use by " + s.namedPath(path), Err: err,
 			Remedy: advice.UnmountForShim.Of(name)}
 	}
-	return fail(path, "", err)
+	return fault.Wrap(path, "", err)
 }

@@ -16,6 +16,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/claim"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -35,9 +36,9 @@ type Window struct {
 func (w Window) of(path string, size extents.Bytes) (extents.Bytes, error) {
 	switch {
 	case w.Offset < 0 || w.Limit < 0:
-		return 0, &Error{Class: Usage, Subject: path, Message: "offset and size limit cannot be negative"}
+		return 0, &fault.Error{Class: fault.Usage, Subject: path, Message: "offset and size limit cannot be negative"}
 	case size > 0 && w.Offset >= size:
-		return 0, &Error{Class: Usage, Subject: path, Message: fmt.Sprintf("offset %d lies beyond the image's %d bytes", w.Offset, size)}
+		return 0, &fault.Error{Class: fault.Usage, Subject: path, Message: fmt.Sprintf("offset %d lies beyond the image's %d bytes", w.Offset, size)}
 	}
 	length := size - w.Offset
 	if w.Limit > 0 && w.Limit < length {
@@ -84,7 +85,7 @@ type Survey struct {
 func (s *System) survey(ctx context.Context, img *image.Image, path string, o SurveyOptions) (v *Survey, err error) {
 	v = &Survey{Path: path}
 	if o.MaxExtents < 0 || o.MaxExtents > dmtable.MaxRows {
-		return v, &Error{Class: Usage, Message: fmt.Sprintf("the limit of extents must lie between 1 and %d", dmtable.MaxRows)}
+		return v, &fault.Error{Class: fault.Usage, Message: fmt.Sprintf("the limit of extents must lie between 1 and %d", dmtable.MaxRows)}
 	}
 	if v.Identity, err = img.Identity(); err != nil {
 		return v, err

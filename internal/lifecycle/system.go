@@ -16,6 +16,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
@@ -43,9 +44,9 @@ type System struct {
 	hung     error // why the guard did not answer in time; nil while it does
 	held     bool  // opens of images wait for the guard that hangs
 	patience patience
-	released []record.Record           // finished for an earlier command, by recover
-	looked   *image.Found              // what Look found; nil when nothing is kept
-	asleep   map[dmtable.Device]*Error // why a file system, by its device, takes no changes; see awake
+	released []record.Record                 // finished for an earlier command, by recover
+	looked   *image.Found                    // what Look found; nil when nothing is kept
+	asleep   map[dmtable.Device]*fault.Error // why a file system, by its device, takes no changes; see awake
 
 	kernelDenies func() (bool, error) // whether the kernel can deny opens
 }
@@ -80,10 +81,10 @@ func (s *System) mapper() (*dm.Conn, error) {
 	conn, err := dm.Open()
 	switch {
 	case errors.Is(err, dm.ErrNoDeviceMapper):
-		return nil, &Error{Class: KernelLacks, Message: "this kernel has no device-mapper",
+		return nil, &fault.Error{Class: fault.KernelLacks, Message: "this kernel has no device-mapper",
 			Remedy: advice.LoadDeviceMapper, Err: err}
 	case errors.Is(err, dm.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Message: "device-mapper needs root", Remedy: Permission(CapAdmin), Err: err}
+		return nil, &fault.Error{Class: fault.NotPermitted, Message: "device-mapper needs root", Remedy: fault.Permission(fault.CapAdmin), Err: err}
 	case err != nil:
 		return nil, err
 	}
@@ -113,7 +114,7 @@ func (s *System) openStore(create bool) (*record.Store, error) {
 	case errors.Is(err, fs.ErrNotExist) && !create:
 		return nil, nil
 	case errors.Is(err, fs.ErrPermission):
-		return nil, &Error{Class: NotPermitted, Message: "only root may see or change mappings", Remedy: Permission(CapFiles), Err: err}
+		return nil, &fault.Error{Class: fault.NotPermitted, Message: "only root may see or change mappings", Remedy: fault.Permission(fault.CapFiles), Err: err}
 	}
 	return store, err
 }
@@ -150,7 +151,7 @@ func (s *System) lockHeld(cause error) error {
 		message += fmt.Sprintf(" (process %d)", pid)
 		remedy = advice.SeeLockHolder.At(extents.Bytes(pid), 0)
 	}
-	return &Error{Class: Busy, Message: message + " holds the lock in " + s.stateDir, Remedy: remedy, Err: cause}
+	return &fault.Error{Class: fault.Busy, Message: message + " holds the lock in " + s.stateDir, Remedy: remedy, Err: cause}
 }
 
 // Names lists the names of the mappings that have a record.
@@ -260,20 +261,20 @@ func openError(path string, err error) error {
 	var p *extents.Refusal
 	switch {
 	case errors.As(err, &p):
-		return refuse(path, p.Problems)
+		return fault.Refuse(path, p.Problems)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
-		return &Error{Class: NotFound, Subject: path, Message: "no such file"}
+		return &fault.Error{Class: fault.NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() == 0:
-		return &Error{Class: NotPermitted, Subject: path, Message: "somebody denies root to open it, a guard that this command does not reach most likely",
+		return &fault.Error{Class: fault.NotPermitted, Subject: path, Message: "somebody denies root to open it, a guard that this command does not reach most likely",
 			Remedy: advice.ReachGuard}
 	case errors.Is(err, fs.ErrPermission):
-		return &Error{Class: NotPermitted, Subject: path, Message: "not permitted to open it", Remedy: Permission(CapFiles)}
+		return &fault.Error{Class: fault.NotPermitted, Subject: path, Message: "not permitted to open it", Remedy: fault.Permission(fault.CapFiles)}
 	}
 	var plain *fs.PathError
 	if errors.As(err, &plain) {
 		err = plain.Err // the path stands before the message
 	}
-	return fail(path, "it cannot be opened", err)
+	return fault.Wrap(path, "it cannot be opened", err)
 }
 
 // openWatched returns nil when no guard watches the file. A guard that is there and
@@ -282,7 +283,7 @@ func (s *System) openWatched(ctx context.Context, found *image.Found) (*image.Im
 	id := found.Identity()
 	f, err := s.askGuard(ctx, record.Image{Path: found.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode})
 	if err != nil {
-		return nil, fail(found.Given(), "", err)
+		return nil, fault.Wrap(found.Given(), "", err)
 	}
 	if f == nil {
 		return nil, nil
@@ -308,7 +309,7 @@ func (s *System) askGuard(ctx context.Context, want record.Image) (*os.File, err
 	case errors.Is(err, guardrpc.ErrNotWatched):
 		return nil, nil
 	case err != nil:
-		return nil, &Error{Class: Failure, Subject: want.Path, Message: "the guard does not hand out the image", Err: err,
+		return nil, &fault.Error{Class: fault.Failed, Subject: want.Path, Message: "the guard does not hand out the image", Err: err,
 			Remedy: advice.KillGuard}
 	}
 	return f, nil

@@ -15,6 +15,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/guard"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/record"
 )
@@ -49,7 +50,7 @@ func TestUnmapByNameAndByImage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != NotFound {
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("unmapped again: %v", err)
 	}
 }
@@ -85,15 +86,15 @@ func TestUnmapWhenTheNthRequestFails(t *testing.T) {
 			}
 			failed++
 			w.accounted(t, c.name)
-			if err != nil && ClassOf(err) != Failure {
-				t.Errorf("%s, request %d failed with %v: class %d (%v)", c.name, n, c.errno, ClassOf(err), err)
+			if err != nil && fault.ClassOf(err) != fault.Failed {
+				t.Errorf("%s, request %d failed with %v: class %d (%v)", c.name, n, c.errno, fault.ClassOf(err), err)
 			}
 			w.kernel.SetOpen("image", 0)
 			if err == nil && w.kernel.Len() > 0 {
 				t.Errorf("%s, request %d: no error, and the device stays", c.name, n)
 			}
 			again := w.fresh().Unmap(background(t), "image", UnmapOptions{})
-			if again != nil && (err != nil || ClassOf(again) != NotFound) {
+			if again != nil && (err != nil || fault.ClassOf(again) != fault.NotFound) {
 				t.Errorf("%s, request %d: the next unmap: %v (the first: %v)", c.name, n, again, err)
 			}
 			if left := w.accounted(t, c.name); left != 0 || w.kernel.Len() != 0 {
@@ -114,7 +115,7 @@ func TestUnmapBusy(t *testing.T) {
 	w := newWorld(t)
 	w.mapped(t, "image", guard.Weakened)
 	w.kernel.SetOpen("image", 1)
-	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); fault.ClassOf(err) != fault.Busy {
 		t.Errorf("%v", err)
 	}
 	m, err := w.store.Load("image")
@@ -138,7 +139,7 @@ func TestUnmapDeferred(t *testing.T) {
 			t.Errorf("the record says %s (%s), %v", m.State, m.Reason, err)
 		}
 	}
-	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); fault.ClassOf(err) != fault.Busy {
 		t.Errorf("asked for without a delay: %v", err)
 	}
 	if d, ok := w.kernel.Device("image"); !ok || !d.Deferred || d.Active[0].Target != "linear" {
@@ -240,7 +241,7 @@ func TestAnotherFileInItsPlace(t *testing.T) {
 	if err := errors.Join(os.Rename(m.Image.Path, moved), os.WriteFile(m.Image.Path, make([]byte, 8192), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.fresh().Unmap(background(t), m.Image.Path, UnmapOptions{}); ClassOf(err) != NotFound {
+	if err := w.fresh().Unmap(background(t), m.Image.Path, UnmapOptions{}); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("by the path of the new file: %v", err)
 	}
 	if _, ok := w.kernel.Device("image"); !ok {
@@ -281,7 +282,7 @@ func TestUnmapByNameOnly(t *testing.T) {
 	if err := os.Symlink(m.Image.Path, "word"); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.fresh().Unmap(background(t), "word", UnmapOptions{NameOnly: true}); ClassOf(err) != NotFound {
+	if err := w.fresh().Unmap(background(t), "word", UnmapOptions{NameOnly: true}); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("%v", err)
 	}
 	if _, err := w.store.Load("image"); err != nil {
@@ -297,7 +298,7 @@ func TestUnmapARenamedDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	// By the device's name it is none without a record, of which the image is not known.
-	if err := w.fresh().Unmap(background(t), "other", UnmapOptions{}); ClassOf(err) != NotFound {
+	if err := w.fresh().Unmap(background(t), "other", UnmapOptions{}); fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("by the new name: %v", err)
 	}
 	if _, ok := w.kernel.Device("other"); !ok {
@@ -430,7 +431,7 @@ func TestBusyUnmapKeepsPartitions(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.kernel.SetOpen("image", 2)
-	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); ClassOf(err) != Busy {
+	if err := w.fresh().Unmap(background(t), "image", UnmapOptions{}); fault.ClassOf(err) != fault.Busy {
 		t.Errorf("%v", err)
 	}
 	if _, there := w.kernel.Device("imagep1"); !there {

@@ -6,6 +6,7 @@ import (
 
 	"dmloop/guard"
 	"dmloop/internal/advice"
+	"dmloop/internal/fault"
 	"dmloop/internal/observe"
 	"dmloop/internal/record"
 )
@@ -51,7 +52,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 			all = append(all, v)
 		case errors.Is(err, record.ErrNotFound) && len(targets) == 0: // unmapped meanwhile
 		case errors.Is(err, record.ErrNotFound):
-			return nil, &Error{Class: NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Remedy: advice.SeeList}
+			return nil, &fault.Error{Class: fault.NotFound, Subject: m.Name, Message: "it was unmapped meanwhile", Remedy: advice.SeeList}
 		default:
 			return nil, err
 		}

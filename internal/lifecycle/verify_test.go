@@ -7,6 +7,7 @@ import (
 
 	"dmloop/guard"
 	"dmloop/internal/dm"
+	"dmloop/internal/fault"
 	"dmloop/internal/record"
 )
 
@@ -20,10 +21,10 @@ func TestVerifyBesideAnotherCommand(t *testing.T) {
 		targets []string
 		wait    time.Duration // patience
 		want    []guard.State
-		class   Class // of the error, if there is to be one
+		class   fault.Class // of the error, if there is to be one
 	}{
 		{"unmapped meanwhile", deleteRecord, nil, time.Minute, nil, 0},
-		{"unmapped meanwhile, named", deleteRecord, []string{"image"}, time.Minute, nil, NotFound},
+		{"unmapped meanwhile, named", deleteRecord, []string{"image"}, time.Minute, nil, fault.NotFound},
 		{"killed half-way", func(t *testing.T, w *world, m record.Record) {
 			m.State = guard.Releasing
 			if err := w.store.Save(m); err != nil {
@@ -51,7 +52,7 @@ func TestVerifyBesideAnotherCommand(t *testing.T) {
 			ctx, cancel := context.WithTimeout(background(t), 30*time.Second)
 			defer cancel()
 			all, err := w.fresh().WithPatience(c.wait).Verify(ctx, c.targets...)
-			if (err != nil) != (c.class != 0) || err != nil && ClassOf(err) != c.class {
+			if (err != nil) != (c.class != 0) || err != nil && fault.ClassOf(err) != c.class {
 				t.Fatalf("%v", err)
 			}
 			var got []guard.State

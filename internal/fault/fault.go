@@ -1,7 +1,6 @@
-// Package lifecycle holds the use cases: check, map, unmap, list, verify, pin. It
-// orders the steps that the other packages provide and owns the undo of each. It
-// neither prints nor reads flags.
-package lifecycle
+// Package fault has the error that commands return: a class, which scripts see as the exit
+// code, the file or mapping that it is about, and what can be done.
+package fault
 
 import (
 	"errors"
@@ -25,7 +24,7 @@ type Class int
 
 // The classes of design section 8.
 const (
-	Failure      Class = iota + 1 // something went wrong
+	Failed       Class = iota + 1 // something went wrong
 	Usage                         // the request itself is wrong
 	NotMappable                   // the image breaks a rule
 	StaleMapping                  // the mapping is stale or torn down
@@ -35,7 +34,7 @@ const (
 	KernelLacks                   // the kernel lacks something
 )
 
-// Error is what a use case returns when it fails.
+// Error is what a command fails with.
 type Error struct {
 	Class    Class
 	Subject  string            // image path or mapping name
@@ -68,7 +67,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // ClassOf returns the class of err, looking through wrapped errors. Errors that
-// no use case has classed are sorted by their cause.
+// nobody has classed are sorted by their cause.
 func ClassOf(err error) Class {
 	var e *Error
 	switch {
@@ -83,11 +82,12 @@ func ClassOf(err error) Class {
 	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ETXTBSY):
 		return Busy
 	}
-	return Failure
+	return Failed
 }
 
-// fail wraps err for subject, keeping a class it has already.
-func fail(subject, message string, err error) error {
+// Wrap makes err an Error about subject, with the class of its cause. An Error stays as it
+// is, unless there is a message to put before it. Nil stays nil.
+func Wrap(subject, message string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -116,9 +116,9 @@ func remedyFor(err error) extents.Remedy {
 	return extents.Remedy{}
 }
 
-// refuse makes the error of an image that breaks rules: Busy when it is only in
+// Refuse makes the error of an image that breaks rules: Busy when it is only in
 // use at the moment, else NotMappable (design section 4).
-func refuse(subject string, problems []extents.Problem) *Error {
+func Refuse(subject string, problems []extents.Problem) *Error {
 	class := Busy
 	for _, p := range problems {
 		switch p.Rule {
@@ -129,6 +129,3 @@ func refuse(subject string, problems []extents.Problem) *Error {
 	}
 	return &Error{Class: class, Subject: subject, Problems: problems}
 }
-
-// Refuse is refuse for cmd, which lists the problems of several images itself.
-func Refuse(subject string, problems []extents.Problem) *Error { return refuse(subject, problems) }

@@ -1,4 +1,4 @@
-package lifecycle
+package fault
 
 import (
 	"fmt"
@@ -58,7 +58,7 @@ func TestRemedyForCalls(t *testing.T) {
 			t.Errorf("read-only: %v", got)
 		}
 		var e *Error
-		if err := fail("x", "", c.err); ClassOf(err) == NotPermitted && c.want != "" {
+		if err := Wrap("x", "", c.err); ClassOf(err) == NotPermitted && c.want != "" {
 			if e, _ = err.(*Error); e == nil || e.Remedy == (extents.Remedy{}) {
 				t.Errorf("%s: no hint in %v", name, err)
 			}
