@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/lifecycle"
+	"dmloop/internal/mapper"
 )
 
 func newMapCommand(env *cliEnv) *cobra.Command {
@@ -43,7 +44,7 @@ unless given.`,
 	f.BoolVarP(&o.PartScan, "partscan", "P", false, "make devices of the partitions inside, NAMEp1 and so on")
 	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "auto, immutable, swap or none")
 	f.StringVar((*string)(&o.OnChange), "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")
-	f.StringVar(&o.UdevRules, "udev-rules", lifecycle.UdevLinks, "links: udev makes links and leaves LVM, md and bcache inside alone; or all")
+	f.StringVar(&o.UdevRules, "udev-rules", mapper.UdevLinks, "links: udev makes links and leaves LVM, md and bcache inside alone; or all")
 	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")
 	f.BoolVar(&o.Unsafe, "unsafe", false, "accept a pin that is weaker than guarded")
 	f.StringVar(&o.UUID, "uuid", "", "use this UUID (32 hex digits) instead of a random one")

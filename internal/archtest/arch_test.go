@@ -53,11 +53,12 @@ var level = map[string]int{
 	"internal/observe":    5,
 	"internal/guardd":     6,
 	"internal/hostfiles":  6,
-	"internal/lifecycle":  6, // the use cases: sees the whole pipeline
+	"internal/mapper":     6, // device-mapper and udev, the steps that belong together
+	"internal/lifecycle":  7, // the use cases: sees the whole pipeline
 	"internal/persist":    6,
-	"internal/activate":   7,
-	"internal/boot":       7,
-	"cmd/dmloop":          8,
+	"internal/activate":   8,
+	"internal/boot":       8,
+	"cmd/dmloop":          9,
 }
 
 // testOnly packages never get into the program.

@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
 	"dmloop/internal/swap"
@@ -93,7 +94,7 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 	if err := store.Save(m); err != nil {
 		return Status{}, err
 	}
-	if err := s.makeDevice(conn, m.Name, m.UUID, m.Table, m.ReadOnly, udevFlags(m)); err != nil {
+	if err := conn.Make(m.Name, m.UUID, m.Table, m.ReadOnly, mapper.UdevFlags(m)); err != nil {
 		return Status{}, fault.Wrap(m.Name, "", errors.Join(err, store.Delete(m.Name)))
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))
@@ -110,7 +111,7 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 
 // restorable proves that every row lies on a base device of the host and under no other
 // live device, and reports whether a base device is read-only.
-func (s *System) restorable(conn *dm.Conn, m record.Record) (readOnly bool, err error) {
+func (s *System) restorable(conn *mapper.Mapper, m record.Record) (readOnly bool, err error) {
 	stack, problem, err := blockdev.ReadStack(s.sysfs, conn, m.Base.Device)
 	if err != nil {
 		return false, fault.Wrap(m.Name, "", err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -14,8 +13,8 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/mapper"
 	"dmloop/internal/record"
-	"dmloop/internal/udev"
 )
 
 // WithPatience bounds how long a use case waits for the lock of another command.
@@ -47,7 +46,7 @@ func (s *System) EnsureShim(ctx context.Context, path, name string) (device stri
 	}
 	if there, err = s.shimIs(conn, path, mangledName); there || err != nil {
 		if there {
-			err = s.linked(conn, mangledName)
+			err = conn.Link(mangledName)
 		}
 		return "/dev/mapper/" + mangledName, there, err
 	}
@@ -61,22 +60,9 @@ func (s *System) EnsureShim(ctx context.Context, path, name string) (device stri
 	return device, false, err
 }
 
-// linked makes the link to a live device where it is missing: whoever made the device may
-// have been killed before it.
-func (s *System) linked(conn *dm.Conn, name string) error {
-	if _, err := os.Stat("/dev/mapper/" + name); err == nil {
-		return nil
-	}
-	info, err := conn.Info(dm.ByName(name))
-	if err == nil {
-		err = udev.EnsureLink(name, info.Device)
-	}
-	return fault.Wrap(name, "", err)
-}
-
 // shimIs reports whether the device of this name is a live shim of the block device
 // at path; any other device of this name is an error.
-func (s *System) shimIs(conn *dm.Conn, path, name string) (bool, error) {
+func (s *System) shimIs(conn *mapper.Mapper, path, name string) (bool, error) {
 	info, table, err := conn.State(dm.ByName(name))
 	if errors.Is(err, dm.ErrNotFound) {
 		return false, nil
@@ -160,10 +146,10 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 	if !strings.HasPrefix(info.UUID, record.ShimPrefix) {
 		return notAShim(name)
 	}
-	_, err = s.removeDevice(conn, name, info.UUID)
-	var busy *busyError
+	_, err = conn.RemoveDevice(name, info.UUID)
+	var busy *mapper.BusyError
 	if errors.As(err, &busy) {
-		return &fault.Error{Class: fault.Busy, Subject: name, Message: "the shim is in use by " + s.named(info.Device), Err: err, Remedy: advice.UnmountShim}
+		return &fault.Error{Class: fault.Busy, Subject: name, Message: "the shim is in use by " + conn.Named(info.Device), Err: err, Remedy: advice.UnmountShim}
 	}
 	return fault.Wrap(name, "", err)
 }

@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/dm/dmtest"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
 	"dmloop/internal/record"
 )
@@ -54,10 +55,10 @@ func newWorld(t *testing.T) *world {
 
 // fresh is the System of the next command.
 func (w *world) fresh() *System {
-	s := NewSystem(filepath.Join(w.dir, "state"), slog.New(slog.NewTextHandler(io.Discard, nil))).WithConn(w.kernel.Conn())
+	s := NewSystem(filepath.Join(w.dir, "state"), slog.New(slog.NewTextHandler(io.Discard, nil)))
 	s.sysfs = filepath.Join(w.dir, "sys")
 	s.patience.removal, s.patience.held = 50*time.Millisecond, 50*time.Millisecond
-	return s
+	return s.WithConn(w.kernel.Conn())
 }
 
 // mapped makes an image, its device and its record, as map leaves them.
@@ -122,7 +123,7 @@ func (w *world) accounted(t *testing.T, what string) (records int) {
 		}
 		known[m.UUID] = true
 		for _, p := range m.Parts {
-			known[partUUID(p.Number, m.UUID)] = true
+			known[mapper.PartUUID(p.Number, m.UUID)] = true
 		}
 	}
 	conn := w.kernel.Conn()

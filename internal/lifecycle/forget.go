@@ -7,6 +7,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -38,7 +39,7 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 	case err != nil:
 		return s.forgetUnreadable(ctx, store, target, err)
 	}
-	if err := s.nothingLive(m.Name, layers(m)...); err != nil {
+	if err := s.nothingLive(m.Name, mapper.Layers(m)...); err != nil {
 		return Forgotten{}, err
 	}
 	left := Forgotten{Name: m.Name, Image: m.Image.Path, Pins: m.OurPins()}
@@ -85,7 +86,7 @@ func (s *System) forgetRecord(ctx context.Context, store *record.Store, name str
 // nothingLive refuses while one of the devices is there.
 func (s *System) nothingLive(name string, refs ...dm.Ref) error {
 	conn, err := s.mapper()
-	if fault.ClassOf(err) == fault.KernelLacks && !s.hasMapped() {
+	if fault.ClassOf(err) == fault.KernelLacks && !mapper.Seen(s.sysfs) {
 		return nil
 	}
 	if err != nil {

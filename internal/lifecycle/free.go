@@ -8,6 +8,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/record"
 )
 
@@ -46,7 +47,7 @@ func (s *System) CanMap(path string, o MapOptions) error {
 }
 
 // nameFree refuses a name or uuid that a mapping or another device has.
-func (s *System) nameFree(store *record.Store, conn *dm.Conn, name, uuid string) error {
+func (s *System) nameFree(store *record.Store, conn *mapper.Mapper, name, uuid string) error {
 	if err := recordFree(store, name); err != nil {
 		return err
 	}
@@ -64,7 +65,7 @@ func recordFree(store *record.Store, name string) error {
 	return err
 }
 
-func deviceFree(conn *dm.Conn, name, uuid string) error {
+func deviceFree(conn *mapper.Mapper, name, uuid string) error {
 	for _, ref := range []dm.Ref{dm.ByName(name), dm.ByUUID(uuid)} {
 		info, err := conn.Info(ref)
 		if err == nil {

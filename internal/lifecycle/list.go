@@ -15,6 +15,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -132,7 +133,7 @@ func pick(all []Status, names []string) ([]Status, error) {
 // so in the record before it undoes anything, so what is seen beside a record that
 // stays the same is the mapping's own state. It reports whether the mapping is still
 // there.
-func (s *System) settled(ctx context.Context, store *record.Store, conn *dm.Conn, m record.Record, watched map[string]bool) (st Status, there bool) {
+func (s *System) settled(ctx context.Context, store *record.Store, conn *mapper.Mapper, m record.Record, watched map[string]bool) (st Status, there bool) {
 	for range settleTries {
 		if unreadable(m) {
 			return Status{Name: m.Name, Grade: pin.Unsafe, State: m.State, Reason: m.Reason}, true
@@ -180,7 +181,7 @@ func unreadable(m record.Record) bool { return m.UUID == "" }
 
 // status compares a record with the kernel. Whether the guard watches is left to the
 // caller.
-func (s *System) status(ctx context.Context, conn *dm.Conn, m record.Record) Status {
+func (s *System) status(ctx context.Context, conn *mapper.Mapper, m record.Record) Status {
 	st := Status{
 		Name: m.Name, UUID: m.UUID, Image: m.Image.Path, Size: m.Size, ReadOnly: m.ReadOnly,
 		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == guard.Suspended,
@@ -208,7 +209,7 @@ func (s *System) status(ctx context.Context, conn *dm.Conn, m record.Record) Sta
 
 // judgeBelow says what is known of the devices that the live table names, of a mapping
 // that nothing is known against so far.
-func (s *System) judgeBelow(conn *dm.Conn, st *Status, m record.Record) {
+func (s *System) judgeBelow(conn *mapper.Mapper, st *Status, m record.Record) {
 	if st.Device == "" || st.State != guard.Healthy && st.State != guard.Weakened {
 		return
 	}
@@ -309,8 +310,8 @@ func (s *System) judgeLoss(st *Status, m record.Record, now []pin.Kind, grade pi
 // orphans lists live devices of dmloop that no record names. A map saves its record
 // before it makes the device, so the records are read after the devices. store may be
 // nil.
-func (s *System) orphans(store *record.Store, conn *dm.Conn) ([]Status, error) {
-	devices, err := s.liveDevices(conn)
+func (s *System) orphans(store *record.Store, conn *mapper.Mapper) ([]Status, error) {
+	devices, err := conn.Mappings()
 	if err != nil {
 		return nil, err
 	}

@@ -111,7 +111,7 @@ func (s *System) overLoop(file *os.File, name, uuid string, content extents.Layo
 		table, err = dmtable.Build(segments)
 	}
 	if err == nil {
-		err = s.makeDevice(conn, name, uuid, table, readOnly, udev.LowPriority)
+		err = conn.Make(name, uuid, table, readOnly, udev.LowPriority)
 	}
 	if err != nil {
 		return "", errors.Join(err, loop.Detach())

@@ -19,6 +19,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -32,7 +33,7 @@ type MapOptions struct {
 	ReadOnly bool
 	Pin      string // "auto", "immutable", "swap" or "none"
 	OnChange guard.Policy
-	// UdevRules is what udev may do with the content: UdevLinks or UdevAll.
+	// UdevRules is what udev may do with the content: mapper.UdevLinks or mapper.UdevAll.
 	UdevRules string
 	NoGuard   bool
 	// GuardLater leaves the mapping to a guard that starts later and adopts it. It
@@ -208,7 +209,7 @@ func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) r
 type mapJob struct {
 	*System
 	store   *record.Store
-	conn    *dm.Conn
+	conn    *mapper.Mapper
 	img     *image.Image
 	survey  *Survey
 	options MapOptions
@@ -504,7 +505,7 @@ func (j *mapJob) proveLayout() error {
 
 // goLive resumes the device: from here on I/O reaches the blocks.
 func (j *mapJob) goLive(context.Context) error {
-	return j.resume(j.conn, j.m.Name, j.m.UUID, j.m.Device, udevFlags(j.m))
+	return j.conn.GoLive(j.m.Name, j.m.UUID, j.m.Device, mapper.UdevFlags(j.m))
 }
 
 // undo takes back what a failed run made. What it cannot take back stays recorded,

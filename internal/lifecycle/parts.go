@@ -9,15 +9,11 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/advice"
-	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/mapper"
 	"dmloop/internal/parttable"
 	"dmloop/internal/record"
 )
-
-// partUUID is the device-mapper uuid of a partition inside a mapping, as kpartx
-// forms it.
-func partUUID(number int, mapping string) string { return fmt.Sprintf("part%d-%s", number, mapping) }
 
 // addPartitions makes a device of each partition that the mapped image's own table
 // names. Device-mapper devices get none from the kernel.
@@ -43,7 +39,7 @@ func (j *mapJob) addPartitions(context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := j.makeDevice(j.conn, part.Name, partUUID(part.Number, j.m.UUID), table, j.m.ReadOnly, udevFlags(j.m)); err != nil {
+		if err := j.conn.Make(part.Name, mapper.PartUUID(part.Number, j.m.UUID), table, j.m.ReadOnly, mapper.UdevFlags(j.m)); err != nil {
 			return fmt.Errorf("partition %d: %w", p.Number, err)
 		}
 	}
@@ -68,28 +64,4 @@ func (j *mapJob) readPartitions(path string) ([]parttable.Partition, error) {
 		j.log.Warn(note, "device", path)
 	}
 	return table.Partitions, err
-}
-
-// removeParts removes the partition devices on top of a mapping, last first.
-func (s *System) removeParts(conn *dm.Conn, m *record.Record) error {
-	for i := len(m.Parts) - 1; i >= 0; i-- {
-		p := m.Parts[i]
-		gone, err := s.removeDevice(conn, p.Name, partUUID(p.Number, m.UUID))
-		if err == nil && !gone {
-			err = errPending
-		}
-		if err != nil {
-			return fmt.Errorf("partition %s: %w", p.Name, err)
-		}
-	}
-	return nil
-}
-
-// layers lists the devices of a mapping, what lies on top first.
-func layers(m record.Record) []dm.Ref {
-	var refs []dm.Ref
-	for i := len(m.Parts) - 1; i >= 0; i-- {
-		refs = append(refs, dm.ByUUID(partUUID(m.Parts[i].Number, m.UUID)))
-	}
-	return append(refs, dm.ByUUID(m.UUID))
 }

@@ -7,6 +7,7 @@ import (
 	"dmloop/extents"
 	"dmloop/guard"
 	"dmloop/internal/fault"
+	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
 )
 
@@ -16,12 +17,6 @@ const (
 	PinImmutable = "immutable" // the inode's flags only
 	PinSwap      = "swap"      // the kernel's swap claim and the flags; sealed images only
 	PinNone      = "none"      // grade unsafe
-)
-
-// The choices of --udev-rules.
-const (
-	UdevLinks = "links" // make links that lead to it, and put nothing together of what is inside
-	UdevAll   = "all"   // all that the rules do to any other disk
 )
 
 // MapPlan is what map would do.
@@ -97,9 +92,9 @@ func (o *MapOptions) validate() error {
 		o.OnChange = guard.OnChangeError
 	}
 	if o.UdevRules == "" {
-		o.UdevRules = UdevLinks
+		o.UdevRules = mapper.UdevLinks
 	}
-	if o.UdevRules != UdevLinks && o.UdevRules != UdevAll {
+	if o.UdevRules != mapper.UdevLinks && o.UdevRules != mapper.UdevAll {
 		return &fault.Error{Class: fault.Usage, Message: "--udev-rules takes links or all, not " + o.UdevRules}
 	}
 	switch o.Pin {

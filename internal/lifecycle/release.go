@@ -16,6 +16,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
@@ -49,22 +50,20 @@ func (s *System) unlessFull(name string, err error) error {
 	return err
 }
 
-var errPending = errors.New("removal is pending until the last user closes the device")
-
 func (s *System) takeDown(ctx context.Context, m *record.Record, img *image.Image) error {
 	conn, err := s.mapper()
 	if err != nil {
 		return err
 	}
-	if err := s.removeParts(conn, m); err != nil {
+	if err := conn.RemoveParts(m); err != nil {
 		return err
 	}
-	gone, err := s.removeDevice(conn, m.Name, m.UUID)
+	gone, err := conn.RemoveDevice(m.Name, m.UUID)
 	if err != nil {
 		return err
 	}
 	if !gone {
-		return errPending
+		return mapper.ErrPending
 	}
 	if err := s.dropWatch(ctx, m.Name); err != nil {
 		s.log.Warn("the guard was not told that the mapping is gone", "mapping", m.Name, "error", err)
@@ -140,7 +139,7 @@ func (s *System) recover(ctx context.Context, store *record.Store) error {
 				img.Close()
 			}
 		}
-		var busy *busyError
+		var busy *mapper.BusyError
 		switch {
 		case errors.As(err, &busy) && len(m.Table) > 0: // it was live
 			err = s.keep(ctx, store, m)
@@ -218,10 +217,10 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	before := m.State
-	if before == guard.Releasing && !s.removalPending(conn, m) {
+	if before == guard.Releasing && !conn.Pending(m) {
 		return s.notReleased(m, errors.New(m.Reason)) // recover has just tried
 	}
-	open, err := s.openNow(conn, m, o)
+	open, err := openNow(conn, m, o)
 	if err != nil {
 		return err
 	}
@@ -240,17 +239,22 @@ func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error
 		return err
 	}
 	if len(open) > 0 && (o.Force || o.Deferred) {
-		err = s.removeWhenClosed(conn, m, before, o)
+		if o.Force {
+			err = conn.CutOff(m, before) // nothing that users do to it has an effect from here on
+		}
+		if err == nil {
+			err = conn.RemoveWhenClosed(m)
+		}
 	}
 	if err == nil {
 		err = s.finish(ctx, store, &m, img)
 	}
-	var busy *busyError
+	var busy *mapper.BusyError
 	switch {
 	case errors.As(err, &busy):
 		m.State, m.Reason = before, ""
-		return errors.Join(s.busy(busy.info, busy.err), s.unlessFull(m.Name, store.SaveHead(m)))
-	case (o.Deferred || o.Force) && (errors.Is(err, errPending) || s.removalPending(conn, m)):
+		return errors.Join(usedBy(conn, busy.Info, busy.Err), s.unlessFull(m.Name, store.SaveHead(m)))
+	case (o.Deferred || o.Force) && (errors.Is(err, mapper.ErrPending) || conn.Pending(m)):
 		m.Reason = "the device goes when its last user closes it"
 		return s.unlessFull(m.Name, store.SaveHead(m))
 	case err != nil:
@@ -296,7 +300,7 @@ func (s *System) justReleased(target string) bool {
 // innermost refuses to let go of an image while another live device lies on its blocks:
 // the mapping of an image inside it, whose own file system need not be mounted any more,
 // or what somebody made by hand.
-func (s *System) innermost(conn *dm.Conn, m record.Record) error {
+func (s *System) innermost(conn *mapper.Mapper, m record.Record) error {
 	if m.State == guard.Failed || len(m.Table) == 0 {
 		return nil
 	}
@@ -304,7 +308,7 @@ func (s *System) innermost(conn *dm.Conn, m record.Record) error {
 	if err != nil {
 		return fault.Wrap(m.Name, "", err)
 	}
-	others, err := s.othersThan(conn, m.Base.Device, m.UUID)
+	others, err := conn.Strangers(m.Base.Device, m.UUID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, dm.ErrNotFound) {
 		return nil // the host device is gone, and nothing can lie inside
 	}
@@ -312,47 +316,26 @@ func (s *System) innermost(conn *dm.Conn, m record.Record) error {
 		return fault.Wrap(m.Name, "", err)
 	}
 	// Where the number is another device's by now, what the host really stands on would
-	// count as a stranger; releasing the pins looks again.
+	// count as a mapper.Stranger; releasing the pins looks again.
 	host, err := conn.Info(dm.ByDevice(m.Base.Device))
 	if err != nil || host.UUID != m.Base.UUID || host.Name != m.Base.Name {
-		others = slices.DeleteFunc(others, func(o stranger) bool { return !strings.HasPrefix(o.uuid, record.UUIDPrefix) })
+		others = slices.DeleteFunc(others, func(o mapper.Stranger) bool { return !strings.HasPrefix(o.UUID, record.UUIDPrefix) })
 	}
-	inside, err := sharing(segments, nil, others)
+	inside, err := mapper.Sharing(segments, nil, others)
 	if err != nil || len(inside) == 0 {
 		return fault.Wrap(m.Name, "", err)
 	}
-	if !strings.HasPrefix(inside[0].uuid, record.UUIDPrefix) {
-		return s.liveError(m.Name, inside[0])
+	if !strings.HasPrefix(inside[0].UUID, record.UUIDPrefix) {
+		return conn.LiveError(m.Name, inside[0])
 	}
 	return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
 		Remedy: advice.UnmapInner}
 }
 
-// removeWhenClosed has the kernel remove the mapping's devices as soon as nobody has
-// them open, now perhaps; with Force nothing that is done to them has an effect
-// until then.
-func (s *System) removeWhenClosed(conn *dm.Conn, m record.Record, before guard.State, o UnmapOptions) error {
-	if o.Force {
-		if err := s.cutOff(conn, m, before); err != nil {
-			return err
-		}
-	}
-	for _, ref := range layers(m) {
-		info, err := conn.Info(ref)
-		if err == nil && !info.DeferredRemove {
-			err = s.removeOnce(conn, info.UUID, true)
-		}
-		if err != nil && !errors.Is(err, dm.ErrNotFound) {
-			return err
-		}
-	}
-	return nil
-}
-
 // notReleased is the answer when the device is gone, or going, and something else
 // of the mapping is not.
 func (s *System) notReleased(m record.Record, err error) error {
-	if errors.Is(err, errPending) {
+	if errors.Is(err, mapper.ErrPending) {
 		return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: err.Error(), Remedy: advice.StopUsers}
 	}
 	var e *fault.Error
@@ -366,8 +349,8 @@ func (s *System) notReleased(m record.Record, err error) error {
 // unmapOrphan removes a live device of dmloop that no record names, and reports
 // whether there was one. What pinned its image only a guard that watches it knows, if
 // any; unpin clears it.
-func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.Conn, target string) (gone bool, err error) {
-	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, devMapper)))
+func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *mapper.Mapper, target string) (gone bool, err error) {
+	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, mapper.Folder)))
 	if err == nil && strings.HasPrefix(info.UUID, record.ShimPrefix) {
 		return false, &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping: it is a shim", Remedy: advice.RemoveShim.Of(info.Name)}
 	}
@@ -387,11 +370,11 @@ func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *dm.
 	if m, known := s.guardRecord(ctx, info.UUID); known {
 		err = s.takeDown(ctx, &m, nil)
 	} else {
-		_, err = s.removeDevice(conn, info.Name, info.UUID)
+		_, err = conn.RemoveDevice(info.Name, info.UUID)
 	}
-	var busy *busyError
+	var busy *mapper.BusyError
 	if errors.As(err, &busy) {
-		return false, s.busy(busy.info, busy.err)
+		return false, usedBy(conn, busy.Info, busy.Err)
 	}
 	return err == nil, err
 }
@@ -443,14 +426,11 @@ func noSuchMapping(target string) error {
 	return &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
 }
 
-// devMapper is where the devices are.
-const devMapper = "/dev/mapper/"
-
 // namesOf lists the device names that a user may mean: the word as it is, as `list`
 // prints it, and mangled, as it was given to map; or the device's path, as map printed
 // it.
 func namesOf(target string) []string {
-	target = strings.TrimPrefix(target, devMapper)
+	target = strings.TrimPrefix(target, mapper.Folder)
 	var names []string
 	if dmtable.CheckName(target) == nil {
 		names = append(names, target)
@@ -492,14 +472,4 @@ func findByImage(store *record.Store, id image.Identity) (record.Record, error) 
 		}
 	}
 	return record.Record{}, missing
-}
-
-// removalPending reports whether the kernel removes the device at its last close.
-func (s *System) removalPending(conn *dm.Conn, m record.Record) bool {
-	for _, ref := range layers(m) {
-		if info, err := conn.Info(ref); err == nil && info.DeferredRemove {
-			return true
-		}
-	}
-	return false
 }

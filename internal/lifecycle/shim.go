@@ -14,8 +14,8 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/mapper"
 	"dmloop/internal/record"
-	"dmloop/internal/udev"
 )
 
 // Shim makes the identity device NAME over the block device at path: the same
@@ -70,8 +70,8 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if readOnly {
 		s.log.Warn("the device is read-only, and so is the shim", "device", path, "shim", name)
 	}
-	if err := s.makeDevice(conn, name, uuid, table, readOnly, 0); err != nil {
-		return "", s.shimError(path, name, err)
+	if err := conn.Make(name, uuid, table, readOnly, 0); err != nil {
+		return "", shimError(conn, path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
 }
@@ -84,22 +84,22 @@ func halfMade(info dm.Info) bool {
 
 // dropHalfMade removes a half-made shim of this name: the caller holds the lock, so nobody
 // is at work on it.
-func (s *System) dropHalfMade(conn *dm.Conn, name string) error {
+func (s *System) dropHalfMade(conn *mapper.Mapper, name string) error {
 	info, err := conn.Info(dm.ByName(name))
 	if err != nil || !halfMade(info) {
 		return nil // the next steps say so
 	}
 	s.log.Warn("a shim that was not finished is made anew", "shim", name)
-	_, err = s.removeDevice(conn, name, info.UUID)
+	_, err = conn.RemoveDevice(name, info.UUID)
 	return fault.Wrap(name, "removing a shim that was not finished", err)
 }
 
 // reachedElsewhere refuses a device whose sectors another device-mapper device shows
 // already. Device-mapper devices share what is below them, so the kernel would let one
 // file system be mounted through both at a time, which destroys it.
-func (s *System) reachedElsewhere(conn *dm.Conn, path, name string, dev dmtable.Device) error {
+func (s *System) reachedElsewhere(conn *mapper.Mapper, path, name string, dev dmtable.Device) error {
 	if info, err := conn.Info(dm.ByName(name)); err == nil {
-		return s.shimError(path, name, fmt.Errorf("%s: %w", info.Name, dm.ErrExists))
+		return shimError(conn, path, name, fmt.Errorf("%s: %w", info.Name, dm.ErrExists))
 	}
 	above, err := blockdev.Above(s.sysfs, conn, dev)
 	if err != nil {
@@ -131,29 +131,12 @@ func blockDevice(path string) (dmtable.Device, error) {
 	return dmtable.DeviceOf(st.Rdev), nil
 }
 
-// makeDevice creates, loads and resumes a device, and removes it when a step fails.
-func (s *System) makeDevice(conn *dm.Conn, name, uuid string, table dmtable.Table, readOnly bool, flags udev.Flags) error {
-	info, err := conn.Create(name, uuid)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Load(dm.ByUUID(uuid), table, readOnly)
-	if err == nil {
-		err = s.resume(conn, name, uuid, info.Device, flags)
-	}
-	if err != nil {
-		_, undo := s.removeDevice(conn, name, uuid)
-		return errors.Join(err, undo)
-	}
-	return nil
-}
-
-func (s *System) shimError(path, name string, err error) error {
+func shimError(conn *mapper.Mapper, path, name string, err error) error {
 	switch {
 	case errors.Is(err, dm.ErrExists):
 		return &fault.Error{Class: fault.Busy, Subject: name, Message: "a device-mapper device of this name exists", Err: err}
 	case errors.Is(err, dm.ErrBusy):
-		return &fault.Error{Class: fault.Busy, Subject: path, Message: "the device is in use by " + s.namedPath(path), Err: err,
+		return &fault.Error{Class: fault.Busy, Subject: path, Message: "the device is in use by " + conn.NamedPath(path), Err: err,
 			Remedy: advice.UnmountForShim.Of(name)}
 	}
 	return fault.Wrap(path, "", err)

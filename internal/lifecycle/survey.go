@@ -15,9 +15,9 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/claim"
-	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
 	"dmloop/internal/seal"
@@ -195,7 +195,7 @@ func (v *Survey) readAgain(img *image.Image, first extents.Layout) (extents.Layo
 }
 
 // surveyUsers takes the write lease as proof that nobody else has the file open.
-// The kernel's own claim of an image that dmloop pinned is no stranger, and keeps
+// The kernel's own claim of an image that dmloop pinned is no mapper.Stranger, and keeps
 // every other one from doing harm.
 func (s *System) surveyUsers(ctx context.Context, v *Survey, img *image.Image, o SurveyOptions) (release func(), err error) {
 	claimed, err := v.claimedByUs(img)
@@ -292,15 +292,15 @@ func (v *Survey) wholeBlocks(offset extents.Bytes) (from, length extents.Bytes) 
 
 // overlaps compares the segments with every live device-mapper device, except for those
 // that the image's own host device stands on. Of mappings it says which bytes.
-func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable.Segment, from extents.Bytes) ([]extents.Problem, error) {
-	others, err := s.othersThan(conn, host)
+func (s *System) overlaps(conn *mapper.Mapper, host dmtable.Device, segments []dmtable.Segment, from extents.Bytes) ([]extents.Problem, error) {
+	others, err := conn.Strangers(host)
 	if err != nil || len(others) == 0 {
 		return nil, err
 	}
 	var mappings []blockdev.Mapping
-	var rest []stranger
+	var rest []mapper.Stranger
 	for _, o := range others {
-		if strings.HasPrefix(o.uuid, record.UUIDPrefix) {
+		if strings.HasPrefix(o.UUID, record.UUIDPrefix) {
 			mappings = append(mappings, o.Mapping)
 		} else {
 			rest = append(rest, o)
@@ -310,7 +310,7 @@ func (s *System) overlaps(conn *dm.Conn, host dmtable.Device, segments []dmtable
 	if err != nil || len(problems) > 0 {
 		return problems, err
 	}
-	shared, err := sharing(segments, nil, rest)
+	shared, err := mapper.Sharing(segments, nil, rest)
 	for _, o := range shared {
 		problems = append(problems, extents.Problem{Rule: extents.Overlap,
 			Message: fmt.Sprintf("the live device-mapper device %s (%s) lies on the image's blocks", o.Name, o.Device),

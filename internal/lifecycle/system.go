@@ -19,6 +19,7 @@ import (
 	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/image"
+	"dmloop/internal/mapper"
 	"dmloop/internal/record"
 	"dmloop/internal/watch"
 )
@@ -39,7 +40,7 @@ type System struct {
 	log      *slog.Logger
 	stateDir string
 	sysfs    string
-	conn     *dm.Conn
+	devices  *mapper.Mapper // nil until it is needed
 	guard    Guard
 	hung     error // why the guard did not answer in time; nil while it does
 	held     bool  // opens of images wait for the guard that hangs
@@ -58,7 +59,7 @@ func NewSystem(stateDir string, log *slog.Logger) *System {
 
 // WithConn makes the system use conn for device-mapper. Tests give it a fake kernel.
 func (s *System) WithConn(conn *dm.Conn) *System {
-	s.conn = conn
+	s.devices = &mapper.Mapper{Conn: conn, Log: s.log, Sysfs: s.sysfs, Patience: s.patience.removal}
 	return s
 }
 
@@ -67,30 +68,24 @@ func (s *System) Close() error {
 	if s.guard != nil {
 		s.guard.Close()
 	}
-	if s.conn == nil {
+	if s.devices == nil {
 		return nil
 	}
-	return s.conn.Close()
+	return s.devices.Close()
 }
 
-// mapper returns the connection to device-mapper.
-func (s *System) mapper() (*dm.Conn, error) {
-	if s.conn != nil {
-		return s.conn, nil
+// mapper returns device-mapper and what belongs to it, opened when first needed.
+func (s *System) mapper() (*mapper.Mapper, error) {
+	if s.devices != nil {
+		return s.devices, nil
 	}
-	conn, err := dm.Open()
-	switch {
-	case errors.Is(err, dm.ErrNoDeviceMapper):
-		return nil, &fault.Error{Class: fault.KernelLacks, Message: "this kernel has no device-mapper",
-			Remedy: advice.LoadDeviceMapper, Err: err}
-	case errors.Is(err, dm.ErrPermission):
-		return nil, &fault.Error{Class: fault.NotPermitted, Message: "device-mapper needs root", Remedy: fault.Permission(fault.CapAdmin), Err: err}
-	case err != nil:
+	m, err := mapper.Open(s.log)
+	if err != nil {
 		return nil, err
 	}
-	conn.SetLogger(s.log)
-	s.conn = conn
-	return conn, nil
+	m.Sysfs, m.Patience = s.sysfs, s.patience.removal
+	s.devices = m
+	return m, nil
 }
 
 // DeviceMapperVersion returns the version of the kernel's ioctl interface.
@@ -240,7 +235,7 @@ const askAgain = 100 * time.Millisecond
 
 // open opens a file that was found. Of an image that the guard watches it is the
 // guard's own descriptor: the guard denies opens to everybody, and where it cannot,
-// an open of ours would look like a stranger's.
+// an open of ours would look like a mapper.Stranger's.
 func (s *System) open(ctx context.Context, found *image.Found) (*image.Image, error) {
 	if img, err := s.openWatched(ctx, found); err != nil || img != nil {
 		return img, err

@@ -17,6 +17,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
+	"dmloop/internal/mapper"
 	"dmloop/internal/record"
 )
 
@@ -196,7 +197,7 @@ func TestRecover(t *testing.T) {
 				m := w.mapped(t, "image", state)
 				w.mapped(t, "other", guard.Healthy)
 				if !device {
-					if err := w.fresh().removeOnce(w.kernel.Conn(), m.UUID, false); err != nil {
+					if _, err := w.kernel.Conn().Remove(dm.ByUUID(m.UUID), dm.RemoveOptions{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -417,7 +418,7 @@ func TestBusyUnmapKeepsPartitions(t *testing.T) {
 	conn := w.kernel.Conn()
 	for n := 1; n <= 2; n++ {
 		part := record.Part{Name: fmt.Sprintf("imagep%d", n), Number: n}
-		uuid := partUUID(n, m.UUID)
+		uuid := mapper.PartUUID(n, m.UUID)
 		if _, err := conn.Create(part.Name, uuid); err != nil {
 			t.Fatal(err)
 		}

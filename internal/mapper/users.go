@@ -1,4 +1,4 @@
-package lifecycle
+package mapper
 
 import (
 	"fmt"
@@ -18,40 +18,40 @@ import (
 // outOfSight stands for users of a device that neither /proc nor /sys shows here.
 const outOfSight = "somebody out of sight from here: a process in another PID namespace, a file system unmounted lazily (umount -l), or the kernel itself"
 
-// named lists who uses a block device that is in use, for people.
-func (s *System) named(dev dmtable.Device) string {
-	if users := s.users(dev); len(users) > 0 {
+// Named lists who uses a block device that is in use, for people.
+func (m *Mapper) Named(dev dmtable.Device) string {
+	if users := m.Users(dev); len(users) > 0 {
 		return strings.Join(users, ", ")
 	}
 	return outOfSight
 }
 
-// namedPath is named for the device whose node is at path.
-func (s *System) namedPath(path string) string {
+// NamedPath is Named for the device whose node is at path.
+func (m *Mapper) NamedPath(path string) string {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return outOfSight
 	}
-	return s.named(dmtable.DeviceOf(st.Rdev))
+	return m.Named(dmtable.DeviceOf(st.Rdev))
 }
 
-// users lists what is seen to use a block device: mounts in all mount namespaces, swap,
+// Users lists what is seen to use a block device: mounts in all mount namespaces, swap,
 // devices on top of it, and processes that have its node open.
-func (s *System) users(dev dmtable.Device) []string {
-	users := s.mountsOf(dev)
+func (m *Mapper) Users(dev dmtable.Device) []string {
+	users := m.mountsOf(dev)
 	areas, err := swap.Table()
 	if err != nil {
-		s.log.Debug("swap areas cannot be read", "error", err)
+		m.Log.Debug("swap areas cannot be read", "error", err)
 	}
 	for _, a := range areas {
 		if st, found := a.Stat(); found && st.Mode&unix.S_IFMT == unix.S_IFBLK && dmtable.DeviceOf(st.Rdev) == dev {
 			users = append(users, "swap (swapoff "+a.Path+")")
 		}
 	}
-	dir := filepath.Join(s.sysfs, "dev/block", dev.String(), "holders")
+	dir := filepath.Join(m.Sysfs, "dev/block", dev.String(), "holders")
 	holders, err := os.ReadDir(dir)
 	if err != nil {
-		s.log.Debug("holders cannot be read", "error", err)
+		m.Log.Debug("holders cannot be read", "error", err)
 	}
 	for _, h := range holders {
 		name := h.Name()
@@ -62,7 +62,7 @@ func (s *System) users(dev dmtable.Device) []string {
 	}
 	loops, err := loopdev.List()
 	if err != nil {
-		s.log.Debug("loop devices cannot be read", "error", err)
+		m.Log.Debug("loop devices cannot be read", "error", err)
 	}
 	for _, l := range loops {
 		if l.Block == dev {
@@ -74,7 +74,7 @@ func (s *System) users(dev dmtable.Device) []string {
 
 // mountsOf lists where the device is mounted: here, and in the other mount namespaces,
 // each of which is seen through one of its processes.
-func (s *System) mountsOf(dev dmtable.Device) (users []string) {
+func (m *Mapper) mountsOf(dev dmtable.Device) (users []string) {
 	seen := map[string]bool{}
 	others, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range append([]string{"/proc/self"}, others...) {
@@ -85,18 +85,18 @@ func (s *System) mountsOf(dev dmtable.Device) (users []string) {
 		seen[namespace] = true
 		text, err := os.ReadFile(filepath.Join(dir, "mountinfo"))
 		if err != nil {
-			s.log.Debug("mounts cannot be read", "error", err)
+			m.Log.Debug("mounts cannot be read", "error", err)
 			continue
 		}
 		mounts, err := kernlist.ParseMounts(string(text))
 		if err != nil {
-			s.log.Debug("mounts cannot be read", "error", err)
+			m.Log.Debug("mounts cannot be read", "error", err)
 		}
-		for _, m := range mounts {
-			if m.Major != dev.Major || m.Minor != dev.Minor {
+		for _, on := range mounts {
+			if on.Major != dev.Major || on.Minor != dev.Minor {
 				continue
 			}
-			user := "mount " + m.Point
+			user := "mount " + on.Point
 			if dir != "/proc/self" {
 				user += " in the mount namespace of " + processName(dir)
 			}
@@ -136,4 +136,14 @@ func processName(dir string) string {
 	pid, _ := strconv.Atoi(filepath.Base(dir))
 	comm, _ := os.ReadFile(dir + "/comm")
 	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm)))
+}
+
+// HeldFirmly reports whether waiting for the device's users is of no use.
+func (m *Mapper) HeldFirmly(dev dmtable.Device) bool {
+	for _, u := range m.Users(dev) {
+		if !strings.HasPrefix(u, "process") {
+			return true
+		}
+	}
+	return false
 }
