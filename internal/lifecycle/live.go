@@ -17,7 +17,7 @@ import (
 // notLive refuses an image on whose blocks a device-mapper device lies. It asks the
 // kernel and no record: the image may have been mapped with another state folder, in a
 // container or a chroot, or by hand. Whoever lifts a pin or writes to an image asks
-// this first. What the host file system itself stands on is no mapper.Stranger, nor are the
+// this first. What the host file system itself stands on is no stranger, nor are the
 // devices with the uuids own. Where device-mapper cannot be asked that is an error; a
 // kernel without it has no such devices.
 func (s *System) notLive(img *image.Image, filesystem string, own ...string) error {

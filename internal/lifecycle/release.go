@@ -316,7 +316,7 @@ func (s *System) innermost(conn *mapper.Mapper, m record.Record) error {
 		return fault.Wrap(m.Name, "", err)
 	}
 	// Where the number is another device's by now, what the host really stands on would
-	// count as a mapper.Stranger; releasing the pins looks again.
+	// count as a stranger; releasing the pins looks again.
 	host, err := conn.Info(dm.ByDevice(m.Base.Device))
 	if err != nil || host.UUID != m.Base.UUID || host.Name != m.Base.Name {
 		others = slices.DeleteFunc(others, func(o mapper.Stranger) bool { return !strings.HasPrefix(o.UUID, record.UUIDPrefix) })

@@ -195,7 +195,7 @@ func (v *Survey) readAgain(img *image.Image, first extents.Layout) (extents.Layo
 }
 
 // surveyUsers takes the write lease as proof that nobody else has the file open.
-// The kernel's own claim of an image that dmloop pinned is no mapper.Stranger, and keeps
+// The kernel's own claim of an image that dmloop pinned is no stranger, and keeps
 // every other one from doing harm.
 func (s *System) surveyUsers(ctx context.Context, v *Survey, img *image.Image, o SurveyOptions) (release func(), err error) {
 	claimed, err := v.claimedByUs(img)

@@ -235,7 +235,7 @@ const askAgain = 100 * time.Millisecond
 
 // open opens a file that was found. Of an image that the guard watches it is the
 // guard's own descriptor: the guard denies opens to everybody, and where it cannot,
-// an open of ours would look like a mapper.Stranger's.
+// an open of ours would look like a stranger's.
 func (s *System) open(ctx context.Context, found *image.Found) (*image.Image, error) {
 	if img, err := s.openWatched(ctx, found); err != nil || img != nil {
 		return img, err
