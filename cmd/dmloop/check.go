@@ -10,6 +10,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
+	"dmloop/internal/survey"
 )
 
 type checkJSON struct {
@@ -29,7 +30,7 @@ type checkedJSON struct {
 }
 
 func newCheckCommand(env *cliEnv) *cobra.Command {
-	o := &lifecycle.SurveyOptions{}
+	o := &survey.Options{}
 	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinImmutable, lifecycle.PinSwap, lifecycle.PinNone}}
 	cmd := &cobra.Command{
 		Use:   "check IMAGE...",
@@ -50,7 +51,7 @@ Exits with 3 when an image is not mappable.`,
 }
 
 // runCheck prints what it can of every image before it fails for any.
-func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, images []string) error {
+func runCheck(ctx context.Context, env *cliEnv, o survey.Options, images []string) error {
 	sys := env.system()
 	defer sys.Close()
 	out := checkJSON{Images: []checkedJSON{}}
@@ -84,7 +85,7 @@ func runCheck(ctx context.Context, env *cliEnv, o lifecycle.SurveyOptions, image
 
 // checkOne turns a file that cannot even be judged, such as a directory, into an
 // answer: that is what was asked.
-func checkOne(ctx context.Context, sys *lifecycle.System, o lifecycle.SurveyOptions, path string) (checkedJSON, error) {
+func checkOne(ctx context.Context, sys *lifecycle.System, o survey.Options, path string) (checkedJSON, error) {
 	v, err := sys.Check(ctx, path, o)
 	var e *fault.Error
 	if errors.As(err, &e) && len(e.Problems) > 0 {

@@ -7,15 +7,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/dmtable"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/survey"
 )
 
 // surveyFlags are the flags of every command that judges an image.
-func surveyFlags(cmd *cobra.Command, o *lifecycle.SurveyOptions) {
+func surveyFlags(cmd *cobra.Command, o *survey.Options) {
 	f := cmd.Flags()
 	f.VarP(sizeValue{&o.Window.Offset}, "offset", "o", "start at this byte of the image")
 	f.Var(sizeValue{&o.Window.Limit}, "sizelimit", "use at most this many bytes")
-	o.MaxExtents = lifecycle.DefaultMaxExtents
+	o.MaxExtents = survey.DefaultMaxExtents
 	f.Var(rowsValue{&o.MaxExtents}, "max-extents", "refuse an image in more pieces")
 }
 

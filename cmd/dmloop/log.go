@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"strings"
 
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/fault"
 )
 
 // warnings prints warnings and notes as people read them, or with --json as scripts do. The
@@ -23,7 +23,7 @@ var _ slog.Handler = (*warnings)(nil)
 
 // Enabled implements slog.Handler.
 func (w *warnings) Enabled(_ context.Context, level slog.Level) bool {
-	return level >= lifecycle.LevelNote
+	return level >= fault.LevelNote
 }
 
 // WithAttrs implements slog.Handler.
@@ -36,7 +36,7 @@ func (w *warnings) WithGroup(string) slog.Handler { return w }
 
 // inWords puts a hint of a log line into words.
 func inWords(_ []string, a slog.Attr) slog.Attr {
-	if how, is := a.Value.Any().(lifecycle.HowTo); is {
+	if how, is := a.Value.Any().(fault.HowTo); is {
 		a.Value = slog.StringValue(hint(how.Image, how.Remedy))
 	}
 	return a

@@ -40,7 +40,7 @@ unless given.`,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.ReadOnly, "read-only", "r", false, "make the device read-only")
-	surveyFlags(cmd, &o.SurveyOptions)
+	surveyFlags(cmd, &o.Options)
 	f.BoolVarP(&o.PartScan, "partscan", "P", false, "make devices of the partitions inside, NAMEp1 and so on")
 	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "auto, immutable, swap or none")
 	f.StringVar((*string)(&o.OnChange), "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")

@@ -14,7 +14,7 @@ import (
 	"dmloop/internal/backing"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
-	"dmloop/internal/lifecycle"
+	"dmloop/internal/survey"
 )
 
 func newProvisionCommand(env *cliEnv) *cobra.Command {
@@ -52,7 +52,7 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 	done()
 	var refused *extents.Refusal
 	if errors.As(err, &refused) {
-		lifecycle.ByFormat(found, refused.Problems)
+		survey.ByFormatOf(found, refused.Problems)
 	}
 	if err != nil {
 		return backingError(path, err, fault.NotMappable)

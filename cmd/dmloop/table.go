@@ -23,7 +23,7 @@ func newTableCommand(env *cliEnv) *cobra.Command {
 			return runTable(cmd.Context(), env, *o, concise, args[0])
 		},
 	}
-	surveyFlags(cmd, &o.SurveyOptions)
+	surveyFlags(cmd, &o.Options)
 	cmd.Flags().BoolVar(&concise, "concise", false, "print one line with name, uuid and flags")
 	cmd.Flags().BoolVarP(&o.ReadOnly, "read-only", "r", false, "with --concise: a read-only device")
 	cmd.Flags().StringVar(&o.UUID, "uuid", "", "with --concise: use this UUID (32 hex digits)")

@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/blockid"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
+	"dmloop/internal/survey"
 	"dmloop/internal/tab"
 )
 
@@ -119,8 +120,8 @@ func (r Runner) down(ctx context.Context, sys System, e tab.Entry) Result {
 // Options turns an image line into the options of map.
 func Options(e tab.Entry) lifecycle.MapOptions {
 	return lifecycle.MapOptions{
-		SurveyOptions: lifecycle.SurveyOptions{
-			Window:     lifecycle.Window{Offset: e.Offset, Limit: e.SizeLimit},
+		Options: survey.Options{
+			Window:     survey.Window{Offset: e.Offset, Limit: e.SizeLimit},
 			MaxExtents: e.MaxExtents,
 			Unattended: true,
 		},

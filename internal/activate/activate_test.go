@@ -15,6 +15,7 @@ import (
 	"dmloop/internal/blockid"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
+	"dmloop/internal/survey"
 	"dmloop/internal/tab"
 )
 
@@ -131,8 +132,8 @@ func TestOptions(t *testing.T) {
 	r, _ := runner(t, f, 1)
 	r.Activate(t.Context(), parse(t, "a /a 0f1e2d3c4b5a69788796a5b4c3d2e1f0 ro,pin=swap,on-change=report,udev-rules=all,offset=1K,sizelimit=2K,partscan,no-guard,unsafe,max-extents=9"))
 	want := lifecycle.MapOptions{Name: "a", UUID: "0f1e2d3c4b5a69788796a5b4c3d2e1f0", ReadOnly: true, Pin: "swap", OnChange: "report", UdevRules: "all",
-		NoGuard: true, Unsafe: true, PartScan: true, SurveyOptions: lifecycle.SurveyOptions{
-			Window: lifecycle.Window{Offset: 1024, Limit: 2048}, MaxExtents: 9, Unattended: true}}
+		NoGuard: true, Unsafe: true, PartScan: true, Options: survey.Options{
+			Window: survey.Window{Offset: 1024, Limit: 2048}, MaxExtents: 9, Unattended: true}}
 	if f.optionsSeen != want {
 		t.Errorf("%+v", f.optionsSeen)
 	}

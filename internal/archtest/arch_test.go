@@ -53,12 +53,13 @@ var level = map[string]int{
 	"internal/observe":    5,
 	"internal/guardd":     6,
 	"internal/hostfiles":  6,
+	"internal/survey":     7, // looks at an image; writes nothing
 	"internal/mapper":     6, // device-mapper and udev, the steps that belong together
-	"internal/lifecycle":  7, // the use cases: sees the whole pipeline
+	"internal/lifecycle":  8, // the use cases: sees the whole pipeline
 	"internal/persist":    6,
-	"internal/activate":   8,
-	"internal/boot":       8,
-	"cmd/dmloop":          9,
+	"internal/activate":   9,
+	"internal/boot":       9,
+	"cmd/dmloop":          10,
 }
 
 // testOnly packages never get into the program.

@@ -19,6 +19,7 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/record"
+	"dmloop/internal/survey"
 )
 
 // System is what a boot needs of the use cases; *lifecycle.System is one.
@@ -183,7 +184,7 @@ func mapOptions(m Manifest) lifecycle.MapOptions {
 		id = id[:32]
 	}
 	o := lifecycle.MapOptions{
-		SurveyOptions: lifecycle.SurveyOptions{Window: lifecycle.Window{Offset: r.Offset, Limit: r.Size}, MaxExtents: max(lifecycle.DefaultMaxExtents, r.Extents),
+		Options: survey.Options{Window: survey.Window{Offset: r.Offset, Limit: r.Size}, MaxExtents: max(survey.DefaultMaxExtents, r.Extents),
 			AsSealed: r.Sealed},
 		Name: r.Name, ReadOnly: r.ReadOnly, OnChange: r.OnChange, UdevRules: r.UdevRules, NoGuard: !r.Guard, GuardLater: r.Guard, Unsafe: r.Unsafe, UUID: id,
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -129,3 +130,12 @@ func Refuse(subject string, problems []extents.Problem) *Error {
 	}
 	return &Error{Class: class, Subject: subject, Problems: problems}
 }
+
+// HowTo is the value of a log line's hint: what to do about the image at this path.
+type HowTo struct {
+	Image  string
+	Remedy extents.Remedy
+}
+
+// LevelNote is the level of what is said about an image and is no warning.
+const LevelNote = slog.LevelInfo + 2

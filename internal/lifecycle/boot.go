@@ -17,6 +17,7 @@ import (
 	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
+	"dmloop/internal/survey"
 	"dmloop/internal/swap"
 )
 
@@ -133,7 +134,7 @@ func (s *System) restorable(conn *mapper.Mapper, m record.Record) (readOnly bool
 				Message: fmt.Sprintf("sectors %d-%d of %s do not lie on the host's base device", seg.Start, seg.End()-1, seg.Device)}})
 		}
 	}
-	problems, err := s.overlaps(conn, stack.Host, segments, m.Offset)
+	problems, err := survey.Overlaps(conn, stack.Host, segments, m.Offset)
 	if err == nil && len(problems) > 0 {
 		err = fault.Refuse(m.Name, problems)
 	}
@@ -158,7 +159,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		return fault.Wrap(m.Name, "", err)
 	}
 	defer img.Close()
-	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
+	if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
 		return err
 	}
 	kinds := m.OurPins()
@@ -225,7 +226,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 		return fault.Wrap(m.Name, "", err)
 	}
 	defer img.Close()
-	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
+	if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil {
 		return err
 	}
 	left := evidence(m, pin.WithoutClaim(m.OurPins()))

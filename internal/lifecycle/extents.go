@@ -9,9 +9,9 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/advice"
-	"dmloop/internal/btrfs"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
+	"dmloop/internal/survey"
 )
 
 // FileExtents is an open file whose extents can be listed, as the kernel lists
@@ -71,18 +71,5 @@ func (e *FileExtents) Layout() (extents.Layout, error) {
 // OnHost returns a layout of the file with offsets on the host device, which is what
 // the kernel's resume_offset speaks of. Only on btrfs they are not the file's own.
 func (e *FileExtents) OnHost(l extents.Layout) (extents.Layout, error) {
-	if e.Filesystem != "btrfs" {
-		return l, nil
-	}
-	fs, chunks, err := readBtrfs(e.img, e.Path)
-	if err != nil {
-		return extents.Layout{}, fault.Wrap(e.Path, "", err)
-	}
-	// What is asked of an image beyond this has nothing to do with where it lies.
-	problems := btrfs.Problems(l, btrfs.Facts{NoCOW: true, Sealed: true, Filesystem: fs, Chunks: chunks})
-	if len(problems) > 0 {
-		return extents.Layout{}, fault.Refuse(e.Path, problems)
-	}
-	translated, err := btrfs.Translate(l, chunks, fs.Device)
-	return translated, fault.Wrap(e.Path, "", err)
+	return survey.OnHost(e.img, e.Path, e.Filesystem, l)
 }

@@ -12,6 +12,7 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/loopdev"
 	"dmloop/internal/seal"
+	"dmloop/internal/survey"
 	"dmloop/internal/udev"
 )
 
@@ -47,7 +48,7 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 		return "", err
 	}
 	defer img.Close()
-	content, err := loopContent(img, o.SurveyOptions)
+	content, err := loopContent(img, o.Options)
 	if err != nil {
 		return "", fault.Wrap(path, "", err)
 	}
@@ -63,7 +64,7 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 
 // loopContent returns which bytes of the file the device shows: of a sealed image
 // the moved pages stand where they were.
-func loopContent(img *image.Image, o SurveyOptions) (extents.Layout, error) {
+func loopContent(img *image.Image, o survey.Options) (extents.Layout, error) {
 	st, err := seal.Inspect(img.File(), o.AsSealed)
 	if err != nil {
 		return extents.Layout{}, err
@@ -81,7 +82,7 @@ func loopContent(img *image.Image, o SurveyOptions) (extents.Layout, error) {
 	case st.Kind != seal.Plain:
 		return extents.Layout{}, errors.New("a seal or unseal of the image was cut off: dmloop seal finishes it")
 	}
-	length, err := o.Window.of(img.Path(), content.Size)
+	length, err := o.Window.Of(img.Path(), content.Size)
 	if err != nil {
 		return extents.Layout{}, err
 	}

@@ -23,12 +23,13 @@ import (
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
+	"dmloop/internal/survey"
 	"dmloop/internal/swap"
 )
 
 // MapOptions are the choices of `dmloop map`.
 type MapOptions struct {
-	SurveyOptions
+	survey.Options
 	Name     string // empty: the image's base name without its extension
 	ReadOnly bool
 	Pin      string // "auto", "immutable", "swap" or "none"
@@ -98,23 +99,23 @@ func newUUID(name, id string) (string, error) {
 
 // Check runs all rules over the image at path and leaves it as it is. Broken rules
 // are in the survey, not in the error.
-func (s *System) Check(ctx context.Context, path string, o SurveyOptions) (*Survey, error) {
+func (s *System) Check(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
 	v, err := s.look(ctx, path, o)
-	if err == nil && !v.breaks(extents.Unpinnable) && s.lacksGate(v, pin.Wanted(v.Facts.Filesystem, v.Sealed)) {
-		v.Problems = append(v.Problems, gateless())
+	if err == nil && !v.Breaks(extents.Unpinnable) && s.surveyor().LacksGate(v.File, pin.Wanted(v.Facts.Filesystem, v.Sealed)) {
+		v.Problems = append(v.Problems, survey.Gateless())
 	}
 	return v, err
 }
 
 // look is what Check and PlanMap have in common.
-func (s *System) look(ctx context.Context, path string, o SurveyOptions) (*Survey, error) {
+func (s *System) look(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
 	img, err := s.openImage(ctx, path)
 	if err != nil {
 		return nil, err
 	}
 	defer img.Close()
-	o.look = true
-	v, err := s.survey(ctx, img, path, o)
+	o.Look = true
+	v, err := s.surveyor().Survey(ctx, img, path, o)
 	if err != nil {
 		return v, fault.Wrap(path, "", err)
 	}
@@ -139,7 +140,7 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	if err := s.nameFree(store, conn, name, uuid); err != nil {
 		return Status{}, err
 	}
-	v, err := s.survey(ctx, img, path, o.SurveyOptions)
+	v, err := s.surveyor().Survey(ctx, img, path, o.Options)
 	if err != nil {
 		return Status{}, fault.Wrap(path, "", err)
 	}
@@ -184,7 +185,7 @@ func (o *MapOptions) request(path string) (name, uuid string, err error) {
 	return name, uuid, err
 }
 
-func newManifest(name, uuid string, img *image.Image, v *Survey, o MapOptions) record.Record {
+func newManifest(name, uuid string, img *image.Image, v *survey.Report, o MapOptions) record.Record {
 	id := v.Identity
 	var below []record.Below
 	for _, b := range v.Stack.Base {
@@ -211,7 +212,7 @@ type mapJob struct {
 	store   *record.Store
 	conn    *mapper.Mapper
 	img     *image.Image
-	survey  *Survey
+	survey  *survey.Report
 	options MapOptions
 	m       record.Record
 	lease   *image.Lease   // the proof that nobody else has the image open; nil while there is none
@@ -358,7 +359,7 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 			Message: "the pin has a hole that only a running guard closes (grade guarded)",
 			Remedy:  advice.UseGuard}})
 	case grade == pin.Guarded:
-		return fault.Refuse(path, []extents.Problem{gateless()})
+		return fault.Refuse(path, []extents.Problem{survey.Gateless()})
 	}
 	return fault.Refuse(path, []extents.Problem{{Rule: extents.Unpinnable,
 		Message: "nothing that is in force keeps the blocks in place (grade unsafe)",
@@ -372,7 +373,7 @@ func (j *mapJob) locateAgain(context.Context) error {
 		return nil
 	}
 	if j.m.Image.Filesystem != "btrfs" { // whose addresses stay when the device below them changes
-		if same, err := extents.Same(j.img.File(), j.survey.raw); same || err != nil {
+		if same, err := extents.Same(j.img.File(), j.survey.Read); same || err != nil {
 			return err
 		}
 	}
@@ -380,14 +381,15 @@ func (j *mapJob) locateAgain(context.Context) error {
 	if err != nil {
 		return err
 	}
-	problems, err := j.locate(j.survey, j.img, now, j.options.SurveyOptions)
+	place, problems, err := j.surveyor().Locate(j.img, j.survey.File, j.survey.Sealing, now, j.options.Options)
 	if err != nil {
 		return err
 	}
 	if len(problems) > 0 {
 		return fault.Refuse(j.survey.Path, problems)
 	}
-	j.m.Layout, j.m.Table, j.m.Extents = j.survey.Layout, j.survey.Table, len(j.survey.Layout.Extents)
+	j.survey.Place = place
+	j.m.Layout, j.m.Table, j.m.Extents = place.Layout, place.Table, len(place.Layout.Extents)
 	return nil
 }
 
@@ -400,7 +402,7 @@ func (j *mapJob) record(context.Context) error {
 
 // loadTable creates the device and gives it the table; no I/O can reach it yet.
 func (j *mapJob) loadTable(context.Context) error {
-	if n := len(j.m.Table); n >= manyRows && flushesEveryRow(kernelVersion()) {
+	if n := len(j.m.Table); survey.CostlyFlushes(n) {
 		j.log.Warn("before Linux 6.11 every flush of the device is sent once for each row of its table; an image in fewer pieces is faster",
 			"image", j.survey.Path, "rows", n)
 	}
@@ -438,14 +440,14 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 		return err
 	}
 	if id != j.survey.Identity {
-		return fault.Refuse(j.survey.Path, []extents.Problem{unstable("the file's size or identity changed")})
+		return fault.Refuse(j.survey.Path, []extents.Problem{survey.Unstable("the file's size or identity changed")})
 	}
 	host, err := j.conn.Table(dm.ByDevice(j.survey.Stack.Host))
 	if err != nil {
 		return fmt.Errorf("reading the table of the host device again: %w", err)
 	}
 	if diff := j.m.Table.Standing(j.survey.Stack.HostTable, host); diff != "" {
-		return fault.Refuse(j.survey.Path, []extents.Problem{unstable("the host device was changed: " + diff)})
+		return fault.Refuse(j.survey.Path, []extents.Problem{survey.Unstable("the host device was changed: " + diff)})
 	}
 	return nil
 }
@@ -486,7 +488,7 @@ func (j *mapJob) proveClaim(context.Context) error {
 
 // proveLayout compares the layout of now with the one in the table.
 func (j *mapJob) proveLayout() error {
-	same, err := extents.Same(j.img.File(), j.survey.raw)
+	same, err := extents.Same(j.img.File(), j.survey.Read)
 	if same || err != nil {
 		return err
 	}
@@ -498,7 +500,7 @@ func (j *mapJob) proveLayout() error {
 		return fault.Refuse(j.survey.Path, problems)
 	}
 	if diff := extents.Diff(j.m.Layout, now.Clip().Merge()); diff != "" {
-		return fault.Refuse(j.survey.Path, []extents.Problem{unstable(diff)})
+		return fault.Refuse(j.survey.Path, []extents.Problem{survey.Unstable(diff)})
 	}
 	return nil
 }
@@ -521,4 +523,17 @@ func (j *mapJob) undo(ctx context.Context) error {
 		return nil
 	}
 	return j.finish(ctx, j.store, &j.m, j.img)
+}
+
+// emptyCache is the rule dirty-cache at the moment of truth: not one page may be
+// left, since a clean one would hide from readers of the file what the device
+// writes. The lease has shown that nobody has the file mapped.
+func emptyCache(c image.CacheState) []extents.Problem {
+	problems := c.Problems()
+	if len(problems) == 0 && c.Cached > 0 {
+		problems = []extents.Problem{{Rule: extents.DirtyCache,
+			Message: fmt.Sprintf("%d pages of the file stay in memory after they were dropped", c.Cached),
+			Remedy:  advice.SeeReaders}}
+	}
+	return problems
 }

@@ -11,6 +11,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/record"
+	"dmloop/internal/survey"
 	"dmloop/internal/vmtest/partcorpus"
 )
 
@@ -24,7 +25,7 @@ func TestPartitionsOfADevice(t *testing.T) {
 		}
 		var log bytes.Buffer
 		job := &mapJob{System: NewSystem("", slog.New(slog.NewTextHandler(&log, nil))), m: record.Record{Size: partcorpus.Size},
-			survey: &Survey{Stack: blockdev.Stack{Base: []blockdev.Base{{LogicalBlock: extents.Bytes(c.Block)}}}}}
+			survey: &survey.Report{Place: survey.Place{Stack: blockdev.Stack{Base: []blockdev.Base{{LogicalBlock: extents.Bytes(c.Block)}}}}}}
 		got, err := job.readPartitions(path)
 		if want := len(strings.Fields(strings.Trim(c.Shown(), "-"))); c.Refuse == "" && (err != nil || len(got) != want) {
 			t.Errorf("%s: %v (%v), want %s", c.Name, got, err, c.Shown())

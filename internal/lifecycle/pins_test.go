@@ -10,6 +10,7 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
+	"dmloop/internal/survey"
 )
 
 // A flag that map has set and that is gone before the device goes live is a refusal; so
@@ -24,7 +25,7 @@ func TestClearedPinIsNoProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer img.Close()
-	j := &mapJob{img: img, survey: &Survey{Path: path}, m: record.Record{Image: record.Image{Filesystem: "ext4"}}}
+	j := &mapJob{img: img, survey: &survey.Report{File: survey.File{Path: path}}, m: record.Record{Image: record.Image{Filesystem: "ext4"}}}
 	_, unknown := pin.InForce(img.File(), "ext4")
 	for kind, lost := range map[pin.Kind]bool{pin.Immutable: true, pin.Swap: false} { // proveClaim asks for the claim
 		j.m.Pins = []record.Pin{{Kind: kind, Ours: true}}

@@ -9,6 +9,7 @@ import (
 	"dmloop/internal/fault"
 	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
+	"dmloop/internal/survey"
 )
 
 // The choices of --pin.
@@ -23,7 +24,7 @@ const (
 type MapPlan struct {
 	Name, UUID string
 	Grade      pin.Grade // when every pin that is wanted can be set
-	Survey     *Survey
+	Survey     *survey.Report
 	Status     Status // as map would report it
 }
 
@@ -35,7 +36,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.look(ctx, path, o.SurveyOptions)
+	v, err := s.look(ctx, path, o.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -43,8 +44,8 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		return nil, fault.Refuse(path, problems)
 	}
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
-	p.Grade = v.resulting(wantedPins(v, o.Pin))
-	denies := o.Unsafe || o.NoGuard || o.GuardLater || !s.lacksGate(v, wantedPins(v, o.Pin))
+	p.Grade = survey.Resulting(v.Facts, wantedPins(v, o.Pin))
+	denies := o.Unsafe || o.NoGuard || o.GuardLater || !s.surveyor().LacksGate(v.File, wantedPins(v, o.Pin))
 	if err := o.accept(path, p.Grade, denies); err != nil {
 		return nil, err
 	}
@@ -59,11 +60,11 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 // judge returns the rules that the image breaks, those among them that only the
 // options make. Who wants no pin and accepts what follows needs no image that can be
 // pinned, and an image that the kernel is not given may be open to others.
-func (o *MapOptions) judge(v *Survey) []extents.Problem {
+func (o *MapOptions) judge(v *survey.Report) []extents.Problem {
 	problems := v.Problems
-	if v.exposed != nil && (o.Unsafe || !slices.Contains(wantedPins(v, o.Pin), pin.Swap)) {
+	if v.Exposed != nil && (o.Unsafe || !slices.Contains(wantedPins(v, o.Pin), pin.Swap)) {
 		problems = slices.DeleteFunc(slices.Clone(problems), func(p extents.Problem) bool {
-			return p.Rule == extents.Unpinnable && p.Message == v.exposed.Message
+			return p.Rule == extents.Unpinnable && p.Message == v.Exposed.Message
 		})
 	}
 	if o.Pin == PinNone && o.Unsafe {
@@ -73,7 +74,7 @@ func (o *MapOptions) judge(v *Survey) []extents.Problem {
 }
 
 // wantedPins lists the pins that a choice of --pin asks for.
-func wantedPins(v *Survey, choice string) []pin.Kind {
+func wantedPins(v *survey.Report, choice string) []pin.Kind {
 	switch choice {
 	case PinNone:
 		return nil

@@ -85,7 +85,7 @@ func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.I
 		}
 		defer img.Close()
 	}
-	if err := s.notLive(img, m.Image.Filesystem, m.UUID); err != nil {
+	if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil {
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 	}
 	cache, err := img.DropCache(ctx)

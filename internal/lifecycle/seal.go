@@ -3,8 +3,6 @@ package lifecycle
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"os"
 	"slices"
 
@@ -17,103 +15,13 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
+	"dmloop/internal/survey"
 	"dmloop/internal/swap"
 )
 
-// surveySeal tells whether the image is sealed, and judges its record. Beside the
-// attribute it takes two words for it: the caller's, and that of dmloop's own pin, which
-// names the claim, while the kernel holds the image: nobody writes to it then. A mark that
-// a forgotten mapping or a power cut left says nothing about what is in the image by now.
-func (s *System) surveySeal(v *Survey, img *image.Image, o SurveyOptions) error {
-	mark, _, err := pin.ReadMark(img.File())
-	if err != nil {
-		return err
-	}
-	said := o.AsSealed || slices.Contains(mark.Kinds, pin.Swap) && v.Facts.Swap.Active
-	blind := o.look && os.Geteuid() != 0
-	st, err := seal.Inspect(img.File(), said || blind)
-	if err != nil {
-		return err
-	}
-	v.Content = v.Identity.Size
-	if blind && st.Kind != seal.Plain {
-		s.log.Warn("not checked without root: whether the image is marked as sealed; it looks so", "image", v.Path)
-	}
-	switch st.Kind {
-	case seal.Plain:
-		v.looks = st.Looks != ""
-		if v.looks && o.Unattended {
-			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "only its content says that it is sealed (" + st.Looks + "): it may be a copy that lost its attribute, and what checks the device would write over its first page"})
-		} else {
-			s.noteLooks(v.Path, st)
-		}
-		if o.AsSealed {
-			v.add(&extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Remedy: advice.Seal})
-		}
-		return nil
-	case seal.Sealed:
-		v.Sealed, v.Record, v.Content = true, st.Record, st.Record.Payload
-		return nil
-	}
-	if p, bad := st.Problem(); bad {
-		v.Problems = append(v.Problems, p)
-	}
-	return nil
-}
-
-// HowTo is the value of a log line's hint: what to do about the image at this path.
-type HowTo struct {
-	Image  string
-	Remedy extents.Remedy
-}
-
-// LevelNote is the level of what is said about an image and is no warning.
-const LevelNote = slog.LevelInfo + 2
-
-// noteLooks says of an image that is taken as it is that it looks sealed.
-func (s *System) noteLooks(path string, st seal.State) {
-	if st.Looks == "" {
-		return
-	}
-	s.log.Log(context.Background(), LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is taken for content",
-		st.Looks), "image", path, "hint", HowTo{path, advice.AdoptCopy})
-}
-
-// claimedByUs reports whether the kernel holds the sealed image as a swap file
-// because dmloop said so.
-func (v *Survey) claimedByUs(img *image.Image) (bool, error) {
-	if !v.Sealed || !v.Facts.Swap.Active {
-		return false, nil
-	}
-	mark, ok, err := pin.ReadMark(img.File())
-	return ok && slices.Contains(mark.Kinds, pin.Swap), err
-}
-
-// contentLayout turns the file's layout into that of what the device shows, and
-// proves for a sealed image that the kernel's swap slot is no part of it.
-func contentLayout(file extents.Layout, sealed bool, r seal.Record) (extents.Layout, *extents.Problem, error) {
-	if !sealed {
-		return file, nil, nil
-	}
-	content, err := seal.Content(file, r)
-	if err != nil {
-		return extents.Layout{}, nil, err
-	}
-	slots, err := seal.SwapPhysical(file, r)
-	var outside *seal.SlotOutsideError
-	if errors.As(err, &outside) {
-		p := outside.Problem()
-		return extents.Layout{}, &p, nil
-	}
-	if err != nil {
-		return extents.Layout{}, nil, err
-	}
-	return content, nil, seal.Disjoint(content, slots)
-}
-
 // claim is the kernel's hold on an image, as package pin takes and ends it.
 func (s *System) claim(ctx context.Context, img *image.Image) *claim.Claim {
-	return &claim.Claim{Context: ctx, Image: img, Log: s.log, Wait: s.waiting(img.Path(), s.patience.openers)}
+	return &claim.Claim{Context: ctx, Image: img, Log: s.log, Wait: s.Waiting(img.Path())}
 }
 
 // pinningError says what it means that pins cannot be set or cleared.
@@ -183,11 +91,10 @@ func (s *System) Seal(ctx context.Context, path string, said bool) error {
 		if err != nil {
 			return err
 		}
-		s.noteLooks(path, st)
-		v := &Survey{Path: path, Facts: facts, Sealed: true} // as it is going to be
-		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(v, img, rw) })
+		survey.NoteLooks(s.log, path, st)
+		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(survey.File{Path: path, Facts: facts}, img, rw) })
 		if p := claim.Exposed(facts); err == nil && p != nil {
-			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", HowTo{path, p.Remedy})
+			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", fault.HowTo{Image: path, Remedy: p.Remedy})
 		}
 		return err
 	})
@@ -201,12 +108,12 @@ func (s *System) AdoptSeal(ctx context.Context, path string) error {
 
 // sealLayout reads the layout of a file that is being sealed, in addresses of the host
 // device. What no map would take is refused while nothing is changed yet.
-func (s *System) sealLayout(v *Survey, img *image.Image, rw *os.File) (extents.Layout, error) {
+func (s *System) sealLayout(f survey.File, img *image.Image, rw *os.File) (extents.Layout, error) {
 	file, err := extents.Read(rw)
-	if err != nil || len(file.Problems(v.Facts.BlockSize, 0)) > 0 {
+	if err != nil || len(file.Problems(f.Facts.BlockSize, 0)) > 0 {
 		return file, err // package seal refuses it
 	}
-	_, onHost, problems, err := s.hostLayout(v, img, file)
+	_, onHost, problems, err := s.surveyor().HostLayout(img, f, true, file)
 	if err == nil && len(problems) > 0 {
 		err = extents.Refuse("", problems[0])
 	}
@@ -229,7 +136,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	if err != nil {
 		return fault.Wrap(path, "", err)
 	}
-	if err := s.notLive(img, facts.Filesystem); err != nil {
+	if err := s.surveyor().NotLive(img, facts.Filesystem); err != nil {
 		return err
 	}
 	problems, err := changeable(img, facts)
@@ -257,7 +164,7 @@ func (s *System) rewrite(ctx context.Context, path string, change func(*image.Im
 	err = change(writable, facts, rw)
 	var refused *extents.Refusal
 	if errors.As(err, &refused) {
-		byFormat(rw, facts, refused.Problems)
+		survey.ByFormat(rw, facts, refused.Problems)
 		err = fault.Refuse(path, refused.Problems)
 	}
 	return fault.Wrap(path, "", err)

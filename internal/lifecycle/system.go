@@ -21,6 +21,7 @@ import (
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/record"
+	"dmloop/internal/survey"
 	"dmloop/internal/watch"
 )
 
@@ -86,6 +87,38 @@ func (s *System) mapper() (*mapper.Mapper, error) {
 	m.Sysfs, m.Patience = s.sysfs, s.patience.removal
 	s.devices = m
 	return m, nil
+}
+
+// surveyor returns what looks at images.
+func (s *System) surveyor() survey.Surveyor {
+	return survey.Surveyor{Log: s.log, Sysfs: s.sysfs, Mapper: s.mapper, Openers: s.patience.openers, KernelDenies: s.kernelDenies}
+}
+
+// Waiting says how a command that writes to the image at path waits for those who have
+// it open.
+func (s *System) Waiting(path string) image.Wait {
+	return survey.Waiting(s.log, path, s.patience.openers)
+}
+
+// soleOpener takes the write lease, the proof that nobody else has the file open.
+func (s *System) soleOpener(ctx context.Context, img *image.Image, path string, patience time.Duration) (*image.Lease, error) {
+	return image.AwaitSoleOpener(ctx, img.File(), survey.Waiting(s.log, path, patience))
+}
+
+// NotLive refuses an image on whose blocks a live device-mapper device lies. It is for what
+// writes to an image without the other use cases. Without root, where device-mapper
+// cannot be asked, the image's pins refuse the caller.
+func (s *System) NotLive(img *image.Image) error {
+	facts, err := img.Facts()
+	if err != nil {
+		return fault.Wrap(img.Path(), "", err)
+	}
+	err = s.surveyor().NotLive(img, facts.Filesystem)
+	if fault.ClassOf(err) == fault.NotPermitted && unix.Geteuid() != 0 {
+		s.log.Debug("not checked without root: whether a device lies on the image's blocks", "image", img.Path())
+		return nil
+	}
+	return err
 }
 
 // DeviceMapperVersion returns the version of the kernel's ioctl interface.

@@ -1,4 +1,4 @@
-package lifecycle
+package survey
 
 import (
 	"errors"
@@ -42,10 +42,8 @@ func TestLacksGate(t *testing.T) {
 		{name: "too many groups", facts: image.Facts{Filesystem: "f2fs"}, err: errors.New("EMFILE"), asked: true, told: "not checked: whether this kernel can deny opens"},
 	} {
 		log, asked := &strings.Builder{}, false
-		s := NewSystem(t.TempDir(), slog.New(slog.NewTextHandler(log, nil)))
-		s.kernelDenies = func() (bool, error) { asked = true; return c.denies, c.err }
-		v := &Survey{Path: "image", Facts: c.facts, Sealed: c.sealed}
-		got := s.lacksGate(v, pin.Wanted(c.facts.Filesystem, c.sealed && !c.without))
+		s := Surveyor{Log: slog.New(slog.NewTextHandler(log, nil)), KernelDenies: func() (bool, error) { asked = true; return c.denies, c.err }}
+		got := s.LacksGate(File{Path: "image", Facts: c.facts}, pin.Wanted(c.facts.Filesystem, c.sealed && !c.without))
 		if got != c.want || asked != c.asked || (log.Len() > 0) != (c.told != "") || !strings.Contains(log.String(), c.told) {
 			t.Errorf("%s: %v, asked %v, told %q", c.name, got, asked, log)
 		}

@@ -1,4 +1,4 @@
-package lifecycle
+package survey
 
 import (
 	"errors"
@@ -16,23 +16,23 @@ import (
 	"dmloop/internal/image"
 )
 
-// hostLayout returns the device that the file's layout speaks of, and the layout
+// HostLayout returns the device that the file's layout speaks of, and the layout
 // in offsets on it. Only on btrfs they are not what the file itself says: its
 // files have an anonymous device number, and FIEMAP gives addresses in a space of
 // the file system's own.
-func (s *System) hostLayout(v *Survey, img *image.Image, file extents.Layout) (dmtable.Device, extents.Layout, []extents.Problem, error) {
-	if v.Facts.Filesystem != "btrfs" {
-		return v.Facts.Device, file, nil, nil
+func (s Surveyor) HostLayout(img *image.Image, f File, sealed bool, file extents.Layout) (dmtable.Device, extents.Layout, []extents.Problem, error) {
+	if f.Facts.Filesystem != "btrfs" {
+		return f.Facts.Device, file, nil, nil
 	}
-	fs, chunks, err := readBtrfs(img, v.Path)
+	fs, chunks, err := readBtrfs(img, f.Path)
 	if err != nil {
 		return dmtable.Device{}, extents.Layout{}, nil, err
 	}
-	problems := btrfs.Problems(file, btrfs.Facts{NoCOW: v.Facts.NoCOW(), Sealed: v.Sealed, Filesystem: fs, Chunks: chunks})
+	problems := btrfs.Problems(file, btrfs.Facts{NoCOW: f.Facts.NoCOW(), Sealed: sealed, Filesystem: fs, Chunks: chunks})
 	if len(problems) > 0 {
 		return dmtable.Device{}, extents.Layout{}, problems, nil
 	}
-	dev, err := btrfsDevice(s.sysfs, fs)
+	dev, err := btrfsDevice(s.Sysfs, fs)
 	if err != nil {
 		return dmtable.Device{}, extents.Layout{}, nil, err
 	}
@@ -70,4 +70,22 @@ func btrfsDevice(sysfs string, fs btrfs.Filesystem) (dmtable.Device, error) {
 		return dmtable.Device{}, fmt.Errorf("the device of the btrfs file system: %w", err)
 	}
 	return dmtable.ParseDevice(strings.TrimSpace(string(text)))
+}
+
+// OnHost returns a layout of the file at path with offsets on the host device, whatever
+// else is asked of an image there.
+func OnHost(img *image.Image, path, filesystem string, l extents.Layout) (extents.Layout, error) {
+	if filesystem != "btrfs" {
+		return l, nil
+	}
+	fs, chunks, err := readBtrfs(img, path)
+	if err != nil {
+		return extents.Layout{}, fault.Wrap(path, "", err)
+	}
+	problems := btrfs.Problems(l, btrfs.Facts{NoCOW: true, Sealed: true, Filesystem: fs, Chunks: chunks})
+	if len(problems) > 0 {
+		return extents.Layout{}, fault.Refuse(path, problems)
+	}
+	translated, err := btrfs.Translate(l, chunks, fs.Device)
+	return translated, fault.Wrap(path, "", err)
 }

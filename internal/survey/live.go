@@ -1,4 +1,4 @@
-package lifecycle
+package survey
 
 import (
 	"errors"
@@ -14,15 +14,15 @@ import (
 	"dmloop/internal/mapper"
 )
 
-// notLive refuses an image on whose blocks a device-mapper device lies. It asks the
+// NotLive refuses an image on whose blocks a device-mapper device lies. It asks the
 // kernel and no record: the image may have been mapped with another state folder, in a
 // container or a chroot, or by hand. Whoever lifts a pin or writes to an image asks
 // this first. What the host file system itself stands on is no stranger, nor are the
 // devices with the uuids own. Where device-mapper cannot be asked that is an error; a
 // kernel without it has no such devices.
-func (s *System) notLive(img *image.Image, filesystem string, own ...string) error {
-	conn, err := s.mapper()
-	if fault.ClassOf(err) == fault.KernelLacks && !mapper.Seen(s.sysfs) {
+func (s Surveyor) NotLive(img *image.Image, filesystem string, own ...string) error {
+	conn, err := s.Mapper()
+	if fault.ClassOf(err) == fault.KernelLacks && !mapper.Seen(s.Sysfs) {
 		return nil
 	}
 	if err != nil {
@@ -47,31 +47,15 @@ func (s *System) notLive(img *image.Image, filesystem string, own ...string) err
 	return conn.LiveError(img.Path(), sharing[0])
 }
 
-// NotLive refuses an image on whose blocks a live device-mapper device lies. It is for what
-// writes to an image without the other use cases. Without root, where device-mapper
-// cannot be asked, the image's pins refuse the caller.
-func (s *System) NotLive(img *image.Image) error {
-	facts, err := img.Facts()
-	if err != nil {
-		return fault.Wrap(img.Path(), "", err)
-	}
-	err = s.notLive(img, facts.Filesystem)
-	if fault.ClassOf(err) == fault.NotPermitted && unix.Geteuid() != 0 {
-		s.log.Debug("not checked without root: whether a device lies on the image's blocks", "image", img.Path())
-		return nil
-	}
-	return err
-}
-
 // hostOf returns the device that the image's file system is on, major 0 for one that is on
 // no block device.
-func (s *System) hostOf(img *image.Image, filesystem string) (dmtable.Device, error) {
+func (s Surveyor) hostOf(img *image.Image, filesystem string) (dmtable.Device, error) {
 	if filesystem == "btrfs" {
 		fs, err := btrfs.ReadFilesystem(img.File())
 		if err != nil {
 			return dmtable.Device{}, err
 		}
-		return btrfsDevice(s.sysfs, fs)
+		return btrfsDevice(s.Sysfs, fs)
 	}
 	id, err := img.Identity()
 	return dmtable.Device{Major: id.Major, Minor: id.Minor}, err
@@ -79,7 +63,7 @@ func (s *System) hostOf(img *image.Image, filesystem string) (dmtable.Device, er
 
 // areas returns the sectors of the host device that hold the file, what is allocated
 // beyond its end included.
-func (s *System) areas(img *image.Image, filesystem string) ([]dmtable.Segment, error) {
+func (s Surveyor) areas(img *image.Image, filesystem string) ([]dmtable.Segment, error) {
 	file, err := extents.Read(img.File())
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
 		return nil, nil // nothing was ever mapped or pinned there

@@ -1,4 +1,4 @@
-package lifecycle
+package survey
 
 import (
 	"io"
@@ -6,26 +6,25 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/advice"
-	"dmloop/internal/blockdev"
 	"dmloop/internal/image"
 	"dmloop/internal/parttable"
 )
 
 // betterRemedies replaces the remedies that would lead nowhere, or do harm, because of what
 // the file holds or where its file system is mounted, which the rules do not know.
-func (v *Survey) betterRemedies(img *image.Image, o SurveyOptions) {
-	size := extents.Bytes(v.Facts.Size)
-	for i, p := range v.Problems {
-		if point := v.Facts.Mount.Point; p.Rule == extents.MountedDirectly && (point == "/" || point == "/usr") {
-			v.Problems[i].Remedy = advice.PersistShim.Of(point)
+func (r *Report) betterRemedies(img *image.Image, o Options) {
+	size := extents.Bytes(r.Facts.Size)
+	for i, p := range r.Problems {
+		if point := r.Facts.Mount.Point; p.Rule == extents.MountedDirectly && (point == "/" || point == "/usr") {
+			r.Problems[i].Remedy = advice.PersistShim.Of(point)
 		}
-		if p.Rule != extents.SizeUnaligned || v.Sealed {
+		if p.Rule != extents.SizeUnaligned || r.Sealed {
 			continue
 		}
 		if number := partitionAt(img.File(), size, o.Window.Offset); number > 0 {
-			v.Problems[i].Remedy = advice.MapPartitions.At(extents.Bytes(number), 0)
-		} else if remedy, known := formatRemedy(img.File(), size, v.Facts.BlockSize); known && o.Window.Limit == 0 {
-			v.Problems[i].Remedy = remedy
+			r.Problems[i].Remedy = advice.MapPartitions.At(extents.Bytes(number), 0)
+		} else if remedy, known := formatRemedy(img.File(), size, r.Facts.BlockSize); known && o.Window.Limit == 0 {
+			r.Problems[i].Remedy = remedy
 		}
 	}
 }
@@ -93,20 +92,21 @@ func formatRemedy(file io.ReaderAt, size, block extents.Bytes) (remedy extents.R
 	return advice.ConvertFixedVHD, true
 }
 
-// ByFormat replaces, in place, the remedies for the size of an image where its format is the
-// cause. It is for what judges a size without looking into the image.
-func ByFormat(found *image.Found, problems []extents.Problem) {
+// ByFormatOf is ByFormat for a file that was found and not opened.
+func ByFormatOf(found *image.Found, problems []extents.Problem) {
 	img, err := found.Open()
 	if err != nil {
 		return
 	}
 	defer img.Close()
 	if facts, err := img.Facts(); err == nil {
-		byFormat(img.File(), facts, problems)
+		ByFormat(img.File(), facts, problems)
 	}
 }
 
-func byFormat(file io.ReaderAt, facts image.Facts, problems []extents.Problem) {
+// ByFormat replaces, in place, the remedies for the size of an image where its format is the
+// cause. It is for what judges a size without looking into the image.
+func ByFormat(file io.ReaderAt, facts image.Facts, problems []extents.Problem) {
 	for i, p := range problems {
 		if p.Rule != extents.SizeUnaligned {
 			continue
@@ -115,18 +115,4 @@ func byFormat(file io.ReaderAt, facts image.Facts, problems []extents.Problem) {
 			problems[i].Remedy = remedy
 		}
 	}
-}
-
-// onReadOnlyDevice reports whether it is known that nobody can write to the device that
-// the image's file system is mounted from.
-func (s *System) onReadOnlyDevice(f image.Facts) bool {
-	if !f.ReadOnly || f.Device.Major == 0 {
-		return false
-	}
-	conn, err := s.mapper()
-	if err != nil {
-		return false
-	}
-	readOnly, err := blockdev.ReadOnly(s.sysfs, conn, f.Device)
-	return err == nil && readOnly
 }

@@ -1,4 +1,4 @@
-package lifecycle
+package survey
 
 import (
 	"fmt"
@@ -29,6 +29,9 @@ func pinsWrittenFiles(major, minor int) bool {
 
 // manyRows is the number of rows from which flushes are worth a warning.
 const manyRows = 256
+
+// CostlyFlushes reports whether flushes of a table of so many rows are slow on this kernel.
+func CostlyFlushes(rows int) bool { return rows >= manyRows && flushesEveryRow(kernelVersion()) }
 
 // flushesEveryRow reports whether this kernel passes an empty flush on once for each
 // row of a table instead of once for each device: until Linux 6.11 ("dm: optimize

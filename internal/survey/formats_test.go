@@ -1,4 +1,4 @@
-package lifecycle
+package survey
 
 import (
 	"bytes"
@@ -70,9 +70,9 @@ func TestRemedyOfTheRootFileSystem(t *testing.T) {
 	for point, want := range map[string]extents.Remedy{
 		"/": advice.PersistShim.Of("/"), "/usr": advice.PersistShim.Of("/usr"), "/srv": advice.MountThroughShim.Of("/dev/vda1"),
 	} {
-		v := &Survey{Problems: []extents.Problem{{Rule: extents.MountedDirectly, Remedy: advice.MountThroughShim.Of("/dev/vda1")}}}
+		v := &Report{Problems: []extents.Problem{{Rule: extents.MountedDirectly, Remedy: advice.MountThroughShim.Of("/dev/vda1")}}}
 		v.Facts.Mount.Point = point
-		v.betterRemedies(nil, SurveyOptions{})
+		v.betterRemedies(nil, Options{})
 		if got := v.Problems[0].Remedy; got != want {
 			t.Errorf("%s: %v, want %v", point, got, want)
 		}

@@ -1,0 +1,79 @@
+package survey
+
+import (
+	"errors"
+	"io/fs"
+
+	"dmloop/extents"
+	"dmloop/internal/advice"
+	"dmloop/internal/image"
+	"dmloop/internal/pin"
+)
+
+// pins reads what pins the image.
+func pins(img *image.Image, f File) (p Pins, err error) {
+	if p.InForce, err = pin.InForce(img.File(), f.Facts.Filesystem); err != nil {
+		return p, err
+	}
+	p.Foreign, err = pin.Foreign(img.File(), p.InForce)
+	return p, err
+}
+
+// unpinnable predicts the rule of this name: whether a pin of grade guarded or
+// better can be had for the image as it is. Setting the pins has the last word.
+func unpinnable(f File, s Sealing, p Pins) *extents.Problem {
+	grade := Resulting(f.Facts, pin.Wanted(f.Facts.Filesystem, s.Sealed))
+	problem := func(message string, remedy extents.Remedy) *extents.Problem {
+		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy}
+	}
+	switch {
+	case f.Facts.Filesystem == "btrfs" && !s.Sealed:
+		return nil // the rule unsealed says it better
+	case p.Foreign && pin.GradeOf(pin.Evidence{Filesystem: f.Facts.Filesystem, Reflink: f.Facts.Reflink, InForce: p.InForce, Proof: true}) == pin.Unsafe:
+		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", advice.ClearFlag)
+	case grade == pin.Unsafe:
+		return problem("no pin that holds the blocks can be had on "+f.Facts.Filesystem, advice.MoveImage)
+	case f.Facts.ReadOnly && !f.Facts.Immutable() && f.ReadOnlyDevice:
+		return problem("the file system is on a read-only device, so the image cannot be pinned",
+			advice.MapReadOnly)
+	case f.Facts.ReadOnly && !f.Facts.Immutable():
+		return problem("the file system is mounted read-only, so the image cannot be pinned", advice.RemountWritable.Of(f.Facts.Mount.Point))
+	case f.Facts.Filesystem == "f2fs" && f.Facts.Mount.HasSuperOption("mode=lfs"):
+		// f2fs_ioc_set_pin_file and f2fs_swap_activate refuse it with EINVAL.
+		return problem("f2fs is mounted with mode=lfs, which rewrites nothing in place and therefore neither pins a file nor takes one for swap",
+			advice.MountWithoutLFS)
+	case f.Facts.Filesystem == "f2fs" && !s.Sealed && !f.Facts.Pin.Pinned && !pinsWrittenFiles(kernelVersion()):
+		return problem("this kernel's f2fs pins only files without blocks (EFBIG)",
+			advice.PinFirst)
+	}
+	return nil
+}
+
+// Resulting is the grade when every pin that is wanted can be set.
+func Resulting(f image.Facts, wanted []pin.Kind) pin.Grade {
+	return pin.GradeOf(pin.Evidence{Filesystem: f.Filesystem, Reflink: f.Reflink,
+		InForce: pin.Resulting(f.Filesystem, wanted), Proof: true})
+}
+
+// LacksGate reports whether a guard has to deny opens of the image when these pins are
+// set, and this kernel lets none do so. Where the kernel does not tell, that is said.
+func (s Surveyor) LacksGate(f File, wanted []pin.Kind) bool {
+	if Resulting(f.Facts, wanted) != pin.Guarded {
+		return false
+	}
+	denies, err := s.KernelDenies()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		s.Log.Warn("not checked without root: whether this kernel can deny opens, which the image's pin needs", "image", f.Path)
+	case err != nil:
+		s.Log.Warn("not checked: whether this kernel can deny opens, which the image's pin needs", "image", f.Path, "error", err)
+	}
+	return err == nil && !denies
+}
+
+// Gateless is the rule unpinnable where a guard would have to deny opens and cannot.
+func Gateless() extents.Problem {
+	return extents.Problem{Rule: extents.Unpinnable,
+		Message: "the pin has a hole that only a guard closes, and this kernel cannot deny opens (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
+		Remedy:  advice.SealOrUnsafe}
+}

@@ -1,0 +1,66 @@
+package survey
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+
+	"dmloop/extents"
+	"dmloop/internal/advice"
+	"dmloop/internal/fault"
+	"dmloop/internal/image"
+	"dmloop/internal/pin"
+	"dmloop/internal/seal"
+)
+
+// sealing tells whether the image is sealed, and judges its record. Beside the
+// attribute it takes two words for it: the caller's, and that of dmloop's own pin, which
+// names the claim, while the kernel holds the image: nobody writes to it then. A mark that
+// a forgotten mapping or a power cut left says nothing about what is in the image by now.
+func (s Surveyor) sealing(img *image.Image, f File, o Options) (Sealing, []extents.Problem, error) {
+	found := Sealing{Content: f.Identity.Size}
+	mark, _, err := pin.ReadMark(img.File())
+	if err != nil {
+		return found, nil, err
+	}
+	said := o.AsSealed || slices.Contains(mark.Kinds, pin.Swap) && f.Facts.Swap.Active
+	blind := o.Look && os.Geteuid() != 0
+	st, err := seal.Inspect(img.File(), said || blind)
+	if err != nil {
+		return found, nil, err
+	}
+	if blind && st.Kind != seal.Plain {
+		s.Log.Warn("not checked without root: whether the image is marked as sealed; it looks so", "image", f.Path)
+	}
+	var problems []extents.Problem
+	switch st.Kind {
+	case seal.Plain:
+		found.looks = st.Looks != ""
+		if found.looks && o.Unattended {
+			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "only its content says that it is sealed (" + st.Looks + "): it may be a copy that lost its attribute, and what checks the device would write over its first page"})
+		} else {
+			NoteLooks(s.Log, f.Path, st)
+		}
+		if o.AsSealed {
+			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Remedy: advice.Seal})
+		}
+	case seal.Sealed:
+		found.Sealed, found.Record, found.Content = true, st.Record, st.Record.Payload
+	default:
+		if p, bad := st.Problem(); bad {
+			problems = append(problems, p)
+		}
+	}
+	return found, problems, nil
+}
+
+// NoteLooks says of an image that is taken as it is that it looks sealed.
+func NoteLooks(log *slog.Logger, path string, st seal.State) {
+	if st.Looks == "" {
+		return
+	}
+	log.Log(context.Background(), fault.LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is taken for content",
+		st.Looks), "image", path, "hint", fault.HowTo{Image: path, Remedy: advice.AdoptCopy})
+}
