@@ -12,7 +12,7 @@ import (
 
 func newMapCommand(env *cliEnv) *cobra.Command {
 	o := &lifecycle.MapOptions{}
-	dryRun, seal := false, false
+	dryRun := false
 	cmd := &cobra.Command{
 		Use:   "map IMAGE [NAME]",
 		Short: "Make a block device of an image and print its path",
@@ -28,12 +28,10 @@ unless given.`,
 				}
 			}
 			switch {
-			case dryRun && seal:
+			case dryRun && o.Seal:
 				return usageError("--dry-run changes nothing, so it cannot tell what would be loaded after --seal")
 			case dryRun:
 				return runPlan(cmd.Context(), env, *o, args[0])
-			case seal:
-				return runSealedMap(cmd.Context(), env, *o, args[0])
 			}
 			return runMap(cmd.Context(), env, *o, args[0])
 		},
@@ -48,7 +46,7 @@ unless given.`,
 	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")
 	f.BoolVar(&o.Unsafe, "unsafe", false, "accept a pin that is weaker than guarded")
 	f.StringVar(&o.UUID, "uuid", "", "use this UUID (32 hex digits) instead of a random one")
-	f.BoolVar(&seal, "seal", false, "seal the image first, unless it is sealed")
+	f.BoolVar(&o.Seal, "seal", false, "seal the image first, unless it is sealed")
 	f.BoolVar(&dryRun, "dry-run", false, "verify, print what would be loaded, and change nothing")
 	jsonFlag(env, cmd)
 	return cmd
@@ -57,10 +55,6 @@ unless given.`,
 func runMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
 	sys := env.system()
 	defer sys.Close()
-	return mapWith(ctx, env, sys, o, path)
-}
-
-func mapWith(ctx context.Context, env *cliEnv, sys *lifecycle.System, o lifecycle.MapOptions, path string) error {
 	st, err := sys.Map(ctx, path, o)
 	if err != nil {
 		return err
@@ -70,25 +64,6 @@ func mapWith(ctx context.Context, env *cliEnv, sys *lifecycle.System, o lifecycl
 	}
 	fmt.Fprintln(env.stdout, st.Device)
 	return nil
-}
-
-// runSealedMap seals the image only when nothing else than the image can be in the
-// way of mapping it.
-func runSealedMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {
-	sys := env.system()
-	defer sys.Close()
-	looked, err := sys.Look(path) // what is sealed is what was judged, and is mapped
-	if err != nil {
-		return err
-	}
-	defer looked()
-	if err := sys.CanMap(path, o); err != nil {
-		return err
-	}
-	if err := sys.Seal(ctx, path, o.Pin == lifecycle.PinSwap); err != nil {
-		return err
-	}
-	return mapWith(ctx, env, sys, o, path)
 }
 
 func runPlan(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path string) error {

@@ -72,17 +72,6 @@ func (f *Found) Path() string { return f.path }
 // Given returns the path that was asked for.
 func (f *Found) Given() string { return f.given }
 
-// Again returns one more Found of the same file.
-func (f *Found) Again() (*Found, error) {
-	handle, err := unix.FcntlInt(uintptr(f.handle), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, &fs.PathError{Op: "dup", Path: f.given, Err: err}
-	}
-	again := *f
-	again.handle = handle
-	return &again, nil
-}
-
 // Close gives the descriptor back. The Image that Open returned stays open.
 func (f *Found) Close() { unix.Close(f.handle) }
 

@@ -22,14 +22,14 @@ const thawPatience = 3 * time.Second
 // awake refuses, as Busy, to begin with a file whose file system is frozen or stands on a
 // suspended device: a call that changes something would sleep until that ends, which no
 // signal ends, and with it everybody who waits for our lock.
-func (s *System) awake(ctx context.Context, path string, fd int) error {
+func (s *System) awake(ctx context.Context, known sleepers, path string, fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fault.Wrap(path, "", err)
 	}
 	own := dmtable.DeviceOf(st.Dev)
-	if known := s.asleep[own]; known != nil {
-		return &fault.Error{Class: fault.Busy, Subject: path, Message: known.Message, Remedy: known.Remedy}
+	if why := known[own]; why != nil {
+		return &fault.Error{Class: fault.Busy, Subject: path, Message: why.Message, Remedy: why.Remedy}
 	}
 	device := own
 	if device.Major == 0 { // btrfs
@@ -43,7 +43,7 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 		}
 	}
 	if err := s.running(path, device); err != nil {
-		return s.sleeps(own, err)
+		return known.add(own, err)
 	}
 	err := frozen.Ask(ctx, fd, thawPatience)
 	if errors.Is(err, frozen.ErrFrozen) {
@@ -51,7 +51,7 @@ func (s *System) awake(ctx context.Context, path string, fd int) error {
 		if mount, err := image.MountOf(fd); err == nil && mount.Point != "" {
 			point = mount.Point
 		}
-		return s.sleeps(own, &fault.Error{Class: fault.Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
+		return known.add(own, &fault.Error{Class: fault.Busy, Subject: path, Message: "the file system that it lies on is frozen: it takes no changes (fsfreeze, or a snapshot is being taken)",
 			Remedy: advice.Thaw.Of(point)})
 	}
 	return fault.Wrap(path, "", err)
@@ -68,12 +68,12 @@ func (s *System) running(path string, device dmtable.Device) *fault.Error {
 		Remedy: advice.ResumeDevice.Of(name)}
 }
 
-// sleeps remembers why a file system takes no changes, for what else the command finds on it.
-func (s *System) sleeps(device dmtable.Device, why *fault.Error) error {
-	if s.asleep == nil {
-		s.asleep = map[dmtable.Device]*fault.Error{}
-	}
-	s.asleep[device] = why
+// sleepers says why a file system, by its device, takes no changes: each is asked once, for
+// the answer may take its time.
+type sleepers map[dmtable.Device]*fault.Error
+
+func (k sleepers) add(device dmtable.Device, why *fault.Error) error {
+	k[device] = why
 	return why
 }
 
@@ -86,5 +86,5 @@ func (s *System) Awake(ctx context.Context, subject, at string) error {
 		return nil // whoever opens it says why
 	}
 	defer unix.Close(fd)
-	return s.awake(ctx, subject, fd)
+	return s.awake(ctx, sleepers{}, subject, fd)
 }

@@ -74,16 +74,16 @@ func (s *System) Inspect(ctx context.Context, path string) (image.Identity, exte
 // right one for the host device. The guard, or Repin and Verify, find out once the
 // file can be read whether it still is what the record says.
 func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
-	store, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err != nil {
 		return Status{}, err
 	}
-	defer unlock()
+	defer t.end()
 	conn, err := s.mapper()
 	if err != nil {
 		return Status{}, err
 	}
-	if err := s.nameFree(store, conn, m.Name, m.UUID); err != nil {
+	if err := nameFree(t.store, conn, m.Name, m.UUID); err != nil {
 		return Status{}, err
 	}
 	readOnly, err := s.restorable(conn, m)
@@ -92,18 +92,18 @@ func (s *System) Restore(ctx context.Context, m record.Record) (Status, error) {
 	}
 	m.ReadOnly = m.ReadOnly || readOnly
 	m.State, m.Reason = guard.Mapping, ""
-	if err := store.Save(m); err != nil {
+	if err := t.store.Save(m); err != nil {
 		return Status{}, err
 	}
 	if err := conn.Make(m.Name, m.UUID, m.Table, m.ReadOnly, mapper.UdevFlags(m)); err != nil {
-		return Status{}, fault.Wrap(m.Name, "", errors.Join(err, store.Delete(m.Name)))
+		return Status{}, fault.Wrap(m.Name, "", errors.Join(err, t.store.Delete(m.Name)))
 	}
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	if err != nil {
 		return Status{}, fault.Wrap(m.Name, "", err)
 	}
 	m.Device, m.State = info.Device, guard.Healthy
-	if err := store.SaveHead(m); err != nil {
+	if err := t.store.SaveHead(m); err != nil {
 		return Status{}, err
 	}
 	return Status{Name: m.Name, UUID: m.UUID, Device: "/dev/mapper/" + m.Name, MajMin: info.Device.String(), Image: m.Image.Path,
@@ -145,16 +145,16 @@ func (s *System) restorable(conn *mapper.Mapper, m record.Record) (readOnly bool
 // such as the kernel's swap claim, which no boot survives. A claim that may move blocks is
 // refused: the mapping is live.
 func (s *System) Repin(ctx context.Context, name string) error {
-	store, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	m, err := s.find(store, name)
+	defer t.end()
+	m, err := findRecord(t.store, name)
 	if err != nil {
 		return err
 	}
-	img, err := s.openToChange(ctx, m)
+	img, err := s.openToChange(ctx, t.asleep, m)
 	if err != nil {
 		return fault.Wrap(m.Name, "", err)
 	}
@@ -184,7 +184,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		// What can be had without the claim is had: the mapping is live.
 		err = errors.Join(err, set(pin.WithoutClaim(kinds)))
 	}
-	return fault.Wrap(m.Name, "", errors.Join(err, s.proveAgain(ctx, store, m, img)))
+	return fault.Wrap(m.Name, "", errors.Join(err, s.proveAgain(ctx, t.store, m, img)))
 }
 
 // proveAgain takes the proof anew that nobody else has the image of a live mapping open,
@@ -212,16 +212,16 @@ func (s *System) proveAgain(ctx context.Context, store *record.Store, m record.R
 // machine goes down with its root file system on it. Without inUse a mapping that
 // somebody has open keeps the claim, where the other pins would let its blocks move.
 func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) error {
-	store, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	m, err := s.find(store, name)
+	defer t.end()
+	m, err := findRecord(t.store, name)
 	if err != nil || !m.Sealed {
 		return err
 	}
-	img, err := s.openToChange(ctx, m)
+	img, err := s.openToChange(ctx, t.asleep, m)
 	if err != nil {
 		return fault.Wrap(m.Name, "", err)
 	}
@@ -248,7 +248,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 	if err := pin.EndClaim(img.File(), m.Image.Filesystem, m.Name, s.claim(ctx, img)); err != nil {
 		return fault.Wrap(m.Name, "", pinningError(m.Image.Path, err))
 	}
-	if err := s.proveAgain(ctx, store, m, img); err != nil {
+	if err := s.proveAgain(ctx, t.store, m, img); err != nil {
 		s.log.Warn("the kernel let go of the image, and somebody else has it open", "mapping", m.Name, "error", err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/record"
 )
@@ -127,11 +128,11 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	_, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer t.end()
 	conn, err := s.mapper()
 	if err != nil {
 		return err
@@ -157,28 +158,33 @@ func (s *System) RemoveShim(ctx context.Context, name string) error {
 // EnsureMapped is Map where the mapping may be there already: one of this name made
 // of the same file will do while it is sound. It says whether it was there.
 func (s *System) EnsureMapped(ctx context.Context, path string, o MapOptions) (st Status, there bool, err error) {
-	looked, _ := s.Look(path) // a mapping may be there whose image went elsewhere; else Map says what is wrong
-	defer looked()
-	if st, there, err = s.mappedAs(ctx, path, o.Name); there || err != nil {
+	name, uuid, err := o.request(path)
+	if err != nil {
+		return Status{}, false, err
+	}
+	found, missing := find(path) // a mapping may be there whose image went elsewhere
+	if missing == nil {
+		defer found.Close()
+	}
+	if st, there, err = s.mappedAs(ctx, found, path, name); there || err != nil {
 		return st, there, err
 	}
-	st, err = s.Map(ctx, path, o)
+	if missing != nil {
+		return Status{}, false, missing
+	}
+	st, err = s.mapFound(ctx, found, name, uuid, o)
 	if fault.ClassOf(err) == fault.Busy {
 		// Another run may have been quicker.
-		if have, there, _ := s.mappedAs(ctx, path, o.Name); there {
+		if have, there, _ := s.mappedAs(ctx, found, path, name); there {
 			return have, true, nil
 		}
 	}
 	return st, false, err
 }
 
-// mappedAs reports whether a sound mapping of this name is made of the file at path;
-// a broken one, or one of another file, is an error.
-func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool, error) {
-	mangledName, err := mangled(path, name)
-	if err != nil {
-		return Status{}, false, err
-	}
+// mappedAs reports whether a sound mapping of this name is made of the file at path, which
+// is nil when nothing is there; a broken one, or one of another file, is an error.
+func (s *System) mappedAs(ctx context.Context, file *image.Found, path, name string) (Status, bool, error) {
 	found, err := s.List(ctx, name)
 	if fault.ClassOf(err) == fault.NotFound {
 		return Status{}, false, nil
@@ -188,14 +194,14 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 	}
 	st := found[0]
 	switch {
-	case st.Name != mangledName:
+	case st.Name != name:
 		return Status{}, false, nil // found by a file of this name
 	case st.State == guard.Mapping, st.State == guard.Releasing:
 		return st, false, nil // Map finishes that first
 	case st.State.Broken():
 		return st, false, &fault.Error{Class: fault.StaleMapping, Subject: name, Message: fmt.Sprintf("the mapping is %s: %s", st.State, st.Reason),
 			Remedy: advice.UnmapAndCheck.Of(path)}
-	case !s.madeOf(st, path):
+	case !s.madeOf(st, file, path):
 		return st, false, &fault.Error{Class: fault.Busy, Subject: name, Message: "the mapping of this name is made of " + st.Image,
 			Remedy: advice.SeeStatus.Of(name)}
 	}
@@ -204,17 +210,15 @@ func (s *System) mappedAs(ctx context.Context, path, name string) (Status, bool,
 
 // madeOf reports whether the mapping is one of the file at path: of its inode, or where
 // nothing is any more, of a file that was there.
-func (s *System) madeOf(st Status, path string) bool {
-	found, err := s.lookUp(path)
-	if err != nil {
+func (s *System) madeOf(st Status, file *image.Found, path string) bool {
+	if file == nil {
 		return st.Image == path
 	}
-	defer found.Close()
 	store, err := s.openStore(false)
 	if err != nil || store == nil {
 		return false
 	}
 	defer store.Close()
 	m, err := store.Head(st.Name)
-	return err == nil && isOf(m, found.Identity())
+	return err == nil && isOf(m, file.Identity())
 }

@@ -25,19 +25,19 @@ type Forgotten struct {
 // Forget gives up the record of a mapping whose device is gone and whose image cannot be
 // released, because its disk is away for good, say. It refuses while the device is there.
 func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
-	store, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err != nil {
 		return Forgotten{}, err
 	}
-	defer unlock()
-	m, err := s.find(store, target)
+	defer t.end()
+	m, err := findRecord(t.store, target)
 	switch {
-	case fault.ClassOf(err) == fault.NotFound && s.justReleased(target):
+	case fault.ClassOf(err) == fault.NotFound && t.released(target):
 		return Forgotten{Name: target, Released: true}, nil
 	case fault.ClassOf(err) == fault.NotFound:
 		return Forgotten{}, err
 	case err != nil:
-		return s.forgetUnreadable(ctx, store, target, err)
+		return s.forgetUnreadable(ctx, t.store, target, err)
 	}
 	if err := s.nothingLive(m.Name, mapper.Layers(m)...); err != nil {
 		return Forgotten{}, err
@@ -53,7 +53,7 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 			left.Pins = mark.Kinds
 		}
 	}
-	return left, s.forgetRecord(ctx, store, m.Name)
+	return left, s.forgetRecord(ctx, t.store, m.Name)
 }
 
 // forgetUnreadable gives up a record that cannot be read: only its name is known.
@@ -77,7 +77,7 @@ func (s *System) forgetUnreadable(ctx context.Context, store *record.Store, targ
 }
 
 func (s *System) forgetRecord(ctx context.Context, store *record.Store, name string) error {
-	if err := s.dropWatch(ctx, name); err != nil {
+	if err := s.guard.drop(ctx, name); err != nil {
 		s.log.Warn("the guard was not told that the mapping is given up", "mapping", name, "error", err)
 	}
 	return store.Delete(name)

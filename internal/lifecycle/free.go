@@ -20,11 +20,15 @@ func (s *System) CanMap(path string, o MapOptions) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.lookUp(path)
+	found, err := find(path)
 	if err != nil {
 		return err
 	}
 	defer found.Close()
+	return s.canMap(found, name, uuid)
+}
+
+func (s *System) canMap(found *image.Found, name, uuid string) error {
 	store, err := s.openStore(false)
 	if fault.ClassOf(err) == fault.NotPermitted {
 		s.log.Warn("not checked without root: whether the name is free", "name", name)
@@ -47,7 +51,7 @@ func (s *System) CanMap(path string, o MapOptions) error {
 }
 
 // nameFree refuses a name or uuid that a mapping or another device has.
-func (s *System) nameFree(store *record.Store, conn *mapper.Mapper, name, uuid string) error {
+func nameFree(store *record.Store, conn *mapper.Mapper, name, uuid string) error {
 	if err := recordFree(store, name); err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 		return pick(nil, unknown) // a kernel without device-mapper has no mappings
 	}
 	found := make([]Status, 0, len(records))
-	watched := s.watched(ctx)
+	watched := s.guard.watched(ctx)
 	for _, m := range records {
 		st, there := s.settled(ctx, store, conn, m, watched)
 		switch {
@@ -100,7 +100,7 @@ func (s *System) wanted(store *record.Store, targets []string, load func(name st
 		return records, nil, err
 	}
 	for _, t := range targets {
-		m, err := s.find(store, t)
+		m, err := findRecord(store, t)
 		switch {
 		case err == nil:
 			records = append(records, m)
@@ -147,7 +147,7 @@ func (s *System) settled(ctx context.Context, store *record.Store, conn *mapper.
 		case err != nil, now.UUID == m.UUID && now.State == m.State && now.Reason == m.Reason && now.Grade == m.Grade:
 			return st, true
 		}
-		m, watched = now, s.watched(ctx)
+		m, watched = now, s.guard.watched(ctx)
 	}
 	return st, true
 }

@@ -210,8 +210,8 @@ func TestHeldOpen(t *testing.T) {
 	w := newWorld(t)
 	m := w.mapped(t, "image", guard.Healthy)
 	s := w.fresh()
-	s.hung = os.ErrDeadlineExceeded
-	img, err := s.openHeld(m.Image, openUnwatched)
+	s.guard.hung = os.ErrDeadlineExceeded
+	img, err := s.guard.open(m.Image, openUnwatched, s.patience.held)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func TestHeldOpen(t *testing.T) {
 		return openUnwatched(found)
 	}
 	for range 2 {
-		if img, err := s.openHeld(m.Image, wait); fault.ClassOf(err) != fault.Failed || img != nil || !s.held {
+		if img, err := s.guard.open(m.Image, wait, s.patience.held); fault.ClassOf(err) != fault.Failed || img != nil || !s.guard.held {
 			t.Errorf("%v, %v", img, err)
 		}
 		wait = func(*image.Found) (*image.Image, error) { t.Error("tried again"); return nil, os.ErrInvalid }

@@ -33,17 +33,17 @@ func (s *System) MapLoop(ctx context.Context, path string, o MapOptions) (device
 	if err != nil {
 		return "", err
 	}
-	looked, err := s.Look(path)
+	found, err := find(path)
 	if err != nil {
 		return "", err
 	}
-	defer looked()
+	defer found.Close()
 	if !o.ReadOnly {
-		if err := s.Unpin(ctx, path); err != nil {
+		if err := s.unpin(ctx, found); err != nil {
 			return "", err
 		}
 	}
-	img, err := s.openImage(ctx, path)
+	img, err := s.open(ctx, found)
 	if err != nil {
 		return "", err
 	}

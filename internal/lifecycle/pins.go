@@ -19,11 +19,17 @@ import (
 // sealed.
 func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string, error) {
 	// Of a mapped one, to change whose the pin is, it would have to be lifted for a moment.
-	_, img, done, err := s.lockImage(ctx, path)
+	found, err := find(path)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer found.Close()
+	t, err := s.lockImage(ctx, found)
+	if err != nil {
+		return nil, err
+	}
+	defer t.end()
+	img := t.img
 	v, err := s.surveyor().Survey(ctx, img, path, survey.Options{AsSealed: asSealed})
 	if err != nil {
 		return nil, fault.Wrap(path, "", err)
@@ -75,11 +81,22 @@ func withoutStack(problems []extents.Problem) []extents.Problem {
 // Unpin clears the pins that dmloop set on the image at path. It refuses while the
 // image is mapped.
 func (s *System) Unpin(ctx context.Context, path string) error {
-	_, img, done, err := s.lockImage(ctx, path)
+	found, err := find(path)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer found.Close()
+	return s.unpin(ctx, found)
+}
+
+func (s *System) unpin(ctx context.Context, found *image.Found) error {
+	path := found.Given()
+	t, err := s.lockImage(ctx, found)
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	img := t.img
 	facts, err := img.Facts()
 	if err != nil {
 		return fault.Wrap(path, "", err)

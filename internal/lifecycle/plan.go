@@ -2,22 +2,12 @@ package lifecycle
 
 import (
 	"context"
-	"slices"
 
 	"dmloop/extents"
 	"dmloop/guard"
 	"dmloop/internal/fault"
-	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
 	"dmloop/internal/survey"
-)
-
-// The choices of --pin.
-const (
-	PinAuto      = "auto"      // the strongest that leaves the image's content as it is
-	PinImmutable = "immutable" // the inode's flags only
-	PinSwap      = "swap"      // the kernel's swap claim and the flags; sealed images only
-	PinNone      = "none"      // grade unsafe
 )
 
 // MapPlan is what map would do.
@@ -57,55 +47,27 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	return p, nil
 }
 
-// judge returns the rules that the image breaks, those among them that only the
-// options make. Who wants no pin and accepts what follows needs no image that can be
-// pinned, and an image that the kernel is not given may be open to others.
-func (o *MapOptions) judge(v *survey.Report) []extents.Problem {
-	problems := v.Problems
-	if v.Exposed != nil && (o.Unsafe || !slices.Contains(wantedPins(v, o.Pin), pin.Swap)) {
-		problems = slices.DeleteFunc(slices.Clone(problems), func(p extents.Problem) bool {
-			return p.Rule == extents.Unpinnable && p.Message == v.Exposed.Message
-		})
+// Check runs all rules over the image at path and leaves it as it is. Broken rules
+// are in the survey, not in the error.
+func (s *System) Check(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
+	v, err := s.look(ctx, path, o)
+	if err == nil && !v.Breaks(extents.Unpinnable) && s.surveyor().LacksGate(v.File, pin.Wanted(v.Facts.Filesystem, v.Sealed)) {
+		v.Problems = append(v.Problems, survey.Gateless())
 	}
-	if o.Pin == PinNone && o.Unsafe {
-		return slices.DeleteFunc(slices.Clone(problems), func(p extents.Problem) bool { return p.Rule == extents.Unpinnable })
-	}
-	return problems
+	return v, err
 }
 
-// wantedPins lists the pins that a choice of --pin asks for.
-func wantedPins(v *survey.Report, choice string) []pin.Kind {
-	switch choice {
-	case PinNone:
-		return nil
-	case PinImmutable:
-		return pin.Wanted(v.Facts.Filesystem, false)
+// look is what Check and PlanMap have in common.
+func (s *System) look(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
+	img, err := s.openImage(ctx, path)
+	if err != nil {
+		return nil, err
 	}
-	return pin.Wanted(v.Facts.Filesystem, v.Sealed)
-}
-
-// validate refuses words that mean nothing.
-func (o *MapOptions) validate() error {
-	if o.Pin == "" {
-		o.Pin = PinAuto
+	defer img.Close()
+	o.Look = true
+	v, err := s.surveyor().Survey(ctx, img, path, o)
+	if err != nil {
+		return v, fault.Wrap(path, "", err)
 	}
-	if o.OnChange == "" {
-		o.OnChange = guard.OnChangeError
-	}
-	if o.UdevRules == "" {
-		o.UdevRules = mapper.UdevLinks
-	}
-	if o.UdevRules != mapper.UdevLinks && o.UdevRules != mapper.UdevAll {
-		return &fault.Error{Class: fault.Usage, Message: "--udev-rules takes links or all, not " + o.UdevRules}
-	}
-	switch o.Pin {
-	case PinAuto, PinImmutable, PinSwap, PinNone:
-	default:
-		return &fault.Error{Class: fault.Usage, Message: "--pin takes auto, immutable, swap or none, not " + o.Pin}
-	}
-	o.AsSealed = o.AsSealed || o.Pin == PinSwap
-	if _, err := guard.ParsePolicy(string(o.OnChange)); err != nil {
-		return &fault.Error{Class: fault.Usage, Message: "--on-change takes error, suspend or report, not " + string(o.OnChange)}
-	}
-	return nil
+	return v, nil
 }

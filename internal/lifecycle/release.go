@@ -4,17 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"dmloop/dmtable"
 	"dmloop/guard"
-	"dmloop/internal/advice"
 	"dmloop/internal/dm"
-	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
@@ -65,7 +59,7 @@ func (s *System) takeDown(ctx context.Context, m *record.Record, img *image.Imag
 	if !gone {
 		return mapper.ErrPending
 	}
-	if err := s.dropWatch(ctx, m.Name); err != nil {
+	if err := s.guard.drop(ctx, m.Name); err != nil {
 		s.log.Warn("the guard was not told that the mapping is gone", "mapping", m.Name, "error", err)
 	}
 	return s.releasePins(ctx, m, img)
@@ -76,7 +70,7 @@ func (s *System) takeDown(ctx context.Context, m *record.Record, img *image.Imag
 func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.Image) error {
 	if img == nil {
 		var err error
-		if img, err = s.openToChange(ctx, *m); err != nil {
+		if img, err = s.openToChange(ctx, sleepers{}, *m); err != nil {
 			if errors.Is(err, observe.ErrImageGone) {
 				s.log.Warn("the image is gone, its pins with it", "mapping", m.Name, "image", m.Image.Path)
 				return nil
@@ -105,20 +99,22 @@ func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.I
 // Finish finishes or undoes what killed commands left, as every command that changes a
 // mapping does first.
 func (s *System) Finish(ctx context.Context) error {
-	_, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err == nil {
-		unlock()
+		t.end()
 	}
 	return err
 }
 
 // recover finishes or undoes what killed commands left: the caller holds the lock, so
 // a record in a half-way state belongs to nobody. What cannot be finished yet stays
-// listed, and only a log line says so: it must not stop other work.
-func (s *System) recover(ctx context.Context, store *record.Store) error {
+// listed, and only a log line says so: it must not stop other work. It returns what was
+// finished.
+func (s *System) recover(ctx context.Context, t *turn) (finished []record.Record, err error) {
+	store := t.store
 	names, err := store.Names()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, name := range names {
 		m, err := store.Head(name)
@@ -132,7 +128,7 @@ func (s *System) recover(ctx context.Context, store *record.Store) error {
 			s.log.Warn("a record cannot be read", "error", err)
 			continue
 		}
-		img, err := s.toRelease(ctx, m)
+		img, err := s.toRelease(ctx, t.asleep, m)
 		if err == nil {
 			err = s.finish(ctx, store, &m, img)
 			if img != nil {
@@ -144,13 +140,13 @@ func (s *System) recover(ctx context.Context, store *record.Store) error {
 		case errors.As(err, &busy) && len(m.Table) > 0: // it was live
 			err = s.keep(ctx, store, m)
 		case err == nil:
-			s.released = append(s.released, m)
+			finished = append(finished, m)
 		}
 		if err != nil {
 			s.log.Warn("an earlier mapping is not released yet", "mapping", name, "error", err)
 		}
 	}
-	return nil
+	return finished, nil
 }
 
 // keep undoes an unmap that was killed before it removed the device, now that the
@@ -175,98 +171,16 @@ func (s *System) keep(ctx context.Context, store *record.Store, m record.Record)
 		return err
 	}
 	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name, "state", m.State)
-	if s.guard == nil || !m.Guard || m.State == guard.Failed {
+	if s.guard.Guard == nil || !m.Guard || m.State == guard.Failed {
 		return nil
 	}
 	return refusal(s.guard.Add(ctx, m.Name))
 }
 
-// UnmapOptions are the choices of `dmloop unmap`.
-type UnmapOptions struct {
-	Deferred bool // when in use, remove the device when its last user closes it
-	Force    bool // when in use, let the users' I/O fail and remove it
-	NameOnly bool // the target is a name, never the path of an image
-}
-
-// Unmap removes the mapping called by name or image path. When it returns nil the
-// device is gone, or, with Deferred, goes when it is closed.
-func (s *System) Unmap(ctx context.Context, target string, o UnmapOptions) error {
-	store, unlock, err := s.lockStore(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	conn, err := s.mapper()
-	if err != nil {
-		return err
-	}
-	m, err := s.find(store, target)
-	if o.NameOnly && err == nil && !slices.Contains(namesOf(target), m.Name) {
-		err = noSuchMapping(target) // found by a file of this name
-	}
-	if err != nil {
-		if fault.ClassOf(err) != fault.NotFound {
-			return err
-		}
-		if s.justReleased(target) {
-			return nil
-		}
-		if gone, oerr := s.unmapOrphan(ctx, store, conn, target); gone || oerr != nil {
-			return oerr
-		}
-		return err
-	}
-	before := m.State
-	if before == guard.Releasing && !conn.Pending(m) {
-		return s.notReleased(m, errors.New(m.Reason)) // recover has just tried
-	}
-	open, err := openNow(conn, m, o)
-	if err != nil {
-		return err
-	}
-	if err := s.innermost(conn, m); err != nil {
-		return err
-	}
-	img, err := s.toRelease(ctx, m)
-	if err != nil {
-		return err
-	}
-	if img != nil {
-		defer img.Close()
-	}
-	m.State, m.Reason = guard.Releasing, ""
-	if err := s.unlessFull(m.Name, store.SaveHead(m)); err != nil {
-		return err
-	}
-	if len(open) > 0 && (o.Force || o.Deferred) {
-		if o.Force {
-			err = conn.CutOff(m, before) // nothing that users do to it has an effect from here on
-		}
-		if err == nil {
-			err = conn.RemoveWhenClosed(m)
-		}
-	}
-	if err == nil {
-		err = s.finish(ctx, store, &m, img)
-	}
-	var busy *mapper.BusyError
-	switch {
-	case errors.As(err, &busy):
-		m.State, m.Reason = before, ""
-		return errors.Join(usedBy(conn, busy.Info, busy.Err), s.unlessFull(m.Name, store.SaveHead(m)))
-	case (o.Deferred || o.Force) && (errors.Is(err, mapper.ErrPending) || conn.Pending(m)):
-		m.Reason = "the device goes when its last user closes it"
-		return s.unlessFull(m.Name, store.SaveHead(m))
-	case err != nil:
-		return s.notReleased(m, err)
-	}
-	return nil
-}
-
 // toRelease opens the image of a mapping that is going to be released, before anything of
 // it is undone: the error says that its file system takes no changes now, and so the
 // pins could not be cleared. Nil without an error is for releasePins to look into.
-func (s *System) toRelease(ctx context.Context, m record.Record) (*image.Image, error) {
+func (s *System) toRelease(ctx context.Context, known sleepers, m record.Record) (*image.Image, error) {
 	if err := s.hostRuns(m); err != nil {
 		return nil, err
 	}
@@ -274,202 +188,8 @@ func (s *System) toRelease(ctx context.Context, m record.Record) (*image.Image, 
 	if err != nil {
 		return nil, nil
 	}
-	if err := s.awake(ctx, m.Image.Path, int(img.File().Fd())); err != nil {
+	if err := s.awake(ctx, known, m.Image.Path, int(img.File().Fd())); err != nil {
 		return nil, errors.Join(err, img.Close())
 	}
 	return img, nil
-}
-
-// justReleased reports whether this command found target half released and finished
-// that before it looked.
-func (s *System) justReleased(target string) bool {
-	var id image.Identity
-	found, err := s.lookUp(target)
-	if err == nil {
-		id = found.Identity()
-		found.Close()
-	}
-	for _, m := range s.released {
-		if slices.Contains(namesOf(target), m.Name) || err == nil && isOf(m, id) {
-			return true
-		}
-	}
-	return false
-}
-
-// innermost refuses to let go of an image while another live device lies on its blocks:
-// the mapping of an image inside it, whose own file system need not be mounted any more,
-// or what somebody made by hand.
-func (s *System) innermost(conn *mapper.Mapper, m record.Record) error {
-	if m.State == guard.Failed || len(m.Table) == 0 {
-		return nil
-	}
-	segments, err := m.Table.Segments()
-	if err != nil {
-		return fault.Wrap(m.Name, "", err)
-	}
-	others, err := conn.Strangers(m.Base.Device, m.UUID)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, dm.ErrNotFound) {
-		return nil // the host device is gone, and nothing can lie inside
-	}
-	if err != nil {
-		return fault.Wrap(m.Name, "", err)
-	}
-	// Where the number is another device's by now, what the host really stands on would
-	// count as a stranger; releasing the pins looks again.
-	host, err := conn.Info(dm.ByDevice(m.Base.Device))
-	if err != nil || host.UUID != m.Base.UUID || host.Name != m.Base.Name {
-		others = slices.DeleteFunc(others, func(o mapper.Stranger) bool { return !strings.HasPrefix(o.UUID, record.UUIDPrefix) })
-	}
-	inside, err := mapper.Sharing(segments, nil, others)
-	if err != nil || len(inside) == 0 {
-		return fault.Wrap(m.Name, "", err)
-	}
-	if !strings.HasPrefix(inside[0].UUID, record.UUIDPrefix) {
-		return conn.LiveError(m.Name, inside[0])
-	}
-	return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
-		Remedy: advice.UnmapInner}
-}
-
-// notReleased is the answer when the device is gone, or going, and something else
-// of the mapping is not.
-func (s *System) notReleased(m record.Record, err error) error {
-	if errors.Is(err, mapper.ErrPending) {
-		return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: err.Error(), Remedy: advice.StopUsers}
-	}
-	var e *fault.Error
-	if errors.As(err, &e) && e.Class == fault.Busy { // another device lies on the image
-		return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: err.Error(), Remedy: e.Remedy}
-	}
-	return &fault.Error{Class: fault.Failed, Subject: m.Name, Message: err.Error(),
-		Remedy: advice.ReleaseLater.Of(m.Name)}
-}
-
-// unmapOrphan removes a live device of dmloop that no record names, and reports
-// whether there was one. What pinned its image only a guard that watches it knows, if
-// any; unpin clears it.
-func (s *System) unmapOrphan(ctx context.Context, store *record.Store, conn *mapper.Mapper, target string) (gone bool, err error) {
-	info, err := conn.Info(dm.ByName(strings.TrimPrefix(target, mapper.Folder)))
-	if err == nil && strings.HasPrefix(info.UUID, record.ShimPrefix) {
-		return false, &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping: it is a shim", Remedy: advice.RemoveShim.Of(info.Name)}
-	}
-	if err != nil || !strings.HasPrefix(info.UUID, record.UUIDPrefix) {
-		return false, nil // not a name of ours: the caller knows what to say
-	}
-	records, err := allRecords(store, store.Head)
-	if err != nil {
-		return false, err
-	}
-	for _, m := range records {
-		if m.UUID == info.UUID {
-			return false, &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping: the device is that of the mapping " + m.Name + ", renamed",
-				Remedy: advice.Unmap.Of(m.Name)}
-		}
-	}
-	if m, known := s.guardRecord(ctx, info.UUID); known {
-		err = s.takeDown(ctx, &m, nil)
-	} else {
-		_, err = conn.RemoveDevice(info.Name, info.UUID)
-	}
-	var busy *mapper.BusyError
-	if errors.As(err, &busy) {
-		return false, usedBy(conn, busy.Info, busy.Err)
-	}
-	return err == nil, err
-}
-
-// guardRecord asks the guard for the record of the device with this uuid.
-func (s *System) guardRecord(ctx context.Context, uuid string) (m record.Record, known bool) {
-	name, ok := record.NameInUUID(uuid)
-	if !ok || s.guard == nil || s.hung != nil {
-		return m, false
-	}
-	ctx, cancel := context.WithTimeout(ctx, guardPatience)
-	defer cancel()
-	m, err := s.guard.Record(ctx, name)
-	s.noteHung(err)
-	return m, err == nil && m.UUID == uuid
-}
-
-// find returns the record of a mapping by its name or by its image's path.
-func (s *System) find(store *record.Store, target string) (record.Record, error) {
-	for _, name := range namesOf(target) {
-		m, err := store.Load(name)
-		switch {
-		case err == nil:
-			return m, nil
-		case !errors.Is(err, record.ErrNotFound):
-			return m, unusableRecord(store, target, "its record cannot be used", err)
-		}
-	}
-	if found, err := s.lookUp(target); err == nil {
-		defer found.Close()
-		m, err := findByImage(store, found.Identity())
-		if untold := (*fault.Error)(nil); errors.As(err, &untold) {
-			untold.Subject = target
-		}
-		if err == nil || !errors.Is(err, record.ErrNotFound) {
-			return m, err
-		}
-	}
-	return record.Record{}, noSuchMapping(target)
-}
-
-// unusableRecord is what is said of a record that cannot be read: dmloop does not guess.
-func unusableRecord(store *record.Store, subject, message string, err error) error {
-	return &fault.Error{Class: fault.Failed, Subject: subject, Message: message, Err: err,
-		Remedy: advice.RemoveByHand.Of(store.Dir())}
-}
-
-func noSuchMapping(target string) error {
-	return &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping", Remedy: advice.SeeList}
-}
-
-// namesOf lists the device names that a user may mean: the word as it is, as `list`
-// prints it, and mangled, as it was given to map; or the device's path, as map printed
-// it.
-func namesOf(target string) []string {
-	target = strings.TrimPrefix(target, mapper.Folder)
-	var names []string
-	if dmtable.CheckName(target) == nil {
-		names = append(names, target)
-	}
-	if m, err := dmtable.Mangle(target); err == nil && m != target {
-		names = append(names, m)
-	}
-	return names
-}
-
-// isOf reports whether the mapping is one of this inode.
-func isOf(m record.Record, id image.Identity) bool {
-	same, _ := observe.Same(m.Image, id, observe.PlaceOf(id))
-	return same == observe.TheSame
-}
-
-// findByImage returns the record of the mapping of an inode.
-func findByImage(store *record.Store, id image.Identity) (record.Record, error) {
-	names, err := store.Names()
-	if err != nil {
-		return record.Record{}, err
-	}
-	missing := record.ErrNotFound
-	for _, name := range names {
-		m, err := store.Head(name)
-		if errors.Is(err, record.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			missing = err // it may be the image's
-			continue
-		}
-		switch same, why := observe.Same(m.Image, id, observe.PlaceOf(id)); same {
-		case observe.TheSame:
-			return store.Load(name)
-		case observe.Untold:
-			missing = &fault.Error{Class: fault.Failed, Message: "whether it is the image of the mapping " + m.Name + " cannot be told: " + why.Error(),
-				Remedy: advice.UnmountCopy.Of(m.Name)}
-		}
-	}
-	return record.Record{}, missing
 }

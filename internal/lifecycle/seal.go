@@ -86,7 +86,17 @@ func claimError(path string, err error) error {
 // that the kernel can hold it still. A seal or unseal that was cut is finished. With
 // said, an image whose content says that it is sealed is taken for sealed.
 func (s *System) Seal(ctx context.Context, path string, said bool) error {
-	return s.rewrite(ctx, path, func(img *image.Image, facts image.Facts, rw *os.File) error {
+	found, err := find(path)
+	if err != nil {
+		return err
+	}
+	defer found.Close()
+	return s.seal(ctx, found, said)
+}
+
+func (s *System) seal(ctx context.Context, found *image.Found, said bool) error {
+	path := found.Given()
+	return s.rewrite(ctx, found, func(img *image.Image, facts image.Facts, rw *os.File) error {
 		st, err := seal.Inspect(rw, said)
 		if err != nil {
 			return err
@@ -103,7 +113,12 @@ func (s *System) Seal(ctx context.Context, path string, said bool) error {
 // AdoptSeal marks an image as sealed that by its content is: a copy that lost the
 // attribute. Nothing else of it is changed.
 func (s *System) AdoptSeal(ctx context.Context, path string) error {
-	return s.rewrite(ctx, path, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Adopt(rw) })
+	found, err := find(path)
+	if err != nil {
+		return err
+	}
+	defer found.Close()
+	return s.rewrite(ctx, found, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Adopt(rw) })
 }
 
 // sealLayout reads the layout of a file that is being sealed, in addresses of the host
@@ -122,16 +137,23 @@ func (s *System) sealLayout(f survey.File, img *image.Image, rw *os.File) (exten
 
 // Unseal puts the image's first pages back. It refuses while the image is mapped.
 func (s *System) Unseal(ctx context.Context, path string) error {
-	return s.rewrite(ctx, path, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Unseal(rw) })
-}
-
-// rewrite runs change on a writable descriptor of an image that nobody else uses.
-func (s *System) rewrite(ctx context.Context, path string, change func(*image.Image, image.Facts, *os.File) error) error {
-	_, img, done, err := s.lockImage(ctx, path)
+	found, err := find(path)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer found.Close()
+	return s.rewrite(ctx, found, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Unseal(rw) })
+}
+
+// rewrite runs change on a writable descriptor of an image that nobody else uses.
+func (s *System) rewrite(ctx context.Context, found *image.Found, change func(*image.Image, image.Facts, *os.File) error) error {
+	path := found.Given()
+	t, err := s.lockImage(ctx, found)
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	img := t.img
 	facts, err := img.Facts()
 	if err != nil {
 		return fault.Wrap(path, "", err)

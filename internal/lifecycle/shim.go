@@ -32,11 +32,11 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, unlock, err := s.lockStore(ctx)
+	t, err := s.lock(ctx)
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
+	defer t.end()
 	dev, err := blockDevice(path)
 	if err != nil {
 		return "", err

@@ -160,11 +160,11 @@ func TestUnmapDeferred(t *testing.T) {
 // runNothing takes and drops the lock, as every command that changes something does.
 func runNothing(t *testing.T, s *System) {
 	t.Helper()
-	_, unlock, err := s.lockStore(background(t))
+	turn, err := s.lock(background(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	unlock()
+	turn.end()
 }
 
 func TestUnmapForce(t *testing.T) {
