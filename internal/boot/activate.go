@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/blockid"
 	"dmloop/internal/fault"
@@ -27,7 +28,7 @@ type System interface {
 	EnsureShim(ctx context.Context, path, name string) (device string, there bool, err error)
 	EnsureMapped(ctx context.Context, path string, o lifecycle.MapOptions) (st lifecycle.Status, there bool, err error)
 	Inspect(ctx context.Context, path string) (image.Identity, extents.Layout, error)
-	Recorded(ctx context.Context, target string) (record.Record, image.Mount, error)
+	LiveTable(of lifecycle.Status) (dmtable.Table, error)
 	Restore(ctx context.Context, m record.Record) (lifecycle.Status, error)
 	Unmap(ctx context.Context, target string, o lifecycle.UnmapOptions) error
 	MapLoop(ctx context.Context, path string, o lifecycle.MapOptions) (device string, err error)
@@ -128,11 +129,11 @@ func (b Booter) compareAndMap(ctx context.Context, m Manifest, host hostfiles.Bo
 		return reasonsOf(err), nil
 	}
 	// The rows that were loaded are those that were saved, on the device of today.
-	now, _, err := b.System.Recorded(ctx, st.Name)
+	live, err := b.System.LiveTable(st)
 	if err != nil {
 		return nil, err
 	}
-	segments, err := now.Table.Segments()
+	segments, err := live.Segments()
 	if err != nil || len(segments) == 0 {
 		return nil, fmt.Errorf("the table of %s: %w", st.Name, err)
 	}
@@ -140,7 +141,7 @@ func (b Booter) compareAndMap(ctx context.Context, m Manifest, host hostfiles.Bo
 	if err != nil {
 		return nil, err
 	}
-	if diff := want.Diff(now.Table); diff != "" {
+	if diff := want.Diff(live); diff != "" {
 		return []string{"its table is another one than was saved: " + diff}, b.System.Unmap(ctx, st.Name, lifecycle.UnmapOptions{})
 	}
 	return nil, nil

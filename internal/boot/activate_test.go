@@ -40,8 +40,8 @@ func (f *fakeSystem) Inspect(context.Context, string) (image.Identity, extents.L
 	return image.Identity{}, extents.Layout{}, nil
 }
 
-func (f *fakeSystem) Recorded(context.Context, string) (record.Record, image.Mount, error) {
-	return record.Record{}, image.Mount{}, errors.New("no record")
+func (f *fakeSystem) LiveTable(lifecycle.Status) (dmtable.Table, error) {
+	return nil, errors.New("no device")
 }
 
 func (f *fakeSystem) Restore(_ context.Context, m record.Record) (lifecycle.Status, error) {

@@ -54,6 +54,16 @@ func (s *System) Recorded(ctx context.Context, target string) (record.Record, im
 	return m, facts.Mount, fault.Wrap(target, "", err)
 }
 
+// LiveTable returns the rows of a mapping's device as the kernel has them.
+func (s *System) LiveTable(of Status) (dmtable.Table, error) {
+	conn, err := s.mapper()
+	if err != nil {
+		return nil, err
+	}
+	table, err := conn.Table(dm.ByUUID(of.UUID))
+	return table, fault.Wrap(of.Name, "", err)
+}
+
 // Inspect returns who the file at path is and where it lies, clipped and merged.
 func (s *System) Inspect(ctx context.Context, path string) (image.Identity, extents.Layout, error) {
 	img, err := s.openImage(ctx, path)
