@@ -38,7 +38,6 @@ var level = map[string]int{
 	"internal/swap":       2,
 	"internal/watch":      2,
 	"internal/btrfs":      3,
-	"internal/parttable":  3,
 	"internal/pin":        3,
 	"internal/record":     3,
 	"internal/image":      3,
@@ -47,19 +46,19 @@ var level = map[string]int{
 	"internal/backing":    4,
 	"internal/blockdev":   4,
 	"internal/guardrpc":   4,
-	"internal/blockid":    4,
 	"internal/fault":      4, // what a command fails with
 	"internal/claim":      4, // the one place that calls swapon
-	"internal/observe":    5,
-	"internal/guardd":     6,
-	"internal/hostfiles":  6,
-	"internal/survey":     7, // looks at an image; writes nothing
-	"internal/mapper":     6, // device-mapper and udev, the steps that belong together
-	"internal/lifecycle":  8, // the use cases: sees the whole pipeline
-	"internal/persist":    6,
-	"internal/activate":   9,
-	"internal/boot":       9,
-	"cmd/dmloop":          10,
+	"internal/blockid":    5,
+	"internal/observe":    6,
+	"internal/guardd":     7,
+	"internal/hostfiles":  7,
+	"internal/mapper":     7, // device-mapper and udev, the steps that belong together
+	"internal/persist":    7,
+	"internal/survey":     8, // looks at an image; writes nothing
+	"internal/lifecycle":  9, // the use cases: sees the whole pipeline
+	"internal/activate":   10,
+	"internal/boot":       10,
+	"cmd/dmloop":          11,
 }
 
 // testOnly packages never get into the program.

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
-	"dmloop/internal/parttable"
+	"dmloop/internal/blockdev"
 )
 
 // ErrNotFound is wrapped by errors about a device that is not there (yet).
@@ -300,7 +300,7 @@ func (f Finder) PartUUID(d Device) (string, error) {
 		return "", err
 	}
 	defer whole.Close()
-	forced, err := parttable.KernelForces()
+	forced, err := blockdev.KernelForcesGPT()
 	if err != nil {
 		return "", err
 	}
@@ -308,5 +308,5 @@ func (f Finder) PartUUID(d Device) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return partitionUUID(parttable.Disk{ReaderAt: whole, Block: size, Size: parent.Size, ForceGPT: forced}, number)
+	return partitionUUID(blockdev.Disk{ReaderAt: whole, Block: size, Size: parent.Size, ForceGPT: forced}, number)
 }

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"dmloop/internal/parttable"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/vmtest/partcorpus"
 )
 
@@ -197,7 +197,7 @@ func TestPartitionUUIDAsTheKernel(t *testing.T) {
 			continue
 		}
 		delete(want, c.Name)
-		disk := parttable.Disk{ReaderAt: bytes.NewReader(c.Image()), Block: int64(c.Block), Size: partcorpus.Sectors}
+		disk := blockdev.Disk{ReaderAt: bytes.NewReader(c.Image()), Block: int64(c.Block), Size: partcorpus.Sectors}
 		if got, err := partitionUUID(disk, 2); got != id || (err == nil) != (id != "") {
 			t.Errorf("%s: %q (%v), want %q", c.Name, got, err, id)
 		}

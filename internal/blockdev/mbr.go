@@ -1,4 +1,4 @@
-package parttable
+package blockdev
 
 import (
 	"encoding/binary"
@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
 	"dmloop/internal/advice"
 )
 
@@ -24,44 +25,44 @@ var (
 	slicedKinds = []byte{0x63, 0x81, 0xa5, 0xa6, 0xa9, 0xbf}
 )
 
-// entry is one of the four of an MBR.
-type entry struct {
+// mbrEntry is one of the four of an MBR.
+type mbrEntry struct {
 	boot, kind   byte
 	start, count uint64 // in logical blocks
 }
 
-func (e entry) extended() bool { return slices.Contains(extendedKinds, e.kind) }
+func (e mbrEntry) extended() bool { return slices.Contains(extendedKinds, e.kind) }
 
-func entriesOf(sector []byte) (all [4]entry) {
+func mbrEntries(sector []byte) (all [4]mbrEntry) {
 	for i := range all {
 		b := sector[446+16*i:]
-		all[i] = entry{b[0], b[4], uint64(binary.LittleEndian.Uint32(b[8:])), uint64(binary.LittleEndian.Uint32(b[12:]))}
+		all[i] = mbrEntry{b[0], b[4], uint64(binary.LittleEndian.Uint32(b[8:])), uint64(binary.LittleEndian.Uint32(b[12:]))}
 	}
 	return all
 }
 
-// signed reports whether a sector ends as that of every MBR does, and as many boot
+// signedMBR reports whether a sector ends as that of every MBR does, and as many boot
 // sectors of file systems do.
-func signed(sector []byte) bool { return sector[510] == 0x55 && sector[511] == 0xaa }
+func signedMBR(sector []byte) bool { return sector[510] == 0x55 && sector[511] == 0xaa }
 
 // readMBR reads the partitions of an MBR (msdos_partition in block/partitions/msdos.c).
-func (d Disk) readMBR(first []byte) (Table, error) {
-	entries := entriesOf(first)
-	if !signed(first) {
-		return Table{}, nil
+func (d Disk) readMBR(first []byte) (PartitionTable, error) {
+	entries := mbrEntries(first)
+	if !signedMBR(first) {
+		return PartitionTable{}, nil
 	}
 	if foreign, err := d.foreignMBR(first, entries); err != nil || foreign {
-		return Table{}, err
+		return PartitionTable{}, err
 	}
 	for _, e := range entries {
 		if e.boot != 0 && e.boot != 0x80 {
-			return Table{}, nil // the boot sector of FAT, NTFS and others: code or text stands there
+			return PartitionTable{}, nil // the boot sector of FAT, NTFS and others: code or text stands there
 		}
 	}
-	if slices.ContainsFunc(entries[:], func(e entry) bool { return e.kind == kindProtective }) {
-		return Table{}, d.explainGPT(first)
+	if slices.ContainsFunc(entries[:], func(e mbrEntry) bool { return e.kind == kindProtective }) {
+		return PartitionTable{}, d.explainGPT(first)
 	}
-	t := Table{Scheme: MBR, signature: binary.LittleEndian.Uint32(first[440:])}
+	t := PartitionTable{scheme: schemeMBR, signature: binary.LittleEndian.Uint32(first[440:])}
 	per := uint64(d.perBlock())
 	next := 5
 	for i, e := range entries {
@@ -78,11 +79,11 @@ func (d Disk) readMBR(first []byte) (Table, error) {
 		p.Length = min(p.Length, dmtable.Sectors(max(per, 2)))
 		t.keep(d, p)
 		if err := d.readLogical(&t, &next, e.start*per, e.count*per); err != nil {
-			return Table{Scheme: MBR, signature: t.signature}, err
+			return PartitionTable{scheme: schemeMBR, signature: t.signature}, err
 		}
 	}
 	if d.countsInSectors(entries, t) {
-		return Table{Scheme: MBR, signature: t.signature}, madeFor(dmtable.SectorSize, d.Block, "MBR")
+		return PartitionTable{scheme: schemeMBR, signature: t.signature}, madeFor(dmtable.SectorSize, d.Block, "MBR")
 	}
 	for i, e := range entries {
 		if e.count > 0 && slices.Contains(slicedKinds, e.kind) {
@@ -96,18 +97,18 @@ func (d Disk) readMBR(first []byte) (Table, error) {
 // foreignMBR reports whether a sector that looks like an MBR is something else to the
 // kernel, without partitions (AIX). Windows' dynamic disks are refused: the kernel reads
 // the partitions of those elsewhere.
-func (d Disk) foreignMBR(first []byte, entries [4]entry) (bool, error) {
-	if slices.ContainsFunc(entries[:], func(e entry) bool { return e.kind == kindLDM }) {
+func (d Disk) foreignMBR(first []byte, entries [4]mbrEntry) (bool, error) {
+	if slices.ContainsFunc(entries[:], func(e mbrEntry) bool { return e.kind == kindLDM }) {
 		// The private header of block/partitions/ldm.c.
 		private, err := d.sector(6)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return false, err
 		}
 		if err == nil && string(private[:8]) == "PRIVHEAD" {
-			return false, refusal(Foreign, advice.UseLdmtool, "this is a dynamic disk of Windows")
+			return false, refusal(advice.UseLdmtool, "this is a dynamic disk of Windows")
 		}
 	}
-	linux := func(e entry) bool { return e.extended() || slices.Contains([]byte{0x82, 0x83, 0x8e, 0xfd}, e.kind) }
+	linux := func(e mbrEntry) bool { return e.extended() || slices.Contains([]byte{0x82, 0x83, 0x8e, 0xfd}, e.kind) }
 	if string(first[:4]) != "\xc9\xc2\xd4\xc1" || slices.ContainsFunc(entries[:], linux) {
 		return false, nil
 	}
@@ -123,12 +124,12 @@ const mostLinks = 100
 
 // readLogical follows the chain of logical partitions in an extended one, which lies
 // at first and has size sectors (parse_extended).
-func (d Disk) readLogical(t *Table, next *int, first, size uint64) error {
+func (d Disk) readLogical(t *PartitionTable, next *int, first, size uint64) error {
 	at, room := first, size
 	seen := map[uint64]bool{}
-	for links := 1; links <= mostLinks && *next <= most; links++ {
+	for links := 1; links <= mostLinks && *next <= mostPartitions; links++ {
 		if seen[at] {
-			return refusal(Looping, noRemedy, "the chain of logical partitions comes back to sector %d", at)
+			return refusal(extents.Remedy{}, "the chain of logical partitions comes back to sector %d", at)
 		}
 		seen[at] = true
 		sector, err := d.sector(at)
@@ -139,10 +140,10 @@ func (d Disk) readLogical(t *Table, next *int, first, size uint64) error {
 		if err != nil {
 			return err
 		}
-		if !signed(sector) {
+		if !signedMBR(sector) {
 			return nil
 		}
-		entries := entriesOf(sector)
+		entries := mbrEntries(sector)
 		for i, e := range entries {
 			start, count := e.start*uint64(d.perBlock()), e.count*uint64(d.perBlock())
 			if count == 0 || e.extended() {
@@ -153,11 +154,11 @@ func (d Disk) readLogical(t *Table, next *int, first, size uint64) error {
 			}
 			t.keep(d, Partition{Number: *next, Start: dmtable.Sectors(at + start), Length: dmtable.Sectors(count)})
 			links = 0
-			if *next++; *next > most {
+			if *next++; *next > mostPartitions {
 				return nil
 			}
 		}
-		i := slices.IndexFunc(entries[:], func(e entry) bool { return e.count > 0 && e.extended() })
+		i := slices.IndexFunc(entries[:], func(e mbrEntry) bool { return e.count > 0 && e.extended() })
 		if i < 0 {
 			return nil
 		}
@@ -168,8 +169,8 @@ func (d Disk) readLogical(t *Table, next *int, first, size uint64) error {
 
 // countsInSectors reports whether an MBR on a disk of larger blocks was made for sectors
 // of 512 bytes: taken as blocks its partitions leave the disk, and as sectors all fit.
-func (d Disk) countsInSectors(entries [4]entry, t Table) bool {
-	return d.Block > dmtable.SectorSize && len(t.Notes) > 0 && !slices.ContainsFunc(entries[:], func(e entry) bool {
+func (d Disk) countsInSectors(entries [4]mbrEntry, t PartitionTable) bool {
+	return d.Block > dmtable.SectorSize && len(t.Notes) > 0 && !slices.ContainsFunc(entries[:], func(e mbrEntry) bool {
 		return e.start+e.count > uint64(d.Size)
 	})
 }
