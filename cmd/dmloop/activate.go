@@ -12,7 +12,7 @@ import (
 
 	"dmloop/internal/activate"
 	"dmloop/internal/advice"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/tab"
 )
@@ -99,7 +99,7 @@ func (o *activateOptions) run(ctx context.Context, env *cliEnv, names []string, 
 	}
 	runner := activate.Runner{
 		Open:    func() activate.System { return env.system().WithPatience(activatePatience) },
-		Devices: blockid.Local(), Log: env.logger(), Jobs: activateJobs, Wait: o.wait,
+		Devices: blockdev.Local(), Log: env.logger(), Jobs: activateJobs, Wait: o.wait,
 	}
 	results := do(runner, ctx, entries)
 	var failed []error

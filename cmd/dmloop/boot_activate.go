@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/advice"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/boot"
 	"dmloop/internal/fault"
 )
@@ -55,7 +55,7 @@ func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, wait ti
 	}
 	sys := env.system()
 	defer sys.Close()
-	b := boot.Booter{System: sys, Devices: blockid.Local(), Log: env.logger(), Run: boot.RunDir, Wait: wait}
+	b := boot.Booter{System: sys, Devices: blockdev.Local(), Log: env.logger(), Run: boot.RunDir, Wait: wait}
 	return each(names, func(name string) error {
 		m, err := store.Load(name)
 		if err != nil {
@@ -65,7 +65,7 @@ func runBootActivate(ctx context.Context, env *cliEnv, store boot.Store, wait ti
 			m.Way = boot.Verify
 		}
 		out, err := b.Activate(ctx, m, arguments.Fallback)
-		if errors.Is(err, blockid.ErrNotFound) {
+		if errors.Is(err, blockdev.ErrNotFound) {
 			return &fault.Error{Class: fault.NotFound, Subject: name, Message: "the host file system is not there: " + err.Error()}
 		}
 		if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/advice"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/boot"
 	"dmloop/internal/fault"
 )
@@ -49,7 +49,7 @@ it is used in this way, and nothing pins it but the immutable flag.`,
 func (o *bootlineOptions) run(cmd *cobra.Command, env *cliEnv, target string) error {
 	sys := env.system()
 	defer sys.Close()
-	m, err := boot.Make(cmd.Context(), sys, blockid.Local(), target, boot.SaveOptions{Way: boot.BeforeMount, Fallback: boot.Shell})
+	m, err := boot.Make(cmd.Context(), sys, blockdev.Local(), target, boot.SaveOptions{Way: boot.BeforeMount, Fallback: boot.Shell})
 	if err != nil {
 		return err
 	}

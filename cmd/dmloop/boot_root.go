@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/activate"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/tab"
 )
 
@@ -25,7 +25,7 @@ initramfs asks this, so that root= need not change.`,
 			if table == nil && err != nil {
 				return err
 			}
-			devices := blockid.Local()
+			devices := blockdev.Local()
 			root, err := devices.Find(args[0])
 			if err != nil {
 				return nil // not a device that can have a shim, or not there yet

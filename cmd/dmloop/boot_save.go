@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/boot"
 )
 
@@ -29,7 +29,7 @@ blocks have moved since is refused at boot.`,
 			}
 			sys := env.system()
 			defer sys.Close()
-			m, err := boot.Make(cmd.Context(), sys, blockid.Local(), args[0], o)
+			m, err := boot.Make(cmd.Context(), sys, blockdev.Local(), args[0], o)
 			if err != nil {
 				return err
 			}

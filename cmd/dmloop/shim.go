@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/tab"
 )
@@ -66,9 +66,9 @@ func deviceOf(source string) (string, error) {
 	if strings.Contains(source, "/") || !strings.Contains(source, "=") {
 		return source, nil
 	}
-	d, err := blockid.Local().Find(source)
-	if errors.Is(err, blockid.ErrNotFound) {
-		return "", &fault.Error{Class: fault.NotFound, Subject: source, Message: blockid.ErrNotFound.Error()}
+	d, err := blockdev.Local().Find(source)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return "", &fault.Error{Class: fault.NotFound, Subject: source, Message: blockdev.ErrNotFound.Error()}
 	}
 	return d.Path, err
 }
@@ -88,7 +88,7 @@ func removeShim(ctx context.Context, env *cliEnv, name string) error {
 		return nil // it was not finished, and showed nothing
 	}
 	path := below.String()
-	if d, err := blockid.Local().ByNumber(below); err == nil {
+	if d, err := blockdev.Local().ByNumber(below); err == nil {
 		path = d.Path
 	}
 	fmt.Fprintf(env.stderr, "The file system can be mounted from %s again. If %s or /etc/fstab names the shim, change that.\n", printable(path), defaultTab)
@@ -98,7 +98,7 @@ func removeShim(ctx context.Context, env *cliEnv, name string) error {
 // shimAdvice tells how the shim of this name comes back at the next boot.
 func shimAdvice(device, name, shim string) string {
 	source := device
-	devices := blockid.Local()
+	devices := blockdev.Local()
 	if d, err := devices.Find(device); err == nil {
 		if fs, err := devices.Filesystem(d); err == nil {
 			source = "UUID=" + fs.UUID

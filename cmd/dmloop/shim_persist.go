@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/internal/advice"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/helper"
 	"dmloop/internal/persist"
@@ -85,7 +85,7 @@ func (o *persistOptions) run(env *cliEnv) error {
 	case o.revert && !inForce:
 		return &fault.Error{Class: fault.NotFound, Subject: point, Message: "no shim is in force for this mount point"}
 	case !inForce: // else an earlier run is finished
-		facts, err := persist.Gather(point, o.name, persist.LocalPaths(tabPath()), blockid.Local())
+		facts, err := persist.Gather(point, o.name, persist.LocalPaths(tabPath()), blockdev.Local())
 		if err == nil {
 			plan, err = persist.Make(facts)
 		}

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/survey"
@@ -28,7 +28,7 @@ type System interface {
 // worked on at the same time.
 type Runner struct {
 	Open    func() System
-	Devices blockid.Finder
+	Devices blockdev.Finder
 	Log     *slog.Logger
 	Jobs    int           // entries at a time
 	Wait    time.Duration // for the devices of shims to appear
@@ -96,7 +96,7 @@ func (r Runner) up(ctx context.Context, sys System, e tab.Entry) Result {
 		return Result{Device: st.Device, There: there, Err: err}
 	}
 	d, err := r.Devices.Await(ctx, e.Source, r.Wait)
-	if errors.Is(err, blockid.ErrNotFound) {
+	if errors.Is(err, blockdev.ErrNotFound) {
 		return Result{Err: &fault.Error{Class: fault.NotFound, Subject: e.Label, Message: "the device " + e.Source + " is not there"}}
 	}
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/survey"
@@ -64,7 +64,7 @@ func runner(t *testing.T, f *fake, jobs int) (Runner, string) {
 	if err := os.MkdirAll(filepath.Join(dir, "class/block"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return Runner{Open: func() System { return f }, Devices: blockid.Finder{Sys: dir, Dev: dir}, Log: slog.New(slog.DiscardHandler), Jobs: jobs}, dir
+	return Runner{Open: func() System { return f }, Devices: blockdev.Finder{Sys: dir, Dev: dir}, Log: slog.New(slog.DiscardHandler), Jobs: jobs}, dir
 }
 
 func parse(t *testing.T, text string) tab.Table {

@@ -48,7 +48,6 @@ var level = map[string]int{
 	"internal/guardrpc":   4,
 	"internal/fault":      4, // what a command fails with
 	"internal/claim":      4, // the one place that calls swapon
-	"internal/blockid":    5,
 	"internal/observe":    6,
 	"internal/guardd":     7,
 	"internal/hostfiles":  7,

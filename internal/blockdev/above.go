@@ -96,7 +96,7 @@ func (w walk) uses(number dmtable.Device) ([]dmtable.Segment, error) {
 // ground follows a stretch of a device down to where it lies: through linear and
 // striped tables and to the disk of a partition. A mapping of an image is ground.
 func (w walk) ground(seg dmtable.Segment) ([]dmtable.Segment, error) {
-	d, err := openDevice(w.sysfs, seg.Device)
+	d, err := openFolder(w.sysfs, seg.Device)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func Below(sysfs string, src TableSource, host dmtable.Device) ([]dmtable.Device
 		if slices.Contains(chain, number) {
 			continue
 		}
-		d, err := openDevice(sysfs, number)
+		d, err := openFolder(sysfs, number)
 		if err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ func ReadHealth(sysfs string, src TableSource, number dmtable.Device) (Health, e
 	if _, err := os.Stat(filepath.Join(sysfs, "dev", "block")); err != nil {
 		return Health{}, err
 	}
-	d, err := openDevice(sysfs, number)
+	d, err := openFolder(sysfs, number)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Health{Lost: "is gone"}, nil
 	}
@@ -57,7 +57,7 @@ func ReadHealth(sysfs string, src TableSource, number dmtable.Device) (Health, e
 }
 
 // health reads what the device's own folder, and that of its disk, say.
-func (d device) health() (h Health, err error) {
+func (d folder) health() (h Health, err error) {
 	h.Name = d.name()
 	size, err := d.number64("size")
 	if err != nil {

@@ -64,7 +64,7 @@ func (s *Stack) ReadOnly() bool {
 // striped, is changing, or is not understood. Src is not needed for a host that is
 // no device-mapper device; where it is needed and nil, the error is ErrNoTables.
 func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *extents.Problem, error) {
-	d, err := openDevice(sysfs, host)
+	d, err := openFolder(sysfs, host)
 	if err != nil {
 		return Stack{}, nil, err
 	}
@@ -110,7 +110,7 @@ func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *exte
 }
 
 func readBase(sysfs string, src TableSource, number dmtable.Device) (Base, error) {
-	d, err := openDevice(sysfs, number)
+	d, err := openFolder(sysfs, number)
 	if err != nil {
 		return Base{}, err
 	}

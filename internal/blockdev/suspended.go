@@ -13,23 +13,19 @@ const suspendedDepth = 16
 // itself, or one that it stands on. Whatever has to read or write there waits for its
 // resume. The kernel's own files are asked, which answer meanwhile.
 func Suspended(sysfs string, number dmtable.Device) (name string, found bool) {
-	return suspended(filepath.Join(sysfs, "dev/block", number.String()), suspendedDepth)
+	return folder{dir: filepath.Join(sysfs, "dev/block", number.String())}.suspended(suspendedDepth)
 }
 
-func suspended(dir string, depth int) (string, bool) {
-	d := device{dir: dir}
+func (d folder) suspended(depth int) (string, bool) {
 	if state, err := d.text("dm/suspended"); err == nil && state == "1" {
-		if name, err := d.text("dm/name"); err == nil {
-			return name, true
-		}
-		return filepath.Base(dir), true
+		return d.label(), true
 	}
-	below, _ := filepath.Glob(filepath.Join(dir, "slaves", "*"))
+	if depth == 0 {
+		return "", false
+	}
+	below, _ := d.beside("slaves")
 	for _, b := range below {
-		if depth == 0 {
-			return "", false
-		}
-		if name, found := suspended(b, depth-1); found {
+		if name, found := b.suspended(depth - 1); found {
 			return name, true
 		}
 	}

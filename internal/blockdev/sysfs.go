@@ -1,8 +1,11 @@
-// Package blockdev finds the sectors that hold a file's bytes: from the device that
-// a file system is mounted from, through that device's own table, to the base
-// devices exactly one layer below. It is the only place where an address of a
-// file system becomes an address of a device, so it refuses what it does not
-// understand, and it writes nothing.
+// Package blockdev reads block devices: what sysfs says of them, how they stand on one
+// another, their partition tables and the file systems on them. It reads the disks itself,
+// so that it gives the same answer in an initramfs without udev.
+//
+// It finds the sectors that hold a file's bytes: from the device that a file system is
+// mounted from, through that device's own table, to the base devices exactly one layer
+// below. It is the only place where an address of a file system becomes an address of a
+// device, so it refuses what it does not understand, and it writes nothing.
 package blockdev
 
 import (
@@ -18,30 +21,105 @@ import (
 	"dmloop/extents"
 )
 
-// device is a block device's folder in sysfs.
-type device struct {
+// folder is a block device's folder in sysfs, by which all facts about it are read.
+type folder struct {
 	number dmtable.Device
 	dir    string // resolved, so its parent is the disk of a partition
 }
 
-// openDevice finds the device under sysfs, which is /sys except in tests.
-func openDevice(sysfs string, number dmtable.Device) (device, error) {
+// openFolder finds the device under sysfs, which is /sys except in tests.
+func openFolder(sysfs string, number dmtable.Device) (folder, error) {
 	link := filepath.Join(sysfs, "dev", "block", number.String())
 	dir, err := filepath.EvalSymlinks(link)
 	if errors.Is(err, fs.ErrNotExist) {
-		return device{}, fmt.Errorf("%s is no block device of this machine (no %s): %w", number, link, fs.ErrNotExist)
+		return folder{}, fmt.Errorf("%s is no block device of this machine (no %s): %w", number, link, fs.ErrNotExist)
 	}
 	if err != nil {
-		return device{}, err
+		return folder{}, err
 	}
-	return device{number: number, dir: dir}, nil
+	return folder{number: number, dir: dir}, nil
+}
+
+// openNamed finds the device that the kernel calls name, such as "vda1".
+func openNamed(sysfs, name string) (folder, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Join(sysfs, "class/block", name))
+	if err != nil {
+		return folder{}, err
+	}
+	return folderAt(dir)
+}
+
+// folderAt returns the device whose folder is dir.
+func folderAt(dir string) (folder, error) {
+	d := folder{dir: dir}
+	text, err := d.text("dev")
+	if err != nil {
+		return folder{}, err
+	}
+	d.number, err = dmtable.ParseDevice(text)
+	return d, err
+}
+
+// DeviceSize returns the device's size in sectors of 512 bytes. Sysfs is /sys except in tests. A
+// device that is not there wraps fs.ErrNotExist.
+func DeviceSize(sysfs string, number dmtable.Device) (dmtable.Sectors, error) {
+	d, err := openFolder(sysfs, number)
+	if err != nil {
+		return 0, err
+	}
+	n, err := d.number64("size")
+	return dmtable.Sectors(n), err
 }
 
 // name is the kernel's name of the device, such as "dm-0" or "vda1".
-func (d device) name() string { return filepath.Base(d.dir) }
+func (d folder) name() string { return filepath.Base(d.dir) }
+
+// label is the device's name in /dev/mapper, or else the kernel's: dm-3 says nothing to
+// people.
+func (d folder) label() string {
+	if name, err := d.text("dm/name"); err == nil {
+		return name
+	}
+	return d.name()
+}
+
+// beside returns the devices that the folder links to in "holders", which stand on it, or
+// in "slaves", on which it stands. A device without such links has none.
+func (d folder) beside(links string) ([]folder, error) {
+	entries, err := os.ReadDir(filepath.Join(d.dir, links))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	found := make([]folder, 0, len(entries))
+	for _, e := range entries {
+		found = append(found, folder{dir: filepath.Join(d.dir, links, e.Name())})
+	}
+	return found, err
+}
+
+// Holders returns the names of the devices that stand on the device: those in /dev/mapper
+// where they have one, else the kernel's. Sysfs is /sys except in tests.
+func Holders(sysfs string, number dmtable.Device) (names []string, err error) {
+	d, err := openFolder(sysfs, number)
+	if err != nil {
+		return nil, err
+	}
+	holders, err := d.beside("holders")
+	for _, h := range holders {
+		names = append(names, h.label())
+	}
+	return names, err
+}
+
+// AnyMapped reports whether the kernel shows a device-mapper device. Sysfs is /sys except
+// in tests.
+func AnyMapped(sysfs string) bool {
+	found, err := filepath.Glob(filepath.Join(sysfs, "block/dm-*"))
+	return err != nil || len(found) > 0
+}
 
 // has reports whether the device's folder has this file or folder.
-func (d device) has(name string) (bool, error) {
+func (d folder) has(name string) (bool, error) {
 	_, err := os.Stat(filepath.Join(d.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -50,13 +128,13 @@ func (d device) has(name string) (bool, error) {
 }
 
 // text reads a file that holds one line.
-func (d device) text(name string) (string, error) {
+func (d folder) text(name string) (string, error) {
 	text, err := os.ReadFile(filepath.Join(d.dir, name))
 	return strings.TrimSuffix(string(text), "\n"), err
 }
 
 // number64 reads a file that holds one decimal number.
-func (d device) number64(name string) (uint64, error) {
+func (d folder) number64(name string) (uint64, error) {
 	text, err := d.text(name)
 	if err != nil {
 		return 0, err
@@ -69,7 +147,7 @@ func (d device) number64(name string) (uint64, error) {
 }
 
 // path reads the node's name from the device's uevent file.
-func (d device) path() (string, error) {
+func (d folder) path() (string, error) {
 	file := filepath.Join(d.dir, "uevent")
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -85,7 +163,7 @@ func (d device) path() (string, error) {
 
 // logicalBlock reads the smallest piece in bytes that can be written. A partition
 // has its disk's.
-func (d device) logicalBlock() (extents.Bytes, error) {
+func (d folder) logicalBlock() (extents.Bytes, error) {
 	queue := "queue"
 	partition, err := d.has("partition")
 	if err != nil {

@@ -16,7 +16,7 @@ type walk struct {
 
 // table reads the state and the active table of a device; mapped is false when it is
 // no device-mapper device.
-func (w walk) table(d device) (info dm.Info, table dmtable.Table, mapped bool, err error) {
+func (w walk) table(d folder) (info dm.Info, table dmtable.Table, mapped bool, err error) {
 	if mapped, err = d.has("dm"); err != nil || !mapped {
 		return info, nil, mapped, err
 	}
@@ -29,7 +29,7 @@ func (w walk) table(d device) (info dm.Info, table dmtable.Table, mapped bool, e
 
 // disk returns the disk of a partition, and where the partition begins on it. Any
 // other device is its own disk.
-func (d device) disk() (disk device, start dmtable.Sectors, err error) {
+func (d folder) disk() (disk folder, start dmtable.Sectors, err error) {
 	partition, err := d.has("partition")
 	if err != nil || !partition {
 		return d, 0, err
@@ -38,13 +38,8 @@ func (d device) disk() (disk device, start dmtable.Sectors, err error) {
 	if err != nil {
 		return d, 0, err
 	}
-	parent := device{dir: filepath.Dir(d.dir)}
-	text, err := parent.text("dev")
-	if err != nil {
-		return d, 0, err
-	}
-	parent.number, err = dmtable.ParseDevice(text)
-	return parent, dmtable.Sectors(at), err
+	disk, err = folderAt(filepath.Dir(d.dir))
+	return disk, dmtable.Sectors(at), err
 }
 
 // throughTargets hand every write on to the devices that they name, so that what is
@@ -54,7 +49,7 @@ var throughTargets = map[string]bool{dmtable.Linear: true, dmtable.Striped: true
 // ReadOnly reports whether nothing may be written to the device: it says so itself,
 // or one does that its writes go to. Sysfs is /sys except in tests.
 func ReadOnly(sysfs string, src TableSource, number dmtable.Device) (bool, error) {
-	d, err := openDevice(sysfs, number)
+	d, err := openFolder(sysfs, number)
 	if err != nil {
 		return false, err
 	}

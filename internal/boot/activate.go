@@ -14,7 +14,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/hostfiles"
 	"dmloop/internal/image"
@@ -37,7 +37,7 @@ type System interface {
 // Booter activates manifests in an initramfs.
 type Booter struct {
 	System  System
-	Devices blockid.Finder
+	Devices blockdev.Finder
 	Log     *slog.Logger
 	Run     string        // folder for what the real root has to know: RunDir
 	Wait    time.Duration // for the host's device to appear
@@ -55,7 +55,7 @@ type Outcome struct {
 }
 
 // Activate brings one image up as its manifest says. A host device that is not there
-// is an error that wraps blockid.ErrNotFound: it may come yet. An image that differs
+// is an error that wraps blockdev.ErrNotFound: it may come yet. An image that differs
 // from its manifest is refused, which is no error: the outcome says why, and that the
 // fallback was taken. It may be called again and again.
 func (b Booter) Activate(ctx context.Context, m Manifest, fallback Fallback) (Outcome, error) {
@@ -148,10 +148,13 @@ func (b Booter) compareAndMap(ctx context.Context, m Manifest, host hostfiles.Bo
 }
 
 // beforeMount is the way BeforeMount: the manifest is all there is.
-func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockid.Device, shim string) ([]string, error) {
+func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockdev.Device, shim string) ([]string, error) {
 	below, err := b.Devices.Find(shim)
 	if err != nil {
 		return nil, err
+	}
+	if !below.Mapped {
+		return nil, fmt.Errorf("%s is no device-mapper device", shim)
 	}
 	rec := m.Record
 	if rec.Table, err = m.Table(device.Number); err != nil {
@@ -159,21 +162,12 @@ func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockid.Devi
 	}
 	rec.Image.Path = filepath.Join(Point(rec.Name), m.Path)
 	rec.Image.Major, rec.Image.Minor = below.Number.Major, below.Number.Minor
-	rec.Base = record.Base{Device: below.Number, Name: m.Host.Shim, Table: fmt.Sprintf("0 %d linear %s 0\n", device.Size, device.Number)}
-	if rec.Base.UUID, err = dmUUID(b.Devices.Sys, below.Name); err != nil {
-		return nil, err
-	}
+	rec.Base = record.Base{Device: below.Number, Name: m.Host.Shim, UUID: below.UUID, Table: fmt.Sprintf("0 %d linear %s 0\n", device.Size, device.Number)}
 	rec.Guard = true
 	if _, err := b.System.Restore(ctx, rec); err != nil {
 		return reasonsOf(err), nil
 	}
 	return nil, nil
-}
-
-// dmUUID reads a device's device-mapper uuid.
-func dmUUID(sys, name string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(sys, "class/block", name, "dm/uuid"))
-	return strings.TrimSpace(string(text)), err
 }
 
 // mapOptions are the options with which the image was mapped when it was saved. The

@@ -11,7 +11,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/image"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/record"
@@ -63,7 +63,7 @@ func booter(t *testing.T, sectors string) (Booter, *fakeSystem) {
 	part := filepath.Join(dir, "devices/sda/sda1")
 	files := map[string]string{
 		"devices/sda/dev": "8:0\n", "devices/sda/size": "4194304\n", "devices/sda/queue/logical_block_size": "512\n",
-		"devices/sda/sda1/dev": "8:1\n", "devices/sda/sda1/size": sectors, "devices/sda/sda1/partition": "1\n",
+		"devices/sda/sda1/dev": "8:1\n", "devices/sda/sda1/size": sectors, "devices/sda/sda1/partition": "1\n", "devices/sda/sda1/start": "2048\n",
 	}
 	for name, text := range files {
 		path := filepath.Join(dir, name)
@@ -88,12 +88,12 @@ func booter(t *testing.T, sectors string) (Booter, *fakeSystem) {
 		t.Fatal(err)
 	}
 	f := &fakeSystem{t: t}
-	return Booter{System: f, Devices: blockid.Finder{Sys: dir, Dev: dir}, Log: slog.New(slog.DiscardHandler), Run: filepath.Join(dir, "run")}, f
+	return Booter{System: f, Devices: blockdev.Finder{Sys: dir, Dev: dir}, Log: slog.New(slog.DiscardHandler), Run: filepath.Join(dir, "run")}, f
 }
 
 func TestActivateWaitsForTheHost(t *testing.T) {
 	b, f := booter(t, "0\n")
-	if _, err := b.Activate(t.Context(), sample(t), ""); !errors.Is(err, blockid.ErrNotFound) || len(f.shims) > 0 {
+	if _, err := b.Activate(t.Context(), sample(t), ""); !errors.Is(err, blockdev.ErrNotFound) || len(f.shims) > 0 {
 		t.Errorf("%v %q", err, f.shims)
 	}
 }

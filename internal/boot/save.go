@@ -9,7 +9,7 @@ import (
 	"dmloop/dmtable"
 	"dmloop/guard"
 	"dmloop/internal/advice"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
@@ -27,7 +27,7 @@ type SaveOptions struct {
 }
 
 // Make returns the manifest of a live, sound mapping.
-func Make(ctx context.Context, sys Recorder, devices blockid.Finder, target string, o SaveOptions) (Manifest, error) {
+func Make(ctx context.Context, sys Recorder, devices blockdev.Finder, target string, o SaveOptions) (Manifest, error) {
 	rec, mount, err := sys.Recorded(ctx, target)
 	if err != nil {
 		return Manifest{}, err

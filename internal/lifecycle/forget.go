@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"dmloop/internal/advice"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/mapper"
@@ -86,7 +87,7 @@ func (s *System) forgetRecord(ctx context.Context, store *record.Store, name str
 // nothingLive refuses while one of the devices is there.
 func (s *System) nothingLive(name string, refs ...dm.Ref) error {
 	conn, err := s.mapper()
-	if fault.ClassOf(err) == fault.KernelLacks && !mapper.Seen(s.sysfs) {
+	if fault.ClassOf(err) == fault.KernelLacks && !blockdev.AnyMapped(s.sysfs) {
 		return nil
 	}
 	if err != nil {

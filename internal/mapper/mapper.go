@@ -6,7 +6,6 @@ package mapper
 import (
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"time"
 
 	"dmloop/internal/advice"
@@ -43,10 +42,4 @@ func Open(log *slog.Logger) (*Mapper, error) {
 	}
 	conn.SetLogger(log)
 	return &Mapper{Conn: conn, Log: log, Sysfs: "/sys", Patience: Patience}, nil
-}
-
-// Seen reports whether the kernel shows a device-mapper device in sysfs.
-func Seen(sysfs string) bool {
-	found, err := filepath.Glob(filepath.Join(sysfs, "block/dm-*"))
-	return err != nil || len(found) > 0
 }

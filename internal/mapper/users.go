@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/kernlist"
 	"dmloop/internal/loopdev"
 	"dmloop/internal/swap"
@@ -48,16 +49,11 @@ func (m *Mapper) Users(dev dmtable.Device) []string {
 			users = append(users, "swap (swapoff "+a.Path+")")
 		}
 	}
-	dir := filepath.Join(m.Sysfs, "dev/block", dev.String(), "holders")
-	holders, err := os.ReadDir(dir)
+	holders, err := blockdev.Holders(m.Sysfs, dev)
 	if err != nil {
 		m.Log.Debug("holders cannot be read", "error", err)
 	}
-	for _, h := range holders {
-		name := h.Name()
-		if text, err := os.ReadFile(filepath.Join(dir, name, "dm/name")); err == nil { // dm-3 says nothing to people
-			name = strings.TrimSpace(string(text))
-		}
+	for _, name := range holders {
 		users = append(users, "device "+name)
 	}
 	loops, err := loopdev.List()

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/dm"
 	"dmloop/internal/image"
@@ -111,7 +111,7 @@ func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 		defer conn.Close()
 	}
 	switch same := shows(conn, want.Device()) == shows(conn, number); {
-	case errors.Is(err, blockid.ErrNotFound), errors.Is(err, blockid.ErrNoFilesystem), err == nil && uuid != want.FSUUID: // gone, or another disk
+	case errors.Is(err, blockdev.ErrNotFound), errors.Is(err, blockdev.ErrNoFilesystem), err == nil && uuid != want.FSUUID: // gone, or another disk
 	case err != nil:
 		return copies(want, "the device %s, on which it was, cannot be read: %v", want.Device(), err)
 	case len(mounts) > 0:
@@ -119,7 +119,7 @@ func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 	case !same:
 		return copies(want, "the device %s, on which it was, still carries it", want.Device())
 	}
-	carriers, err := blockid.Local().Carriers(want.FSUUID)
+	carriers, err := blockdev.Local().Carriers(want.FSUUID)
 	if err != nil {
 		return copies(want, "which devices carry it cannot be told: %v", err)
 	}
@@ -142,7 +142,7 @@ func movedBtrfs(want record.Image, f *os.File) (Sameness, error) {
 	if err != nil {
 		return copies(want, "its devices cannot be told: %v", err)
 	}
-	carriers, err := blockid.Local().Carriers(want.FSUUID)
+	carriers, err := blockdev.Local().Carriers(want.FSUUID)
 	if err != nil {
 		return copies(want, "which devices carry it cannot be told: %v", err)
 	}
@@ -194,8 +194,7 @@ func FilesystemUUID(f *os.File, filesystem string) string {
 func uuidOf(f *os.File, filesystem string) (string, error) {
 	if filesystem == "btrfs" {
 		fs, err := btrfs.ReadFilesystem(f)
-		u := fs.UUID
-		return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]), err
+		return blockdev.FormatUUID(fs.UUID), err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -207,12 +206,12 @@ func uuidOf(f *os.File, filesystem string) (string, error) {
 // DeviceUUID reads the UUID of the file system on a block device. It leaves a device that
 // is suspended alone, which would make the reader wait.
 func DeviceUUID(number dmtable.Device) (string, error) {
-	finder := blockid.Local()
+	finder := blockdev.Local()
 	d, err := finder.ByNumber(number)
 	if err != nil {
 		return "", err
 	}
-	if finder.Suspended(d) {
+	if _, found := blockdev.Suspended(finder.Sys, number); found {
 		return "", fmt.Errorf("the device %s is suspended", number)
 	}
 	fs, err := finder.Filesystem(d)

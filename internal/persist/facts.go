@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"dmloop/internal/advice"
-	"dmloop/internal/blockid"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/image"
 	"dmloop/internal/kernlist"
 )
@@ -37,7 +37,7 @@ var makers = []struct {
 }{{InitramfsTools, "/usr/sbin/update-initramfs"}, {Dracut, "/usr/bin/dracut"}, {Dracut, "/usr/sbin/dracut"}}
 
 // Gather reads the facts about the file system that is mounted at point.
-func Gather(point, name string, paths Paths, devices blockid.Finder) (Facts, error) {
+func Gather(point, name string, paths Paths, devices blockdev.Finder) (Facts, error) {
 	f := Facts{Point: filepath.Clean(point), Name: name, FstabPath: paths.Fstab, TabPath: paths.Tab}
 	device, err := mounted(f.Point, devices)
 	if err != nil {
@@ -72,28 +72,28 @@ func Gather(point, name string, paths Paths, devices blockid.Finder) (Facts, err
 }
 
 // mounted returns the block device that is mounted at point.
-func mounted(point string, devices blockid.Finder) (blockid.Device, error) {
+func mounted(point string, devices blockdev.Finder) (blockdev.Device, error) {
 	mounts, err := image.Mounts()
 	if err != nil {
-		return blockid.Device{}, err
+		return blockdev.Device{}, err
 	}
 	mounts = slices.DeleteFunc(mounts, func(m image.Mount) bool { return m.Point != point })
 	if len(mounts) == 0 {
-		return blockid.Device{}, &RefusedError{point + " is no mount point", advice.GiveMountPoint}
+		return blockdev.Device{}, &RefusedError{point + " is no mount point", advice.GiveMountPoint}
 	}
 	mount := mounts[len(mounts)-1]
 	device, err := devices.ByNumber(mount.Device)
-	if errors.Is(err, blockid.ErrNotFound) {
+	if errors.Is(err, blockdev.ErrNotFound) {
 		return device, &RefusedError{fmt.Sprintf("the %s at %s is on no block device of its own", mount.Type, point), advice.KeepImagesOn}
 	}
-	if err == nil && exists(filepath.Join(devices.Sys, "class/block", device.Name, "dm")) {
+	if err == nil && device.Mapped {
 		err = &RefusedError{fmt.Sprintf("%s is on device-mapper already (%s)", point, device.Path), advice.CheckImage}
 	}
 	return device, err
 }
 
 // same reports whether a source of fstab is the device.
-func same(source string, device blockid.Device, uuid, partUUID string, devices blockid.Finder) bool {
+func same(source string, device blockdev.Device, uuid, partUUID string, devices blockdev.Finder) bool {
 	tag, value, found := strings.Cut(source, "=")
 	if strings.HasPrefix(source, "/") || !found {
 		d, err := devices.Find(source)

@@ -11,6 +11,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
@@ -56,8 +57,7 @@ func readBtrfs(img *image.Image, path string) (btrfs.Filesystem, []btrfs.Chunk, 
 // btrfsDevice finds the block device of a btrfs file system on one device in
 // sysfs: the path that btrfs remembers may be an old name of another device.
 func btrfsDevice(sysfs string, fs btrfs.Filesystem) (dmtable.Device, error) {
-	u := fs.UUID
-	dir := filepath.Join(sysfs, "fs/btrfs", fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]), "devices")
+	dir := filepath.Join(sysfs, "fs/btrfs", blockdev.FormatUUID(fs.UUID), "devices")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return dmtable.Device{}, fmt.Errorf("the device of the btrfs file system: %w", err)

@@ -8,10 +8,10 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
-	"dmloop/internal/mapper"
 )
 
 // NotLive refuses an image on whose blocks a device-mapper device lies. It asks the
@@ -22,7 +22,7 @@ import (
 // kernel without it has no such devices.
 func (s Surveyor) NotLive(img *image.Image, filesystem string, own ...string) error {
 	conn, err := s.Mapper()
-	if fault.ClassOf(err) == fault.KernelLacks && !mapper.Seen(s.Sysfs) {
+	if fault.ClassOf(err) == fault.KernelLacks && !blockdev.AnyMapped(s.Sysfs) {
 		return nil
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-package blockid
+package blockdev
 
 import (
 	"bytes"
@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"dmloop/internal/blockdev"
 	"dmloop/internal/vmtest/partcorpus"
 )
 
@@ -134,7 +133,9 @@ func TestFindByUUID(t *testing.T) {
 	m.add("sr0", "", nil)
 	m.ext4(m.add("sde", "", map[string]string{"size": "0\n"}), "e")
 
-	tag := func(b string) string { return "UUID=" + strings.ToUpper(plainUUID([]byte(strings.Repeat(b, 16)))) }
+	tag := func(b string) string {
+		return "UUID=" + strings.ToUpper(FormatUUID([16]byte([]byte(strings.Repeat(b, 16)))))
+	}
 	for source, want := range map[string]string{tag("a"): "sda", tag("b"): "dm-1"} {
 		if d, err := m.Find(source); err != nil || d.Name != want || d.Size != 2048 {
 			t.Errorf("%s: %+v, %v; want %s", source, d, err, want)
@@ -168,8 +169,8 @@ func TestFindByPartUUID(t *testing.T) {
 		disk := m.add("sda", "", map[string]string{"queue/logical_block_size": "512\n", "size": "32768\n"})
 		sparse(t, disk, 16<<20)
 		run(t, label, "sfdisk", "-q", disk)
-		m.add("sda1", "sda", map[string]string{"partition": "1\n"})
-		m.add("sda2", "sda", map[string]string{"partition": "2\n"})
+		m.add("sda1", "sda", map[string]string{"partition": "1\n", "start": "2048\n"})
+		m.add("sda2", "sda", map[string]string{"partition": "2\n", "start": "4096\n"})
 		d, err := m.Find("PARTUUID=" + want)
 		if err != nil || d.Name != "sda2" {
 			t.Errorf("%s: %+v, %v", want, d, err)
@@ -197,7 +198,7 @@ func TestPartitionUUIDAsTheKernel(t *testing.T) {
 			continue
 		}
 		delete(want, c.Name)
-		disk := blockdev.Disk{ReaderAt: bytes.NewReader(c.Image()), Block: int64(c.Block), Size: partcorpus.Sectors}
+		disk := Disk{ReaderAt: bytes.NewReader(c.Image()), Block: int64(c.Block), Size: partcorpus.Sectors}
 		if got, err := partitionUUID(disk, 2); got != id || (err == nil) != (id != "") {
 			t.Errorf("%s: %q (%v), want %q", c.Name, got, err, id)
 		}

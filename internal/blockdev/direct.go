@@ -1,4 +1,4 @@
-package blockid
+package blockdev
 
 import (
 	"errors"

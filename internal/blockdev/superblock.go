@@ -1,8 +1,4 @@
-// Package blockid finds block devices by the UUID of their file system or of their
-// partition. It reads the disks itself, so that it gives the same answer in an
-// initramfs without udev, and it never takes one of dmloop's own devices for the
-// device below it.
-package blockid
+package blockdev
 
 import (
 	"bytes"
@@ -53,11 +49,13 @@ func Identify(head []byte) (Filesystem, bool) {
 		if s.name == "ext4" && binary.LittleEndian.Uint32(head[ext4Incompat:])&ext4JournalDev != 0 {
 			continue
 		}
-		return Filesystem{Type: s.name, UUID: plainUUID(head[s.uuidAt : s.uuidAt+16])}, true
+		return Filesystem{Type: s.name, UUID: FormatUUID([16]byte(head[s.uuidAt:]))}, true
 	}
 	return Filesystem{}, false
 }
 
-func plainUUID(b []byte) string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
+// FormatUUID prints the 16 bytes of a file system's UUID as blkid does: lower-case, with
+// dashes.
+func FormatUUID(b [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

@@ -1,4 +1,4 @@
-package blockid
+package blockdev
 
 import (
 	"context"
@@ -9,14 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
-	"dmloop/internal/blockdev"
 )
 
 // ErrNotFound is wrapped by errors about a device that is not there (yet).
@@ -34,9 +32,11 @@ func Local() Finder { return Finder{Sys: "/sys", Dev: "/dev"} }
 // Device is a block device that was found.
 type Device struct {
 	Number dmtable.Device
-	Name   string // the kernel's, such as "vda1"
-	Path   string // of its node
-	Size   dmtable.Sectors
+	Name   string          // the kernel's, such as "vda1"
+	Path   string          // of its node
+	Size   dmtable.Sectors // of 512 bytes
+	Mapped bool            // whether it is a device-mapper device
+	UUID   string          // device-mapper's, empty where there is none
 }
 
 // Find returns the device that a source names: UUID= of a file system, PARTUUID= of
@@ -64,7 +64,7 @@ func (f Finder) Find(source string) (Device, error) {
 	default:
 		return Device{}, fmt.Errorf("%s: a device is named by UUID=, PARTUUID= or its path", source)
 	}
-	all, err := f.devices(f.ours)
+	all, err := f.devices(ours)
 	if err != nil {
 		return Device{}, err
 	}
@@ -101,13 +101,13 @@ func (f Finder) Await(ctx context.Context, source string, patience time.Duration
 // without those on which another of them stands. A suspended device, which would make the
 // reader wait, is an error: it may be one.
 func (f Finder) Carriers(uuid string) ([]Device, error) {
-	all, err := f.devices(func(string) bool { return false })
+	all, err := f.devices(func(Device) bool { return false })
 	if err != nil {
 		return nil, err
 	}
 	var matching []Device
 	for _, d := range all {
-		if f.Suspended(d) {
+		if _, found := Suspended(f.Sys, d.Number); found {
 			return nil, fmt.Errorf("%s is suspended", d.Path)
 		}
 		if file, err := f.Filesystem(d); err == nil && strings.EqualFold(file.UUID, uuid) {
@@ -115,24 +115,6 @@ func (f Finder) Carriers(uuid string) ([]Device, error) {
 		}
 	}
 	return f.uppermost(matching)
-}
-
-// Suspended reports whether reads of the device wait for its resume, or for that of one
-// below it.
-func (f Finder) Suspended(d Device) bool {
-	return suspended(filepath.Join(f.Sys, "class/block", d.Name), 16)
-}
-
-func suspended(dir string, depth int) bool {
-	text, err := os.ReadFile(filepath.Join(dir, "dm/suspended"))
-	if err == nil && strings.TrimSpace(string(text)) == "1" {
-		return true
-	}
-	if depth == 0 {
-		return false
-	}
-	below, _ := filepath.Glob(filepath.Join(dir, "slaves", "*"))
-	return slices.ContainsFunc(below, func(b string) bool { return suspended(b, depth-1) })
 }
 
 // topmost returns the one device of the list on which no other one of it stands.
@@ -157,12 +139,12 @@ func (f Finder) topmost(source string, list []Device) (Device, error) {
 // uppermost leaves out devices on which another one of the list stands.
 func (f Finder) uppermost(list []Device) (top []Device, err error) {
 	for _, d := range list {
-		holders, err := os.ReadDir(filepath.Join(f.Sys, "class/block", d.Name, "holders"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		holders, err := folder{dir: filepath.Join(f.Sys, "class/block", d.Name)}.beside("holders")
+		if err != nil {
 			return nil, err
 		}
-		below := slices.ContainsFunc(holders, func(h fs.DirEntry) bool {
-			return slices.ContainsFunc(list, func(o Device) bool { return o.Name == h.Name() })
+		below := slices.ContainsFunc(holders, func(h folder) bool {
+			return slices.ContainsFunc(list, func(o Device) bool { return o.Name == h.name() })
 		})
 		if !below {
 			top = append(top, d)
@@ -173,7 +155,7 @@ func (f Finder) uppermost(list []Device) (top []Device, err error) {
 
 // devices lists the machine's block devices that can hold a file system, without those
 // to skip.
-func (f Finder) devices(skip func(name string) bool) ([]Device, error) {
+func (f Finder) devices(skip func(Device) bool) ([]Device, error) {
 	entries, err := os.ReadDir(filepath.Join(f.Sys, "class/block"))
 	if err != nil {
 		return nil, err
@@ -181,45 +163,42 @@ func (f Finder) devices(skip func(name string) bool) ([]Device, error) {
 	var all []Device
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, "sr") || strings.HasPrefix(name, "fd") || skip(name) {
+		if strings.HasPrefix(name, "sr") || strings.HasPrefix(name, "fd") {
 			continue // drives without a medium take seconds to say so
 		}
-		d, err := f.device(name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && d.Size == 0 {
-			continue // gone meanwhile, or empty
+		found, err := openNamed(f.Sys, name)
+		if err == nil {
+			var d Device
+			if d, err = f.device(found); err == nil && d.Size > 0 && !skip(d) {
+				all = append(all, d)
+			}
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // gone meanwhile
 			return nil, err
 		}
-		all = append(all, d)
 	}
 	return all, nil
 }
 
-// ours reports whether the device is one of dmloop's, or a partition of one, by its
-// device-mapper uuid.
-func (f Finder) ours(name string) bool {
-	uuid, err := os.ReadFile(filepath.Join(f.Sys, "class/block", name, "dm/uuid"))
-	return err == nil && strings.Contains(string(uuid), "DMLOOP")
+// ours reports whether the device is one of dmloop's, or a partition of one.
+func ours(d Device) bool { return strings.Contains(d.UUID, "DMLOOP") }
+
+func (f Finder) device(at folder) (Device, error) {
+	d := Device{Number: at.number, Name: at.name(), Path: f.node(at)}
+	size, err := at.number64("size")
+	if err != nil {
+		return Device{}, err
+	}
+	d.Size = dmtable.Sectors(size)
+	if d.Mapped, err = at.has("dm"); err == nil && d.Mapped {
+		d.UUID, err = at.text("dm/uuid")
+	}
+	return d, err
 }
 
-func (f Finder) device(name string) (Device, error) {
-	dir := filepath.Join(f.Sys, "class/block", name)
-	number, err := os.ReadFile(filepath.Join(dir, "dev"))
-	if err != nil {
-		return Device{}, err
-	}
-	size, err := os.ReadFile(filepath.Join(dir, "size"))
-	if err != nil {
-		return Device{}, err
-	}
-	d := Device{Name: name, Path: filepath.Join(f.Dev, strings.ReplaceAll(name, "!", "/"))}
-	if d.Number, err = dmtable.ParseDevice(strings.TrimSpace(string(number))); err != nil {
-		return Device{}, err
-	}
-	sectors, err := strconv.ParseUint(strings.TrimSpace(string(size)), 10, 53)
-	d.Size = dmtable.Sectors(sectors)
-	return d, err
+// node is the path of the device's node.
+func (f Finder) node(at folder) string {
+	return filepath.Join(f.Dev, strings.ReplaceAll(at.name(), "!", "/"))
 }
 
 // byPath returns the device whose node, or a link to it, is at path.
@@ -238,14 +217,14 @@ func (f Finder) byPath(path string) (Device, error) {
 
 // ByNumber returns the device of this number.
 func (f Finder) ByNumber(number dmtable.Device) (Device, error) {
-	dir, err := filepath.EvalSymlinks(filepath.Join(f.Sys, "dev/block", number.String()))
+	at, err := openFolder(f.Sys, number)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Device{}, fmt.Errorf("%s: %w", number, ErrNotFound)
 	}
 	if err != nil {
 		return Device{}, err
 	}
-	return f.device(filepath.Base(dir))
+	return f.device(at)
 }
 
 // Filesystem reads the superblock on the device.
@@ -270,43 +249,54 @@ func (f Finder) Filesystem(d Device) (Filesystem, error) {
 // PartUUID returns the UUID of the partition that the device is; of anything else
 // it is empty.
 func (f Finder) PartUUID(d Device) (string, error) {
-	dir, err := filepath.EvalSymlinks(filepath.Join(f.Sys, "class/block", d.Name))
+	at, err := openNamed(f.Sys, d.Name)
 	if err != nil {
 		return "", err
 	}
-	text, err := os.ReadFile(filepath.Join(dir, "partition"))
+	number, err := at.number64("partition")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	number, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	disk, _, err := at.disk()
 	if err != nil {
 		return "", err
 	}
-	disk := filepath.Dir(dir)
-	block, err := os.ReadFile(filepath.Join(disk, "queue/logical_block_size"))
+	block, err := disk.logicalBlock()
 	if err != nil {
 		return "", err
 	}
-	size, err := strconv.ParseInt(strings.TrimSpace(string(block)), 10, 32)
+	size, err := disk.number64("size")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(f.Dev, strings.ReplaceAll(filepath.Base(disk), "!", "/"))
-	whole, err := openDirect(path)
+	forced, err := KernelForcesGPT()
+	if err != nil {
+		return "", err
+	}
+	whole, err := openDirect(f.node(disk))
 	if err != nil {
 		return "", err
 	}
 	defer whole.Close()
-	forced, err := blockdev.KernelForcesGPT()
-	if err != nil {
-		return "", err
+	return partitionUUID(Disk{ReaderAt: whole, Block: int64(block), Size: dmtable.Sectors(size), ForceGPT: forced}, int(number))
+}
+
+// errNoTable says that a disk has no partition table that is understood.
+var errNoTable = errors.New("no GPT or MBR partition table")
+
+// partitionUUID returns what the kernel and udev call PARTUUID of a partition that the
+// kernel found. Of a table that is refused it counts what was understood: whether the
+// partitions can be used is not the question here.
+func partitionUUID(disk Disk, number int) (string, error) {
+	table, err := ReadPartitions(disk)
+	if id := table.UUID(number); id != "" {
+		return id, nil
 	}
-	parent, err := f.device(filepath.Base(disk))
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = errNoTable
 	}
-	return partitionUUID(blockdev.Disk{ReaderAt: whole, Block: size, Size: parent.Size, ForceGPT: forced}, number)
+	return "", err
 }
