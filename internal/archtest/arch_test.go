@@ -29,7 +29,6 @@ var level = map[string]int{
 	"internal/frozen":     1,
 	"internal/inode":      1, // the one home of inode flags and leases
 	"internal/dm/wire":    1,
-	"internal/loopdev":    1,
 	"internal/udev":       1,
 	"guard":               2, // judges values; the world comes in through interfaces
 	"internal/advice":     2, // what can be done, in names; cmd has the words
@@ -40,14 +39,14 @@ var level = map[string]int{
 	"internal/btrfs":      3,
 	"internal/pin":        3,
 	"internal/record":     3,
-	"internal/image":      3,
 	"internal/seal":       3,
 	"internal/tab":        3,
-	"internal/backing":    4,
 	"internal/blockdev":   4,
 	"internal/guardrpc":   4,
-	"internal/fault":      4, // what a command fails with
-	"internal/claim":      4, // the one place that calls swapon
+	"internal/image":      5,
+	"internal/backing":    6,
+	"internal/claim":      6, // the one place that calls swapon
+	"internal/fault":      6, // what a command fails with
 	"internal/observe":    6,
 	"internal/guardd":     7,
 	"internal/hostfiles":  7,

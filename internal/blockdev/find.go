@@ -185,11 +185,10 @@ func ours(d Device) bool { return strings.Contains(d.UUID, "DMLOOP") }
 
 func (f Finder) device(at folder) (Device, error) {
 	d := Device{Number: at.number, Name: at.name(), Path: f.node(at)}
-	size, err := at.number64("size")
-	if err != nil {
+	var err error
+	if d.Size, err = at.size(); err != nil {
 		return Device{}, err
 	}
-	d.Size = dmtable.Sectors(size)
 	if d.Mapped, err = at.has("dm"); err == nil && d.Mapped {
 		d.UUID, err = at.text("dm/uuid")
 	}
@@ -239,7 +238,7 @@ func (f Finder) Filesystem(d Device) (Filesystem, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return Filesystem{}, err
 	}
-	found, ok := Identify(head[:n])
+	found, ok := identify(head[:n])
 	if !ok {
 		return Filesystem{}, fmt.Errorf("%s has %w", d.Path, ErrNoFilesystem)
 	}
@@ -268,7 +267,7 @@ func (f Finder) PartUUID(d Device) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	size, err := disk.number64("size")
+	size, err := disk.size()
 	if err != nil {
 		return "", err
 	}
@@ -281,7 +280,7 @@ func (f Finder) PartUUID(d Device) (string, error) {
 		return "", err
 	}
 	defer whole.Close()
-	return partitionUUID(Disk{ReaderAt: whole, Block: int64(block), Size: dmtable.Sectors(size), ForceGPT: forced}, int(number))
+	return partitionUUID(Disk{ReaderAt: whole, Block: int64(block), Size: size, ForceGPT: forced}, int(number))
 }
 
 // errNoTable says that a disk has no partition table that is understood.

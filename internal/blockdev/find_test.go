@@ -53,7 +53,7 @@ func TestIdentifyRealFilesystems(t *testing.T) {
 		}
 	}
 	for _, head := range [][]byte{nil, make([]byte, 100), make([]byte, headSize)} {
-		if got, ok := Identify(head); ok {
+		if got, ok := identify(head); ok {
 			t.Errorf("%d zeros are %+v", len(head), got)
 		}
 	}
@@ -62,7 +62,7 @@ func TestIdentifyRealFilesystems(t *testing.T) {
 func FuzzIdentify(f *testing.F) {
 	f.Add([]byte("XFSB"))
 	f.Fuzz(func(t *testing.T, head []byte) {
-		if fs, ok := Identify(head); ok && len(fs.UUID) != 36 {
+		if fs, ok := identify(head); ok && len(fs.UUID) != 36 {
 			t.Errorf("%q", fs.UUID)
 		}
 	})

@@ -155,7 +155,7 @@ func (d Disk) explainGPT(first []byte) error {
 		return err
 	}
 	if why.missing {
-		for _, size := range []int64{512, 1024, 2048, 4096} {
+		for _, size := range []int64{dmtable.SectorSize, 1024, 2048, 4096} {
 			other := Disk{ReaderAt: d.ReaderAt, Block: size, Size: d.Size}
 			if size == d.Block || primaryBlock > other.lastBlock() {
 				continue

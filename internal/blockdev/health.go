@@ -59,16 +59,15 @@ func ReadHealth(sysfs string, src TableSource, number dmtable.Device) (Health, e
 // health reads what the device's own folder, and that of its disk, say.
 func (d folder) health() (h Health, err error) {
 	h.Name = d.name()
-	size, err := d.number64("size")
-	if err != nil {
+	if h.Size, err = d.size(); err != nil {
 		return h, err
 	}
 	readOnly, err := d.number64("ro")
 	if err != nil {
 		return h, err
 	}
-	h.Size, h.ReadOnly = dmtable.Sectors(size), readOnly != 0
-	if size == 0 {
+	h.ReadOnly = readOnly != 0
+	if h.Size == 0 {
 		h.Lost = "has no sectors any more"
 		return h, nil
 	}

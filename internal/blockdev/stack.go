@@ -90,11 +90,11 @@ func ReadStack(sysfs string, src TableSource, host dmtable.Device) (Stack, *exte
 	if problem := judgeHost(path, info, table); problem != nil {
 		return Stack{}, problem, nil
 	}
-	size, err := d.number64("size")
+	size, err := d.size()
 	if err != nil {
 		return Stack{}, nil, err
 	}
-	if dmtable.Sectors(size) != table.Size() {
+	if size != table.Size() {
 		return Stack{}, unresolvable(fmt.Sprintf("%s has %d sectors and its table %d", path, size, table.Size()),
 			advice.TryDeviceAgain), nil
 	}
@@ -114,7 +114,7 @@ func readBase(sysfs string, src TableSource, number dmtable.Device) (Base, error
 	if err != nil {
 		return Base{}, err
 	}
-	size, err := d.number64("size")
+	size, err := d.size()
 	if err != nil {
 		return Base{}, err
 	}
@@ -126,7 +126,7 @@ func readBase(sysfs string, src TableSource, number dmtable.Device) (Base, error
 	if err != nil {
 		return Base{}, err
 	}
-	return Base{Device: number, Name: d.name(), Size: dmtable.Sectors(size), LogicalBlock: block, ReadOnly: readOnly}, nil
+	return Base{Device: number, Name: d.name(), Size: size, LogicalBlock: block, ReadOnly: readOnly}, nil
 }
 
 // judgeHost tells why nothing can be mapped through the host's table, or nil.

@@ -12,7 +12,7 @@ type Filesystem struct {
 	UUID string // lower-case, with dashes
 }
 
-// headSize is how much of a device's beginning Identify wants to see.
+// headSize is how much of a device's beginning identify wants to see.
 const headSize = 65536 + 4096
 
 // A signature is where a file system's magic number and UUID lie.
@@ -40,8 +40,8 @@ const (
 	ext4JournalDev = 0x0008
 )
 
-// Identify reads the superblock at the beginning of a device.
-func Identify(head []byte) (Filesystem, bool) {
+// identify reads the superblock at the beginning of a device.
+func identify(head []byte) (Filesystem, bool) {
 	for _, s := range signatures {
 		if len(head) < s.uuidAt+16 || len(head) < s.magicAt+len(s.magic) || !bytes.Equal(head[s.magicAt:s.magicAt+len(s.magic)], s.magic) {
 			continue

@@ -5,7 +5,7 @@
 // It finds the sectors that hold a file's bytes: from the device that a file system is
 // mounted from, through that device's own table, to the base devices exactly one layer
 // below. It is the only place where an address of a file system becomes an address of a
-// device, so it refuses what it does not understand, and it writes nothing.
+// device, so it refuses what it does not understand, and it writes to no device.
 package blockdev
 
 import (
@@ -60,19 +60,30 @@ func folderAt(dir string) (folder, error) {
 	return d, err
 }
 
-// DeviceSize returns the device's size in sectors of 512 bytes. Sysfs is /sys except in tests. A
-// device that is not there wraps fs.ErrNotExist.
+// DeviceSize returns the device's size in sectors of 512 bytes. Sysfs is /sys except in
+// tests. A device that is not there wraps fs.ErrNotExist.
 func DeviceSize(sysfs string, number dmtable.Device) (dmtable.Sectors, error) {
 	d, err := openFolder(sysfs, number)
 	if err != nil {
 		return 0, err
 	}
+	return d.size()
+}
+
+func (d folder) size() (dmtable.Sectors, error) {
 	n, err := d.number64("size")
 	return dmtable.Sectors(n), err
 }
 
 // name is the kernel's name of the device, such as "dm-0" or "vda1".
 func (d folder) name() string { return filepath.Base(d.dir) }
+
+// KernelName returns the kernel's name of a block device, such as "dm-0". Sysfs is /sys
+// except in tests.
+func KernelName(sysfs string, number dmtable.Device) (string, error) {
+	d, err := openFolder(sysfs, number)
+	return d.name(), err
+}
 
 // label is the device's name in /dev/mapper, or else the kernel's: dm-3 says nothing to
 // people.

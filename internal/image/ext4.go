@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/inode"
 )
 
@@ -50,7 +51,7 @@ func ext4DataJournal(facts Facts) (JournalCause, error) {
 	if facts.Mount.HasSuperOption(journalOption) {
 		return JournalMount, nil
 	}
-	name, err := kernelName(facts.Device)
+	name, err := blockdev.KernelName("/sys", facts.Device)
 	if err != nil {
 		return "", err
 	}
@@ -67,15 +68,6 @@ func ext4DataJournal(facts Facts) (JournalCause, error) {
 		return JournalSuperblock, nil
 	}
 	return "", nil
-}
-
-// kernelName returns the kernel's name of a block device, such as "dm-0".
-func kernelName(dev dmtable.Device) (string, error) {
-	target, err := os.Readlink(filepath.Join("/sys/dev/block", dev.String()))
-	if err != nil {
-		return "", err
-	}
-	return filepath.Base(target), nil
 }
 
 // hasLine reports whether one of the lines of r is exactly line.

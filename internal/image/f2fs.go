@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +77,7 @@ func parseF2FSDevices(super []byte) (int, error) {
 // from, or under the kernel's name for it, whichever still is that device.
 func openDevice(source string, dev dmtable.Device) (*os.File, error) {
 	paths := []string{source}
-	if name, err := kernelName(dev); err == nil {
+	if name, err := blockdev.KernelName("/sys", dev); err == nil {
 		paths = append(paths, filepath.Join("/dev", name))
 	}
 	err := error(fmt.Errorf("no device node of %v was found", dev))
@@ -106,7 +107,7 @@ func (i *Image) PinTries(dev dmtable.Device) (tries, limit uint32, err error) {
 		return 0, defaultTries, err
 	}
 	limit = defaultTries
-	name, err := kernelName(dev)
+	name, err := blockdev.KernelName("/sys", dev)
 	if err != nil {
 		return tries, limit, nil // without sysfs the default is all there is
 	}

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/kernlist"
-	"dmloop/internal/loopdev"
 )
 
 // Opener is somebody who has a file open.
@@ -122,24 +122,18 @@ func parseMaps(text string, inode uint64) []string {
 }
 
 // loopDevices lists the loop devices that lie on the file. The kernel opens it for
-// them, so that no process shows it. Who may not ask them has the paths in sysfs, which
-// are those of the mount namespace where the device was made.
+// them, so that no process shows it. Who may not ask them has the paths, which are those
+// of the mount namespace where the device was made.
 func loopDevices(self unix.Statx_t) []Opener {
-	var loops []Opener
-	attached, _ := loopdev.List()
-	for _, a := range attached {
-		if a.Inode == self.Ino && a.Device == (dmtable.Device{Major: self.Dev_major, Minor: self.Dev_minor}) {
-			loops = append(loops, Opener{Comm: a.Path, How: "loop"})
+	var found []Opener
+	loops, _ := blockdev.Loops()
+	for _, l := range loops {
+		same := l.Inode == self.Ino && l.Device == dmtable.Device{Major: self.Dev_major, Minor: self.Dev_minor}
+		if same || isInode(l.File, self) {
+			found = append(found, Opener{Comm: l.Path, How: "loop"})
 		}
 	}
-	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	for _, file := range files {
-		o := Opener{Comm: filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(file)))), How: "loop"}
-		if !slices.Contains(loops, o) && isInode(readLine(file), self) {
-			loops = append(loops, o)
-		}
-	}
-	return loops
+	return found
 }
 
 // isInode reports whether path leads to the file. It does not make network file

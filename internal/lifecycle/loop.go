@@ -8,9 +8,9 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
-	"dmloop/internal/loopdev"
 	"dmloop/internal/seal"
 	"dmloop/internal/survey"
 	"dmloop/internal/udev"
@@ -95,7 +95,7 @@ func (s *System) overLoop(file *os.File, name, uuid string, content extents.Layo
 	if err != nil {
 		return "", err
 	}
-	loop, err := loopdev.Attach(file, readOnly)
+	loop, err := blockdev.AttachLoop(file, readOnly)
 	if err != nil {
 		return "", err
 	}

@@ -12,7 +12,6 @@ import (
 	"dmloop/dmtable"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/kernlist"
-	"dmloop/internal/loopdev"
 	"dmloop/internal/swap"
 )
 
@@ -56,7 +55,7 @@ func (m *Mapper) Users(dev dmtable.Device) []string {
 	for _, name := range holders {
 		users = append(users, "device "+name)
 	}
-	loops, err := loopdev.List()
+	loops, err := blockdev.Loops()
 	if err != nil {
 		m.Log.Debug("loop devices cannot be read", "error", err)
 	}
