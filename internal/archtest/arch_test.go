@@ -37,7 +37,8 @@ var level = map[string]int{
 	"internal/swap":       2,
 	"internal/watch":      2,
 	"internal/btrfs":      3,
-	"internal/pin":        3,
+	"internal/fstype":     3, // what is known of each file system, in one table
+	"internal/pin":        4,
 	"internal/record":     3,
 	"internal/seal":       3,
 	"internal/tab":        3,

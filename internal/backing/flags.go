@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 
+	"dmloop/internal/fstype"
 	"dmloop/internal/inode"
+	"dmloop/internal/pin"
 )
 
 // prepare sets what can only be set while the file is empty: it switches inherited
@@ -12,11 +14,11 @@ import (
 // must be allocated after that (f2fs.rst).
 func prepare(f *os.File, kind string) error {
 	err := inode.ChangeFlags(f, 0, inode.Compress)
-	switch {
+	switch fs := fstype.Of(kind); {
 	case err != nil:
-	case kind == "btrfs": // in a step of its own: a file must not go from compressed to +C at once
+	case fs.NoCopyOnWrite: // in a step of its own: a file must not go from compressed to +C at once
 		err = inode.ChangeFlags(f, inode.NoCOW, 0)
-	case kind == "f2fs":
+	case fs.Pin == pin.F2FS:
 		err = inode.SetF2FSPin(f, true)
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
 
@@ -73,9 +74,7 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 	}
 	r := repairer{
 		file: img.File(), path: path, guard: leaseGuard(lease, path), meter: &meter{show: opts.Progress},
-		// f2fs gives a hole its block before a direct write has filled it: a kill in
-		// between leaves somebody's old data there (seen on 6.1).
-		mode: writeMode{buffered: facts.Kind() == "f2fs"},
+		mode: writeMode{buffered: fstype.Of(facts.Kind()).BufferedFill},
 	}
 	report, err = r.run(ctx)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
 )
@@ -112,7 +113,7 @@ var errSealedOnF2FS = errors.New("f2fs moves a sealed image whenever the kernel 
 
 // check refuses values that no saved manifest has.
 func (m Manifest) check() error {
-	switch {
+	switch fs := fstype.Of(m.Host.Filesystem); {
 	case m.Way != Verify && m.Way != BeforeMount:
 		return fmt.Errorf("unknown way %q", m.Way)
 	case m.Fallback != Shell && m.Fallback != Loop:
@@ -121,9 +122,9 @@ func (m Manifest) check() error {
 		return fmt.Errorf("image path %q", m.Path)
 	case m.Host.UUID == "" || m.Host.Sectors == 0:
 		return errors.New("the host is not described")
-	case m.Host.Filesystem != "ext4" && m.Host.Filesystem != "xfs" && m.Host.Filesystem != "f2fs":
+	case !fs.Known() || fs.OwnAddresses:
 		return fmt.Errorf("unsupported host file system %q", m.Host.Filesystem)
-	case m.Record.Sealed && m.Host.Filesystem == "f2fs":
+	case m.Record.Sealed && fs.SwapMoves:
 		return errSealedOnF2FS
 	}
 	if err := dmtable.CheckName(m.Host.Shim); err != nil {

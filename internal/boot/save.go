@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
 )
@@ -71,7 +72,7 @@ func Make(ctx context.Context, sys Recorder, devices blockdev.Finder, target str
 	if len(rec.Parts) > 0 {
 		return refuse("partitions inside an image are not brought up at boot: map it without --partscan")
 	}
-	if rec.Sealed && fs.Type == "f2fs" {
+	if rec.Sealed && fstype.Of(fs.Type).SwapMoves {
 		return refuse("%v", errSealedOnF2FS)
 	}
 	m.Record.State, m.Record.Reason, m.Record.Device = guard.Healthy, "", dmtable.Device{}

@@ -12,6 +12,7 @@ import (
 	"dmloop/internal/claim"
 	"dmloop/internal/dm"
 	"dmloop/internal/frozen"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -59,7 +60,7 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 func (a *actions) Restore(ctx context.Context, lost []guard.PinKind) error {
 	rec := a.m.record
 	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
-		return !slices.Contains(lost, k) || k == pin.Swap && pin.ClaimMoves(rec.Image.Filesystem)
+		return !slices.Contains(lost, k) || k == pin.Swap && fstype.Of(rec.Image.Filesystem).SwapMoves
 	})
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)

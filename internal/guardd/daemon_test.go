@@ -221,10 +221,10 @@ func TestAnImageThatCannotBeOpenedFailsClosedInTheEnd(t *testing.T) {
 		t.Error("torn down at the first failure")
 	}
 	r.await("the error table", r.tornDown)
-	st, err := c.Status(t.Context())
-	if err != nil || !strings.Contains(st.Mappings[0].Reason, "5 times in a row") {
-		t.Errorf("Status: %+v, %v", st, err)
-	}
+	r.await("the reason, which is told after the deed", func() bool {
+		st, err := c.Status(t.Context())
+		return err == nil && strings.Contains(st.Mappings[0].Reason, "5 times in a row")
+	})
 }
 
 func TestAdoptsAnImageThatMoved(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/internal/fstype"
 	"dmloop/internal/inode"
 	"dmloop/internal/swap"
 
@@ -165,20 +166,11 @@ func (i *Image) readSpecific(facts *Facts) error {
 	return err
 }
 
-// knownKinds are the file systems whose rules dmloop knows, with what statfs(2) says
-// on them (linux/magic.h). ext2, ext3 and ext4 all say the same.
-var knownKinds = map[string]uint32{
-	"ext4":  unix.EXT4_SUPER_MAGIC,
-	"xfs":   unix.XFS_SUPER_MAGIC,
-	"f2fs":  unix.F2FS_SUPER_MAGIC,
-	"btrfs": unix.BTRFS_SUPER_MAGIC,
-}
-
 // Kind returns the type of a file system whose rules dmloop knows, or "". The type
 // that the mount names must agree with what the file itself says.
 func (f Facts) Kind() string {
-	if magic, ok := knownKinds[f.Filesystem]; ok && magic == f.Magic {
-		return f.Filesystem
+	if t := fstype.Of(f.Filesystem); t.Known() && t.Magic == f.Magic {
+		return t.Name
 	}
 	return ""
 }

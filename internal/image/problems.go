@@ -5,6 +5,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fstype"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
@@ -120,14 +121,13 @@ func (f Facts) unsupportedReason() (reason string, remedy extents.Remedy) {
 	}
 	mounted, remount := f.Mount.refused()
 	switch kind := f.Kind(); {
-	case kind == "" && knownKinds[f.Filesystem] != 0:
+	case kind == "" && fstype.Of(f.Filesystem).Known():
 		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
-		return fmt.Sprintf("the file system is %s, and only ext4, xfs, f2fs and btrfs can be mapped from", f.Filesystem), move
+		return fmt.Sprintf("the file system is %s, and only %s can be mapped from", f.Filesystem, fstype.Names()), move
 	case mounted != "":
 		return fmt.Sprintf("the %s file system %s", f.Filesystem, mounted), remount
-	case kind == "btrfs":
-		// Its device number is anonymous; it has rules of its own (package btrfs).
+	case fstype.Of(kind).OwnAddresses: // it has rules of its own (package btrfs)
 		return "", usual
 	case f.Device.Major == 0:
 		return fmt.Sprintf("the %s file system has no block device of its own (device number %v)", f.Filesystem, f.Device), move

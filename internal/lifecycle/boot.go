@@ -13,6 +13,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
@@ -173,7 +174,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		return err
 	}
 	kinds := m.OurPins()
-	if slices.Contains(kinds, pin.Swap) && pin.ClaimMoves(m.Image.Filesystem) {
+	if slices.Contains(kinds, pin.Swap) && fstype.Of(m.Image.Filesystem).SwapMoves {
 		active, err := swap.Active(img.File())
 		if err != nil {
 			return fault.Wrap(m.Name, "", err)

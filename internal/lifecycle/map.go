@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
@@ -226,7 +227,7 @@ func (j *mapJob) locateAgain(context.Context) error {
 	if !slices.Contains(j.m.PinKinds(), pin.Swap) {
 		return nil
 	}
-	if j.m.Image.Filesystem != "btrfs" { // whose addresses stay when the device below them changes
+	if !fstype.Of(j.m.Image.Filesystem).OwnAddresses { // which stay when the device below them changes
 		if same, err := extents.Same(j.img.File(), j.survey.Read); same || err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/claim"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
@@ -225,7 +226,7 @@ func changeable(img *image.Image, f image.Facts) ([]extents.Problem, error) {
 		case extents.Empty, extents.Encrypted, extents.Verity, extents.Compressed:
 			kept = append(kept, p)
 		case extents.UnsupportedFS:
-			if f.Filesystem != "btrfs" {
+			if !fstype.Of(f.Filesystem).OwnAddresses {
 				kept = append(kept, p)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/dm"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/record"
 )
@@ -49,7 +50,7 @@ func placeOf(f *os.File, number dmtable.Device, filesystem string) Place {
 	return Place{
 		UUID: func() (string, error) { return uuidOf(f, filesystem) },
 		Moved: func(want record.Image) (Sameness, error) {
-			if filesystem == "btrfs" {
+			if fstype.Of(filesystem).OwnAddresses {
 				return movedBtrfs(want, f)
 			}
 			return moved(want, number)
@@ -192,7 +193,7 @@ func FilesystemUUID(f *os.File, filesystem string) string {
 }
 
 func uuidOf(f *os.File, filesystem string) (string, error) {
-	if filesystem == "btrfs" {
+	if fstype.Of(filesystem).OwnAddresses {
 		fs, err := btrfs.ReadFilesystem(f)
 		return blockdev.FormatUUID(fs.UUID), err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 
+	"dmloop/internal/fstype"
 	"dmloop/internal/inode"
 )
 
@@ -20,7 +21,8 @@ func InForce(f *os.File, filesystem string) ([]Kind, error) {
 		return nil, fmt.Errorf("reading the inode flags: %w", err)
 	}
 	var kinds []Kind
-	if filesystem == "xfs" {
+	own := fstype.Of(filesystem).Pin
+	if own == NoDefrag {
 		xflags, err := inode.XFlags(f)
 		if err != nil {
 			return nil, fmt.Errorf("reading the xfs inode flags: %w", err)
@@ -29,7 +31,7 @@ func InForce(f *os.File, filesystem string) ([]Kind, error) {
 			kinds = append(kinds, NoDefrag)
 		}
 	}
-	if filesystem == "f2fs" && flags&inode.NoCOW != 0 {
+	if own == F2FS && flags&inode.NoCOW != 0 {
 		// The ioctl's number counts the collector's failed tries, so only its
 		// success says something; the flag above is what a dropped pin clears.
 		if _, err := inode.F2FSPinFailures(f); err != nil {

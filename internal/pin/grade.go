@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"dmloop/guard"
+	"dmloop/internal/fstype"
 )
 
 // Kind and Grade are package guard's.
@@ -29,8 +30,8 @@ const (
 
 // Evidence is what is known of an image's pins, all of it read from the kernel.
 type Evidence struct {
-	Filesystem string // "ext4", "xfs", "f2fs", "btrfs"
-	Reflink    bool   // the file system can share extents (xfs with reflink=1, btrfs)
+	Filesystem string
+	Reflink    bool // the file system can share extents (xfs with reflink=1, btrfs)
 	InForce    []Kind
 	Proof      bool // a write lease showed, with the pins in force, that nobody else had the file open
 }
@@ -38,39 +39,21 @@ type Evidence struct {
 // GradeOf computes the grade from what is really in force.
 //
 // An active swap file is refused by the kernel to every mover, older descriptors
-// included (IS_SWAPFILE checks, Linux 6.1 to 7.3). f2fs's garbage collector asks
-// for the pin alone (f2fs_gc_pinned_control in fs/f2fs/gc.c), which swapon sets and
-// which can be lifted while the file is swap. The immutable flag stops every
-// open for writing, so it is worth as much where no older descriptor exists and
-// no operation needs one: not on xfs with reflink (FICLONE from an immutable file
-// shares its extents) and not on f2fs (its garbage collector may drop the pin).
+// included (IS_SWAPFILE checks, Linux 6.1 to 7.3), except for a collector that asks for the
+// file system's own pin alone. The immutable flag stops every open for writing, so it is
+// worth as much where no older descriptor exists and no operation needs one.
 func GradeOf(e Evidence) Grade {
 	has := func(k Kind) bool { return slices.Contains(e.InForce, k) }
-	switch e.Filesystem {
-	case "ext4", "xfs":
-		if has(Swap) {
-			return Kernel
-		}
-	case "f2fs":
-		if has(Swap) && has(F2FS) {
-			return Kernel
-		}
-	case "btrfs":
-		if has(Swap) {
-			return Kernel
-		}
-		return Unsafe // balance and snapshot ignore the immutable flag
-	default:
-		return Unsafe
-	}
-	if !has(Immutable) || !e.Proof {
-		return Unsafe
-	}
+	fs := fstype.Of(e.Filesystem)
 	switch {
-	case e.Filesystem == "ext4", e.Filesystem == "xfs" && !e.Reflink:
+	case !fs.Known(), fs.PinNeeded && !has(fs.Pin):
+		return Unsafe
+	case has(Swap):
 		return Kernel
-	case e.Filesystem == "xfs", has(F2FS):
+	case !has(Immutable) || !e.Proof:
+		return Unsafe
+	case fs.Immutable == Kernel && e.Reflink:
 		return Guarded
 	}
-	return Unsafe
+	return fs.Immutable
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 
+	"dmloop/internal/fstype"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -59,9 +61,8 @@ func writeMark(f *os.File, filesystem string, m Mark) error {
 	if err := unix.Fsetxattr(int(f.Fd()), Attribute, b, 0); err != nil {
 		return fmt.Errorf("writing the attribute %s: %w", Attribute, err)
 	}
-	// ext4, xfs and btrfs commit metadata in order: a flag set later is never on
-	// disk without this attribute. f2fs orders nothing without an fsync.
-	if filesystem == "f2fs" {
+	// Elsewhere a flag that is set later is never on disk without this attribute.
+	if fstype.Of(filesystem).SyncAttributes {
 		return f.Sync()
 	}
 	return nil
@@ -69,15 +70,11 @@ func writeMark(f *os.File, filesystem string, m Mark) error {
 
 // Wanted lists the pins that the file system offers, in the order in which they
 // are set. The swap claim comes right before the immutable flag: swapon refuses an
-// immutable file, and so does swapoff, which is why it is released after it. f2fs
-// pins a swap file by itself, also one that it would not pin for anybody else.
+// immutable file, and so does swapoff, which is why it is released after it.
 func Wanted(filesystem string, sealed bool) []Kind {
 	var kinds []Kind
-	switch {
-	case filesystem == "xfs":
-		kinds = append(kinds, NoDefrag)
-	case filesystem == "f2fs" && !sealed:
-		kinds = append(kinds, F2FS)
+	if fs := fstype.Of(filesystem); fs.Pin != "" && !(sealed && fs.SwapPins) {
+		kinds = append(kinds, fs.Pin)
 	}
 	if sealed {
 		kinds = append(kinds, Swap)
@@ -92,17 +89,12 @@ func WithoutClaim(kinds []Kind) []Kind {
 
 // Resulting lists what is in force when the wanted kinds are set.
 func Resulting(filesystem string, wanted []Kind) []Kind {
-	if filesystem != "f2fs" || !slices.Contains(wanted, Swap) || slices.Contains(wanted, F2FS) {
+	fs := fstype.Of(filesystem)
+	if !fs.SwapPins || !slices.Contains(wanted, Swap) || slices.Contains(wanted, fs.Pin) {
 		return wanted
 	}
-	return append([]Kind{F2FS}, wanted...) // f2fs_swap_activate in fs/f2fs/data.c
+	return append([]Kind{fs.Pin}, wanted...)
 }
-
-// ClaimMoves reports whether the file system may move a file's blocks when the kernel
-// takes it for swap. f2fs does, each time, with a file that does not fill its sections
-// (check_swap_activate in fs/f2fs/data.c, seen on 6.12 and 7.3). Such a claim must not
-// be taken on the image of a live mapping.
-func ClaimMoves(filesystem string) bool { return filesystem == "f2fs" }
 
 // Claim takes and ends the kernel's swap claim on the file; package claim provides it.
 type Claim interface {
@@ -342,8 +334,8 @@ func EndClaim(f *os.File, filesystem, name string, claim Claim) error {
 		m.Kinds = slices.DeleteFunc(m.Kinds, func(k Kind) bool { return k == Swap })
 		err = writeMark(f, filesystem, m)
 	}
-	if filesystem == "f2fs" && slices.Contains(m.Kinds, F2FS) { // swapoff took it off as well
-		err = errors.Join(err, put(f, filesystem, F2FS, true))
+	if fs := fstype.Of(filesystem); fs.SwapPins && slices.Contains(m.Kinds, fs.Pin) { // swapoff took it off as well
+		err = errors.Join(err, put(f, filesystem, fs.Pin, true))
 	}
 	return errors.Join(err, s.flag(slices.Contains(m.Kinds, Immutable)))
 }

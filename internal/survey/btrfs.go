@@ -14,6 +14,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 )
 
@@ -22,7 +23,7 @@ import (
 // files have an anonymous device number, and FIEMAP gives addresses in a space of
 // the file system's own.
 func (s Surveyor) HostLayout(img *image.Image, f File, sealed bool, file extents.Layout) (dmtable.Device, extents.Layout, []extents.Problem, error) {
-	if f.Facts.Filesystem != "btrfs" {
+	if !fstype.Of(f.Facts.Filesystem).OwnAddresses {
 		return f.Facts.Device, file, nil, nil
 	}
 	fs, chunks, err := readBtrfs(img, f.Path)
@@ -75,7 +76,7 @@ func btrfsDevice(sysfs string, fs btrfs.Filesystem) (dmtable.Device, error) {
 // OnHost returns a layout of the file at path with offsets on the host device, whatever
 // else is asked of an image there.
 func OnHost(img *image.Image, path, filesystem string, l extents.Layout) (extents.Layout, error) {
-	if filesystem != "btrfs" {
+	if !fstype.Of(filesystem).OwnAddresses {
 		return l, nil
 	}
 	fs, chunks, err := readBtrfs(img, path)

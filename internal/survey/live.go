@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/btrfs"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 )
 
@@ -50,7 +51,7 @@ func (s Surveyor) NotLive(img *image.Image, filesystem string, own ...string) er
 // hostOf returns the device that the image's file system is on, major 0 for one that is on
 // no block device.
 func (s Surveyor) hostOf(img *image.Image, filesystem string) (dmtable.Device, error) {
-	if filesystem == "btrfs" {
+	if fstype.Of(filesystem).OwnAddresses {
 		fs, err := btrfs.ReadFilesystem(img.File())
 		if err != nil {
 			return dmtable.Device{}, err
@@ -73,7 +74,7 @@ func (s Surveyor) areas(img *image.Image, filesystem string) ([]dmtable.Segment,
 	}
 	const nowhere = extents.FlagUnknown | extents.FlagDelalloc | extents.FlagInline
 	rows := slices.DeleteFunc(file.Extents, func(e extents.Extent) bool { return e.Flags&nowhere != 0 || e.Length <= 0 })
-	if filesystem == "btrfs" {
+	if fstype.Of(filesystem).OwnAddresses {
 		if rows, err = btrfsRows(img, rows); err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 )
@@ -26,8 +27,8 @@ func unpinnable(f File, s Sealing, p Pins) *extents.Problem {
 	problem := func(message string, remedy extents.Remedy) *extents.Problem {
 		return &extents.Problem{Rule: extents.Unpinnable, Message: message, Remedy: remedy}
 	}
-	switch {
-	case f.Facts.Filesystem == "btrfs" && !s.Sealed:
+	switch fs := fstype.Of(f.Facts.Filesystem); {
+	case fs.Immutable == pin.Unsafe && !s.Sealed:
 		return nil // the rule unsealed says it better
 	case p.Foreign && pin.GradeOf(pin.Evidence{Filesystem: f.Facts.Filesystem, Reflink: f.Facts.Reflink, InForce: p.InForce, Proof: true}) == pin.Unsafe:
 		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", advice.ClearFlag)
