@@ -54,6 +54,7 @@ var level = map[string]int{
 	"internal/mapper":     7, // device-mapper and udev, the steps that belong together
 	"internal/persist":    7,
 	"internal/survey":     8, // looks at an image; writes nothing
+	"guard/live":          9, // the guard on the running kernel, for other programs
 	"internal/lifecycle":  9, // the use cases: sees the whole pipeline
 	"internal/activate":   10,
 	"internal/boot":       10,

@@ -9,19 +9,21 @@ import (
 )
 
 // outside is a program of another module. It reads a layout, builds a table, compares
-// what was recorded with what is, and makes a watch with a world of its own, and names
-// no internal type for any of it.
+// what was recorded with what is, and makes a watch with a world of its own and one
+// of the kernel's, and names no internal type for any of it.
 const outside = `package main
 
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/guard"
+	"dmloop/guard/live"
 )
 
 type world struct{ file *os.File }
@@ -54,6 +56,10 @@ func main() {
 	want := guard.Expected{Name: "image", Layout: layout, Table: table, Policy: guard.OnChangeReport}
 	w := guard.NewWatch(want, world{os.Stdin}, printer{}, nil)
 	w.Hint("outside")
+	mapped, err := live.New(context.Background(), live.Mapping{Image: "image", UUID: "X", Table: table}, slog.Default())
+	if err == nil {
+		fmt.Println(mapped.Check(context.Background()), mapped.Close())
+	}
 	fmt.Println(w.Last().Decision.State, guard.Check(want, guard.Observed{}))
 }
 `

@@ -17,7 +17,6 @@ import (
 	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
-	"dmloop/internal/observe"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
 	"dmloop/internal/survey"
@@ -75,7 +74,7 @@ func (s *System) mapFound(ctx context.Context, found *image.Found, name, uuid st
 	if err != nil {
 		return Status{}, fault.Wrap(path, "reading the host device", err)
 	}
-	job.m = newManifest(name, uuid, t.img, v, o)
+	job.m = newRecord(name, uuid, t.img, v, o)
 	job.m.Base.UUID = host.UUID
 	if v.Stack.ReadOnly() && !o.ReadOnly {
 		s.log.Warn("a device below the image is read-only, and so is the mapping", "image", path, "mapping", name)
@@ -92,25 +91,12 @@ func (s *System) mapFound(ctx context.Context, found *image.Found, name, uuid st
 	return st, nil
 }
 
-func newManifest(name, uuid string, img *image.Image, v *survey.Report, o MapOptions) record.Record {
-	id := v.Identity
-	var below []record.Below
-	for _, b := range v.Stack.Base {
-		below = append(below, record.Below{Device: b.Device, Name: b.Name})
-	}
-	return record.Record{
-		Name: name, UUID: uuid, State: guard.Mapping,
-		Image: record.Image{
-			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
-			Birth: id.Birth, Size: id.Size, Filesystem: v.Facts.Filesystem, Reflink: v.Facts.Reflink,
-			Handle: observe.FileHandle(img), FSUUID: observe.FilesystemUUID(img.File(), v.Facts.Filesystem),
-			Folder: observe.FolderHandle(img),
-		},
-		Offset: o.Window.Offset, Size: v.Length, ReadOnly: o.ReadOnly || v.Stack.ReadOnly(), Sealed: v.Sealed,
-		Extents: len(v.Layout.Extents), OnChange: o.OnChange, UdevRules: o.UdevRules, Guard: !o.NoGuard, Unsafe: o.Unsafe,
-		Created: time.Now().UTC(), Layout: v.Layout, Table: v.Table,
-		Base: record.Base{Device: v.Stack.Host, Name: v.Stack.HostName, Table: v.Stack.HostTable.String()}, Below: below,
-	}
+// newRecord is what is known of a mapping before it is made.
+func newRecord(name, uuid string, img *image.Image, v *survey.Report, o MapOptions) record.Record {
+	m := v.NewRecord(img, name, uuid)
+	m.State, m.Created = guard.Mapping, time.Now().UTC()
+	m.Offset, m.ReadOnly, m.OnChange, m.UdevRules, m.Guard, m.Unsafe = o.Window.Offset, o.ReadOnly || v.Stack.ReadOnly(), o.OnChange, o.UdevRules, !o.NoGuard, o.Unsafe
+	return m
 }
 
 // mapJob is one run of map: the steps in order, each of which undo can take back.

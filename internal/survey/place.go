@@ -67,7 +67,7 @@ func (s Surveyor) Locate(img *image.Image, f File, sealing Sealing, read extents
 	if place.Table, err = dmtable.Build(segments); err != nil {
 		return place, nil, err
 	}
-	problems, err = Overlaps(conn, stack.Host, segments, from)
+	problems, err = Overlaps(conn, stack.Host, segments, from, o.Own)
 	return place, problems, err
 }
 
@@ -107,10 +107,10 @@ func wholeBlocks(f File, s Sealing, w Window) (from, length extents.Bytes, err e
 }
 
 // Overlaps compares segments, the first of which shows the image's byte from, with every
-// live device-mapper device, except for those that the host device stands on. Of mappings
-// it says which bytes.
-func Overlaps(conn *mapper.Mapper, host dmtable.Device, segments []dmtable.Segment, from extents.Bytes) ([]extents.Problem, error) {
-	others, err := conn.Strangers(host)
+// live device-mapper device, except for those that the host device stands on and those with
+// the uuids own. Of mappings it says which bytes.
+func Overlaps(conn *mapper.Mapper, host dmtable.Device, segments []dmtable.Segment, from extents.Bytes, own ...string) ([]extents.Problem, error) {
+	others, err := conn.Strangers(host, own...)
 	if err != nil || len(others) == 0 {
 		return nil, err
 	}

@@ -21,7 +21,9 @@ import (
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
+	"dmloop/internal/observe"
 	"dmloop/internal/pin"
+	"dmloop/internal/record"
 	"dmloop/internal/seal"
 )
 
@@ -52,10 +54,11 @@ func (w Window) Of(path string, size extents.Bytes) (extents.Bytes, error) {
 // Options say how an image is to be judged.
 type Options struct {
 	Window     Window
-	MaxExtents int  // 0 is DefaultMaxExtents
-	AsSealed   bool // the administrator says that the image is sealed, and wants nothing else
-	Unattended bool // nobody reads a note: an image that only looks sealed is refused
-	Look       bool // only look: what an unprivileged caller may not ask is left out, and said
+	MaxExtents int    // 0 is DefaultMaxExtents
+	AsSealed   bool   // the administrator says that the image is sealed, and wants nothing else
+	Unattended bool   // nobody reads a note: an image that only looks sealed is refused
+	Look       bool   // only look: what an unprivileged caller may not ask is left out, and said
+	Own        string // uuid of a live device that may lie on the image
 }
 
 // File is what a file is, whatever it holds.
@@ -311,4 +314,25 @@ func (s Surveyor) cache(ctx context.Context, img *image.Image, path string, o Op
 		return nil, nil
 	}
 	return cache.Problems(), nil
+}
+
+// NewRecord returns what a record keeps of the image: which file it is, its layout and table,
+// and what lies below. The host device's uuid is left to the caller, who asks device-mapper.
+func (r *Report) NewRecord(img *image.Image, name, uuid string) record.Record {
+	id := r.Identity
+	var below []record.Below
+	for _, b := range r.Stack.Base {
+		below = append(below, record.Below{Device: b.Device, Name: b.Name})
+	}
+	return record.Record{
+		Name: name, UUID: uuid,
+		Image: record.Image{
+			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
+			Birth: id.Birth, Size: id.Size, Filesystem: r.Facts.Filesystem, Reflink: r.Facts.Reflink,
+			Handle: observe.FileHandle(img), FSUUID: observe.FilesystemUUID(img.File(), r.Facts.Filesystem),
+			Folder: observe.FolderHandle(img),
+		},
+		Size: r.Length, Sealed: r.Sealed, Extents: len(r.Layout.Extents), Layout: r.Layout, Table: r.Table,
+		Base: record.Base{Device: r.Stack.Host, Name: r.Stack.HostName, Table: r.Stack.HostTable.String()}, Below: below,
+	}
 }
