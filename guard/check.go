@@ -13,9 +13,20 @@ import (
 
 // Check compares what was recorded with what was read again and returns every
 // difference. It is pure: the same values give the same findings. A part that was
-// not read is not judged; a part that could not be read gives a Note, which Tally
-// turns into more when it happens again and again.
+// not read is not judged; a part that could not be read gives a Note. A Watch, which reads
+// again and again, turns that into more.
 func Check(want Expected, got Observed) []Finding {
+	findings := differences(want, got)
+	for _, o := range got.outcomes() {
+		if o.err != nil {
+			findings = append(findings, unreadable(o, 0))
+		}
+	}
+	return findings
+}
+
+// differences is Check of the parts that could be read.
+func differences(want Expected, got Observed) []Finding {
 	var c checker
 	if got.Stuck != nil {
 		c.add(Unreadable, Different, "the state of the image cannot be read: %v", got.Stuck)
@@ -51,11 +62,6 @@ func Check(want Expected, got Observed) []Finding {
 	}
 	if got.OwnTable.ok() {
 		c.ownTable(want.Table, got.OwnTable.Value)
-	}
-	for _, o := range got.outcomes() {
-		if o.err != nil {
-			c.add(Unreadable, Note, "the %s could not be read: %v", o.part, o.err)
-		}
 	}
 	return c.findings
 }

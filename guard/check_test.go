@@ -283,46 +283,46 @@ func TestCheck(t *testing.T) {
 }
 
 func TestTallyFailsClosedOnlyAfterPatience(t *testing.T) {
-	var tally Tally
+	var tally tally
 	failing := Observed{Layout: Read(extents.Layout{}, errRead)}
 	for i := 1; i < Patience; i++ {
-		if f := tally.Next(failing, Check(expected(), failing)); Worst(f) != Note || !tally.Waiting() {
+		if f := tally.weigh(failing, differences(expected(), failing)); Worst(f) != Note || !tally.waiting() {
 			t.Fatalf("failure %d gives %v", i, f)
 		}
 		if i == Patience-1 {
 			continue
 		}
 		// A check that leaves the part out neither counts nor forgives.
-		tally.Next(Observed{Base: Read(Base{}, nil)}, nil)
+		tally.weigh(Observed{Base: Read(Base{}, nil)}, nil)
 	}
-	f := tally.Next(failing, Check(expected(), failing))
+	f := tally.weigh(failing, differences(expected(), failing))
 	if Worst(f) != Different || f[0].Kind != Unreadable || !strings.Contains(f[0].Message, "5 times in a row") {
 		t.Fatalf("failure %d gives %v", Patience, f)
 	}
 	ok := same(expected())
-	if f := tally.Next(ok, Check(expected(), ok)); len(f) != 0 || tally.Waiting() {
+	if f := tally.weigh(ok, differences(expected(), ok)); len(f) != 0 || tally.waiting() {
 		t.Fatalf("a success gives %v", f)
 	}
-	if f := tally.Next(failing, Check(expected(), failing)); Worst(f) != Note {
+	if f := tally.weigh(failing, differences(expected(), failing)); Worst(f) != Note {
 		t.Fatalf("the count was not reset: %v", f)
 	}
 }
 
 func TestTallyToleratesPassingReaders(t *testing.T) {
-	var tally Tally
+	var tally tally
 	want := expected()
 	want.Exposed = true
 	read := same(want)
 	read.Openers.Value = Readers
-	if f := tally.Next(read, Check(want, read)); len(f) != 0 {
+	if f := tally.weigh(read, differences(want, read)); len(f) != 0 {
 		t.Fatalf("one sight of a reader gives %v", f)
 	}
-	if f := tally.Next(read, Check(want, read)); Worst(f) != Weak {
+	if f := tally.weigh(read, differences(want, read)); Worst(f) != Weak {
 		t.Fatalf("a reader that stays gives %v", f)
 	}
 	alone := same(want)
-	tally.Next(alone, Check(want, alone))
-	if f := tally.Next(read, Check(want, read)); len(f) != 0 {
+	tally.weigh(alone, differences(want, alone))
+	if f := tally.weigh(read, differences(want, read)); len(f) != 0 {
 		t.Fatalf("the count was not reset: %v", f)
 	}
 }

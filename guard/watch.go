@@ -59,7 +59,7 @@ type Watch struct {
 	world  World
 	act    Actions
 	budget *Budget
-	tally  Tally
+	tally  tally
 	stamp  Stamp
 	last   atomic.Pointer[Report]
 
@@ -200,7 +200,7 @@ func (w *Watch) pause(r Report) time.Duration {
 		return hurry
 	case w.owed != "":
 		return min(max(breather*r.Cost, time.Millisecond), w.budget.pace.Tick)
-	case w.tally.Waiting():
+	case w.tally.waiting():
 		return min(w.budget.pace.tick(time.Now()), time.Second)
 	}
 	return w.budget.pace.tick(time.Now())
@@ -212,16 +212,16 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	r := Report{Cause: cause, Grade: before.Grade, LastFull: before.LastFull, Cost: before.Cost, Checks: before.Checks + 1, Fulls: before.Fulls}
 	begun := time.Now()
 	got := w.read(ctx, func(ctx context.Context) Observed { return w.world.Quick(ctx, full != ifDue) })
-	findings := Check(w.want, got)
+	found := differences(w.want, got)
 	if w.owed == "" && (full >= soon || w.due(got, before)) {
 		w.owed = cause
 	}
 	rested := time.Since(before.LastFull) >= breather*before.Cost
-	if Worst(findings) < Different && (full == now || w.owed != "" && rested) {
+	if Worst(found) < Different && (full == now || w.owed != "" && rested) {
 		r.Cause, w.owed = cmp.Or(w.owed, cause), ""
 		start, quick := time.Now(), got
 		got = w.read(ctx, func(ctx context.Context) Observed { return w.world.Full(ctx, quick) })
-		findings = Check(w.want, got)
+		found = differences(w.want, got)
 		r.Cost, r.LastFull, r.Fulls = time.Since(start), time.Now(), r.Fulls+1
 		w.budget.Spent(w.want.Name, r.Cost)
 	}
@@ -231,7 +231,7 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	if ctx.Err() != nil {
 		return before // stopped in the middle: what was read is not to be judged
 	}
-	if got.Base.ok() && Worst(findings) < Different {
+	if got.Base.ok() && Worst(found) < Different {
 		// Whatever changed there does not concern the mapping. The next check compares
 		// with this, so that it costs nothing when nothing changes any more.
 		w.want.Base.Table = got.Base.Value.Table
@@ -241,7 +241,7 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 	if got.Pins.ok() {
 		r.Grade = got.Pins.Value.Grade
 	}
-	r.Findings = w.tally.Next(got, findings)
+	r.Findings = w.tally.weigh(got, found)
 	r.Decision = Decide(r.Findings, w.want.Policy)
 	w.carryOut(ctx, &r)
 	r.Time, r.Interval = time.Now(), w.budget.Interval()
@@ -254,7 +254,7 @@ func (w *Watch) check(ctx context.Context, full urgency, cause string) Report {
 
 // due reports whether the layout is to be read although no hint came.
 func (w *Watch) due(got Observed, before Report) bool {
-	return got.Stamp != w.stamp || w.tally.Waiting() ||
+	return got.Stamp != w.stamp || w.tally.waiting() ||
 		got.Openers.ok() && got.Openers.Value != Alone ||
 		time.Since(before.LastFull) >= w.budget.Interval()
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -67,6 +68,9 @@ type Config struct {
 type Daemon struct {
 	Config
 	store    *record.Store
+	home     *home
+	lost     chan struct{} // tells that something was removed from the folder
+	metrics  net.Listener  // nil when nobody asked for metrics
 	started  time.Time
 	counts   *counters
 	budget   *guard.Budget
@@ -78,6 +82,8 @@ type Daemon struct {
 	denies  guardrpc.Answer
 	gateWhy string
 	files   *watch.Files // nil when inotify failed
+
+	stopSources func()
 
 	mu       sync.Mutex
 	mappings map[string]*mapping
@@ -96,56 +102,71 @@ type Daemon struct {
 // adopts what is mapped, tells the service manager that it is ready, and serves
 // until ctx ends. It leaves all mappings as they are.
 func Run(ctx context.Context, c Config) error {
-	store, err := record.Open(c.Dir, true)
+	d, err := newDaemon(c)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	lock, err := lockGuard(c.Dir)
-	if err != nil {
-		return err
-	}
-	h := &home{lock: lock}
-	defer func() { h.lock.Close() }()
-	// Before it watches anything: a guard that cannot do all it was asked for does nothing.
-	metrics, err := listenMetrics(c.Metrics)
-	if err != nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	if metrics != nil {
-		defer metrics.Close()
-	}
-	spare(c.Log)
-	d := &Daemon{
-		Config: c, store: store, started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
-		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
-		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(cmp.Or(c.releaseSoon, releaseSoon)), hosts: &observe.Hosts{},
-		losses: ration.Ration{Burst: lossBurst, Every: lossPause},
-	}
-	defer d.openSources()()
-	lost := make(chan struct{}, 1)
-	d.watchFolder(h, lost)
-	defer func() { h.unwatch() }()
-	d.records = newRecorder(store, c.Log)
-	defer d.records.stop()
+	defer d.close()
 	inner, cancel := context.WithCancel(ctx)
 	defer d.stopWatches()
 	defer cancel()
 	c.Log.Info("the guard starts", "pid", os.Getpid(), "folder", c.Dir, "denies", d.denies, "interval", c.Pace.Tick)
 	d.adoptAll(inner)
-	if err := d.listen(h); err != nil {
+	if err := d.listen(d.home); err != nil {
 		return err
 	}
-	if metrics != nil {
-		defer d.serveMetrics(metrics)()
+	if d.metrics != nil {
+		defer d.serveMetrics(d.metrics)()
 	}
 	d.running.Go(func() { d.tend(inner, cancel) })
 	if c.Finish != nil {
 		d.running.Go(func() { d.tendReleases(inner) })
 	}
-	err = d.live(inner, h, lost)
+	err = d.live(inner, d.home, d.lost)
 	d.sayGoodbye(ctx)
 	return err
+}
+
+// newDaemon takes what a guard needs before it watches anything: one that cannot do all it was
+// asked for does nothing.
+func newDaemon(c Config) (*Daemon, error) {
+	store, err := record.Open(c.Dir, true)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockGuard(c.Dir)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	metrics, err := listenMetrics(c.Metrics)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("metrics: %w", err), lock.Close(), store.Close())
+	}
+	spare(c.Log)
+	d := &Daemon{
+		Config: c, store: store, home: &home{lock: lock}, lost: make(chan struct{}, 1), metrics: metrics,
+		started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
+		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
+		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(cmp.Or(c.releaseSoon, releaseSoon)), hosts: &observe.Hosts{},
+		losses: ration.Ration{Burst: lossBurst, Every: lossPause},
+	}
+	d.stopSources = d.openSources()
+	d.watchFolder(d.home, d.lost)
+	d.records = newRecorder(store, c.Log)
+	return d, nil
+}
+
+// close gives back what newDaemon took, last first: what is still to be recorded needs the store,
+// and another guard may start once the lock is gone.
+func (d *Daemon) close() {
+	d.records.stop()
+	d.home.unwatch()
+	d.stopSources()
+	if d.metrics != nil {
+		d.metrics.Close()
+	}
+	d.home.lock.Close()
+	d.store.Close()
 }
 
 // lockGuard takes the lock that makes the guard the only one. The kernel drops it

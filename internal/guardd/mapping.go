@@ -103,7 +103,11 @@ func (m *mapping) Quick(ctx context.Context, fresh bool) guard.Observed {
 			return guard.Observed{Identity: guard.Read(guard.Identity{}, fmt.Errorf("opening the image: %w", err))}
 		}
 	}
-	return m.reader.Quick(ctx, fresh)
+	seen := m.reader.Quick(ctx, fresh)
+	if !seen.Own.Done { // there is nothing to be read of a mapping that leaves
+		m.left()
+	}
+	return seen
 }
 
 // gone is the identity of an image that was deleted: its own, without a name.
@@ -134,16 +138,20 @@ func concerned(m record.Record) map[dmtable.Device]bool {
 }
 
 // leaving reports whether a command takes the mapping down: its record says so, or
-// is gone. It is asked when the device is gone, so that the rest can be released now.
+// is gone.
 func (m *mapping) leaving() bool {
 	now, err := m.d.store.Head(m.record.Name)
 	if errors.Is(err, record.ErrNotFound) {
 		return true
 	}
-	if err == nil && now.State == guard.Releasing {
+	return err == nil && (now.UUID != m.record.UUID || now.State == guard.Releasing || now.State == guard.Mapping)
+}
+
+// left has the rest of a mapping released, whose device a command has taken down.
+func (m *mapping) left() {
+	if now, err := m.d.store.Head(m.record.Name); err == nil && now.State == guard.Releasing {
 		m.d.releases.expect(m.record.Name)
 	}
-	return err == nil && (now.UUID != m.record.UUID || now.State == guard.Releasing || now.State == guard.Mapping)
 }
 
 // hostStopped reports whether the image lies within another mapped image that was
