@@ -78,7 +78,11 @@ func (m *mapping) attach(img *image.Image) error {
 	}
 	marked := m.d.mark(id, img.File())
 	if m.d.files != nil {
-		if err := m.d.files.Watch(m.record.Name, img.File(), m.record.Image.Path); err != nil {
+		err := m.d.files.Watch(m.record.Name, img.File(), m.record.Image.Path)
+		switch {
+		case errors.Is(err, watch.ErrOpensUntold):
+			m.d.Log.Info("whoever opens the image is noticed by what changes, or by the timer", "mapping", m.record.Name, "error", err)
+		case err != nil:
 			m.d.Log.Warn("the image is watched by the timer only", "mapping", m.record.Name, "error", err)
 		}
 	}

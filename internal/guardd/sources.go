@@ -54,7 +54,7 @@ func (d *Daemon) openSources() (stop func()) {
 }
 
 // Touched implements watch.FileHints.
-func (d *Daemon) Touched(name, event string) { d.hint(name, "inotify: "+event) }
+func (d *Daemon) Touched(name, event string) { d.hint(name, "file: "+event) }
 
 // Lost implements watch.FileHints.
 func (d *Daemon) Lost(name, why string) {

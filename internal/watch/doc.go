@@ -1,5 +1,5 @@
 // Package watch listens to what the kernel tells about images and the devices
-// below them: inotify, fanotify permission events, uevents and /proc/swaps. Each
+// below them: inotify by fsnotify, fanotify, uevents and /proc/swaps. Each
 // source calls its owner from a goroutine of its own; the call must not wait. All
 // but the gate's answers are hints: none of them proves anything, and a source that
 // lost some says so. A source is not used after it is closed.

@@ -1,27 +1,22 @@
 package watch
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/inode"
+	"dmloop/internal/ration"
 )
 
-// Moving blocks and changing flags raise no event, but who does it has the image open
-// before and closes it afterwards.
-const (
-	imageMask = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_OPEN | unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE |
-		unix.IN_MOVE_SELF | unix.IN_DELETE_SELF
-	dirMask = unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_CREATE | unix.IN_DELETE | unix.IN_DELETE_SELF |
-		unix.IN_MOVE_SELF | unix.IN_ONLYDIR
-)
-
-// FileHints is told what inotify says.
+// FileHints is told what happens to images.
 type FileHints interface {
 	// Touched names the image's key and the event.
 	Touched(key, event string)
@@ -30,64 +25,123 @@ type FileHints interface {
 	Lost(key, why string)
 }
 
-// Files watches images and their directories with inotify.
+// Files watches images and their directories. fsnotify tells what changes them (inotify).
+// Moving blocks and changing flags raise no event there, but who does it has the image open
+// before and closes it afterwards, which fanotify tells.
 type Files struct {
-	hints  FileHints
-	poller *poller
-	buf    []byte
+	hints   FileHints
+	changes *fsnotify.Watcher
+	opens   *opens // nil where the kernel has no fanotify
+	noOpens error  // why
+	done    chan struct{}
+	stop    chan struct{}
+	once    sync.Once
 
 	mu     sync.Mutex
-	images map[int32]string              // watch descriptor -> key
-	dirs   map[int32]map[string][]string // watch descriptor -> file name -> keys
-	keys   map[string]fileWatch
+	keys   map[string]*fileWatch
+	images map[string]string    // path that is watched -> key
+	dirs   map[string]*dirWatch // path that is watched -> its images
 }
 
 type fileWatch struct {
-	image, dir int32
-	name       string
+	image *os.File // the caller's
+	path  string   // by which it is watched
+	dir   *dirWatch
+	name  string
+}
+
+// dirWatch is a directory of images. It is watched through a descriptor: fsnotify gives a
+// directory up when it is renamed, and no path leads to it then.
+type dirWatch struct {
+	id    FileID
+	fd    int
+	path  string
+	names map[string][]string // file name -> keys
 }
 
 // NewFiles begins to listen.
 func NewFiles(hints FileHints) (*Files, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	changes, err := fsnotify.NewBufferedWatcher(batch)
 	if err != nil {
-		return nil, fmt.Errorf("inotify_init1: %w", err)
-	}
-	w := &Files{
-		hints: hints, buf: make([]byte, 64<<10), images: map[int32]string{}, dirs: map[int32]map[string][]string{}, keys: map[string]fileWatch{},
-	}
-	if w.poller, err = newPoller(fd, unix.POLLIN, func() bool { return w.read(fd) }); err != nil {
 		return nil, err
 	}
+	w := &Files{hints: hints, changes: changes, done: make(chan struct{}), stop: make(chan struct{}),
+		keys: map[string]*fileWatch{}, images: map[string]string{}, dirs: map[string]*dirWatch{}}
+	w.opens, w.noOpens = newOpens(hints)
+	go func() {
+		defer close(w.done)
+		listen(changes, w.stop, w.changed, func(err error) { hints.Lost("", lossText(err)) })
+	}()
 	return w, nil
 }
 
 // Close ends all watches.
-func (w *Files) Close() error { return w.poller.close() }
+func (w *Files) Close() error {
+	var err error
+	w.once.Do(func() {
+		close(w.stop)
+		<-w.done
+		err = w.changes.Close()
+		if w.opens != nil {
+			err = errors.Join(err, w.opens.close())
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, d := range w.dirs {
+			unix.Close(d.fd)
+		}
+		clear(w.dirs)
+	})
+	return err
+}
 
-// Watch adds an image under a key. The image is not opened; path is where its
-// name is.
+// Watch adds an image under a key. The image is not opened, and stays open until the key is
+// forgotten; path is where its name is. When the error wraps ErrOpensUntold, changes are told
+// all the same, and only opens are not.
 func (w *Files) Watch(key string, image *os.File, path string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	dir, name := filepath.Split(path)
-	wd, err := unix.InotifyAddWatch(w.poller.fd, selfPath(image), imageMask)
-	if err != nil {
+	f := &fileWatch{image: image, path: selfPath(image), name: name}
+	if err := w.changes.Add(f.path); err != nil {
 		return watchError(path, err)
 	}
-	dwd, err := unix.InotifyAddWatch(w.poller.fd, dir, dirMask)
+	d, err := w.directory(dir)
 	if err != nil {
-		w.drop(int32(wd))
-		return watchError(dir, err)
+		return errors.Join(watchError(dir, err), w.changes.Remove(f.path))
 	}
-	watch := fileWatch{image: int32(wd), dir: int32(dwd), name: name}
-	w.images[watch.image] = key
-	if w.dirs[watch.dir] == nil {
-		w.dirs[watch.dir] = map[string][]string{}
+	d.names[name] = append(d.names[name], key)
+	f.dir = d
+	w.keys[key], w.images[f.path] = f, key
+	if w.opens == nil {
+		return fmt.Errorf("%w: %w", ErrOpensUntold, w.noOpens)
 	}
-	w.dirs[watch.dir][name] = append(w.dirs[watch.dir][name], key)
-	w.keys[key] = watch
-	return nil
+	return w.opens.add(key, image)
+}
+
+// directory returns the watch of a directory, a new one when it has none.
+func (w *Files) directory(path string) (*dirWatch, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	id, err := idOf(fd)
+	for _, d := range w.dirs {
+		if err == nil && d.id == id {
+			unix.Close(fd)
+			return d, nil
+		}
+	}
+	d := &dirWatch{id: id, fd: fd, path: inode.Link(fd), names: map[string][]string{}}
+	if err == nil {
+		err = w.changes.Add(d.path)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	w.dirs[d.path] = d
+	return d, nil
 }
 
 func watchError(path string, err error) error {
@@ -95,7 +149,7 @@ func watchError(path string, err error) error {
 	if errors.Is(err, unix.ENOSPC) {
 		hint = " (raise fs.inotify.max_user_watches)"
 	}
-	return fmt.Errorf("watching %s: inotify_add_watch: %w%s", path, err, hint)
+	return fmt.Errorf("watching %s: %w%s", path, err, hint)
 }
 
 // Forget ends the watch of a key. A directory is watched until its last image is
@@ -103,124 +157,131 @@ func watchError(path string, err error) error {
 func (w *Files) Forget(key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	watch, ok := w.keys[key]
-	if !ok {
+	f := w.keys[key]
+	if f == nil {
 		return
 	}
 	delete(w.keys, key)
-	w.drop(watch.image)
-	delete(w.images, watch.image)
-	names := w.dirs[watch.dir]
-	var others []string
-	for _, k := range names[watch.name] {
-		if k != key {
-			others = append(others, k)
-		}
+	delete(w.images, f.path)
+	_ = w.changes.Remove(f.path) // which may be gone already
+	if w.opens != nil {
+		w.opens.forget(key, f.image)
 	}
-	if len(others) > 0 {
-		names[watch.name] = others
-		return
+	d := f.dir
+	d.names[f.name] = slices.DeleteFunc(d.names[f.name], func(k string) bool { return k == key })
+	if len(d.names[f.name]) == 0 {
+		delete(d.names, f.name)
 	}
-	delete(names, watch.name)
-	if len(names) == 0 {
-		w.drop(watch.dir)
-		delete(w.dirs, watch.dir)
+	if len(d.names) == 0 {
+		delete(w.dirs, d.path)
+		_ = w.changes.Remove(d.path)
+		unix.Close(d.fd)
 	}
 }
 
-// drop removes a kernel watch, which may be gone already.
-func (w *Files) drop(wd int32) { unix.InotifyRmWatch(w.poller.fd, uint32(wd)) }
-
-// read takes the events that are there. Without them the timer is all that is
-// left, so the end of the stream is told as a loss.
-func (w *Files) read(fd int) bool {
-	if err := readEvents(fd, w.buf, w.event); err != nil {
-		w.hints.Lost("", "inotify: "+err.Error())
-		return false
+// changed passes an event on to those whom it concerns.
+func (w *Files) changed(e fsnotify.Event) {
+	w.mu.Lock()
+	var lost error
+	keys, prefix := []string(nil), ""
+	if key, is := w.images[e.Name]; is {
+		keys, lost = []string{key}, w.again(e)
+	} else if d := w.dirs[e.Name]; d != nil {
+		if e.Has(fsnotify.Rename) || e.Has(fsnotify.Remove) { // of the directory itself
+			for _, ks := range d.names {
+				keys = append(keys, ks...)
+			}
+			prefix, lost = "directory: ", w.again(e)
+		}
+	} else if d := w.dirs[filepath.Dir(e.Name)]; d != nil && e.Op != fsnotify.Write && e.Op != fsnotify.Chmod {
+		keys, prefix = slices.Clone(d.names[filepath.Base(e.Name)]), "directory: "
 	}
-	return true
+	w.mu.Unlock()
+	for _, k := range keys {
+		if lost != nil {
+			w.hints.Lost(k, prefix+"the watch is gone: "+lost.Error())
+		} else {
+			w.hints.Touched(k, prefix+opText(e.Op))
+		}
+	}
 }
 
-// readEvents takes the inotify events that are there, which may be none.
-func readEvents(fd int, buf []byte, event func(wd int32, mask uint32, name string)) error {
-	n, err := unix.Read(fd, buf)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	buf = buf[:n]
-	// struct inotify_event { __s32 wd; __u32 mask; __u32 cookie; __u32 len; char name[]; }
-	for len(buf) >= unix.SizeofInotifyEvent {
-		wd := int32(binary.NativeEndian.Uint32(buf[0:]))
-		mask := binary.NativeEndian.Uint32(buf[4:])
-		length := int(binary.NativeEndian.Uint32(buf[12:]))
-		end := unix.SizeofInotifyEvent + length
-		if end > len(buf) {
-			break
-		}
-		name, _, _ := bytes.Cut(buf[unix.SizeofInotifyEvent:end], []byte{0})
-		event(wd, mask, string(name))
-		buf = buf[end:]
+// again begins to watch again what fsnotify gives up when it is renamed.
+func (w *Files) again(e fsnotify.Event) error {
+	switch {
+	case e.Has(fsnotify.Remove):
+		return errors.New("it was deleted")
+	case e.Has(fsnotify.Rename):
+		return w.changes.Add(e.Name)
 	}
 	return nil
 }
 
-func (w *Files) event(wd int32, mask uint32, name string) {
-	if mask&unix.IN_Q_OVERFLOW != 0 {
-		w.hints.Lost("", "the inotify queue overflowed")
-		return
-	}
-	w.mu.Lock()
-	key, isImage := w.images[wd]
-	byName := w.dirs[wd]
-	keys := append([]string(nil), byName[name]...)
-	gone := mask&(unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
-	if len(byName) > 0 && (gone || mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF) != 0) {
-		for _, ks := range byName {
-			keys = append(keys, ks...)
+// batch is how many events are taken in a row, and then none for a rest when there have
+// been many: what others can cause must not keep the guard busy.
+const batch = 256
+
+// listen calls event for what a watcher tells, and lost when it lost some, until stop is
+// closed or nothing comes any more.
+func listen(from *fsnotify.Watcher, stop <-chan struct{}, event func(fsnotify.Event), lost func(error)) {
+	calls := ration.Ration{Burst: eagerly, Every: rest}
+	for {
+		if wait := calls.Wait(time.Now()); wait > 0 {
+			select {
+			case <-stop:
+				return
+			case <-time.After(wait):
+			}
 		}
-	}
-	w.mu.Unlock()
-	switch {
-	case isImage && gone:
-		w.hints.Lost(key, "the inotify watch of the image is gone: "+maskText(mask))
-	case isImage:
-		w.hints.Touched(key, maskText(mask))
-	}
-	for _, k := range keys {
-		if gone {
-			w.hints.Lost(k, "the inotify watch of the directory is gone: "+maskText(mask))
-		} else {
-			w.hints.Touched(k, "directory: "+maskText(mask))
+		for taken, more := 0, true; more && taken < batch; taken++ {
+			var idle chan struct{}
+			if taken > 0 {
+				idle = ready
+			}
+			select {
+			case <-stop:
+				return
+			case e, open := <-from.Events:
+				if !open {
+					lost(errors.New("the watch ended"))
+					return
+				}
+				event(e)
+			case err := <-from.Errors:
+				if err != nil {
+					lost(err)
+				}
+			case <-idle:
+				more = len(from.Events) > 0
+			}
 		}
+		calls.Take(time.Now())
 	}
 }
 
-// maskText names the events of mask as inotify(7) does.
-func maskText(mask uint32) string {
+// ready is a channel on which nobody has to wait.
+var ready = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func lossText(err error) string {
+	if errors.Is(err, fsnotify.ErrEventOverflow) {
+		return "the inotify queue overflowed"
+	}
+	return "inotify: " + err.Error()
+}
+
+// opText names what happened, for logs.
+func opText(op fsnotify.Op) string {
 	text := ""
-	for _, e := range []struct {
-		bit  uint32
+	for _, o := range []struct {
+		bit  fsnotify.Op
 		name string
-	}{
-		{unix.IN_MODIFY, "modify"}, {unix.IN_ATTRIB, "attrib"}, {unix.IN_OPEN, "open"},
-		{unix.IN_CLOSE_WRITE, "close-write"}, {unix.IN_CLOSE_NOWRITE, "close"},
-		{unix.IN_MOVE_SELF, "move-self"}, {unix.IN_DELETE_SELF, "delete-self"}, {unix.IN_MOVED_FROM, "moved-from"},
-		{unix.IN_MOVED_TO, "moved-to"}, {unix.IN_CREATE, "create"}, {unix.IN_DELETE, "delete"},
-		{unix.IN_UNMOUNT, "unmount"}, {unix.IN_IGNORED, "ignored"},
-	} {
-		if mask&e.bit != 0 {
+	}{{fsnotify.Write, "modify"}, {fsnotify.Chmod, "attrib"}, {fsnotify.Rename, "renamed"}, {fsnotify.Remove, "removed"}, {fsnotify.Create, "created"}} {
+		if op.Has(o.bit) {
 			if text != "" {
 				text += " "
 			}
-			text += e.name
-			mask &^= e.bit
+			text += o.name
 		}
-	}
-	if mask &^= unix.IN_ISDIR; mask != 0 {
-		text += fmt.Sprintf(" 0x%x", mask)
 	}
 	return text
 }

@@ -2,48 +2,67 @@ package watch
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
 // Folder says when a file of a folder gets a new content in one step: when it is
 // renamed into place. And it says when something is removed from it, itself perhaps.
-type Folder struct{ poller *poller }
+type Folder struct {
+	changes *fsnotify.Watcher
+	stop    chan struct{}
+	done    chan struct{}
+	once    sync.Once
+}
 
 // NewFolder begins to watch the folder at path. changed gets the file's name, or
-// none when messages were lost; removed is called for whatever is removed.
+// none when messages were lost; removed is called for whatever is removed. Files whose names
+// begin with a dot are not told: they are on their way to another name.
 func NewFolder(path string, changed func(name string), removed func()) (*Folder, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("inotify_init1: %w", err)
-	}
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MOVED_TO|folderRemovals|unix.IN_ONLYDIR); err != nil {
-		unix.Close(fd)
-		return nil, watchError(path, err)
-	}
-	buf := make([]byte, 16<<10)
-	p, err := newPoller(fd, unix.POLLIN, func() bool { return readFolder(fd, buf, changed, removed) })
-	if err != nil {
+	path = filepath.Clean(path)
+	if info, err := os.Stat(path); err != nil || !info.IsDir() {
+		if err == nil {
+			err = &os.PathError{Op: "watch", Path: path, Err: unix.ENOTDIR}
+		}
 		return nil, err
 	}
-	return &Folder{poller: p}, nil
+	changes, err := fsnotify.NewBufferedWatcher(batch)
+	if err != nil {
+		return nil, fmt.Errorf("watching %s: %w", path, err)
+	}
+	if err := changes.Add(path); err != nil {
+		changes.Close()
+		return nil, watchError(path, err)
+	}
+	f := &Folder{changes: changes, stop: make(chan struct{}), done: make(chan struct{})}
+	event := func(e fsnotify.Event) {
+		name := filepath.Base(e.Name)
+		switch {
+		case e.Has(fsnotify.Remove), e.Name == path && e.Has(fsnotify.Rename):
+			removed()
+		case e.Has(fsnotify.Create) && name[0] != '.':
+			changed(name)
+		}
+	}
+	lost := func(error) { changed(""); removed() }
+	go func() {
+		defer close(f.done)
+		listen(changes, f.stop, event, lost)
+	}()
+	return f, nil
 }
 
 // Close ends the watch.
-func (f *Folder) Close() error { return f.poller.close() }
-
-const folderRemovals = unix.IN_DELETE | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
-
-func readFolder(fd int, buf []byte, changed func(string), removed func()) bool {
-	return readEvents(fd, buf, func(_ int32, mask uint32, name string) {
-		switch {
-		case mask&unix.IN_Q_OVERFLOW != 0:
-			changed("")
-			removed()
-		case mask&unix.IN_MOVED_TO != 0:
-			changed(name)
-		case mask&(folderRemovals|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0:
-			removed()
-		}
-	}) == nil
+func (f *Folder) Close() error {
+	var err error
+	f.once.Do(func() {
+		close(f.stop)
+		<-f.done
+		err = f.changes.Close()
+	})
+	return err
 }

@@ -271,3 +271,75 @@ func TestUevents(t *testing.T) {
 		}
 	}
 }
+
+// Whoever opens an image is told of on every host file system, and is no second opener's
+// victim: the guard has nothing open for it that a lease would see.
+func TestOpensAreTold(t *testing.T) {
+	vmtest.RequireGuest(t)
+	for _, fs := range []string{"ext4", "xfs", "f2fs", "btrfs"} {
+		t.Run(fs, func(t *testing.T) {
+			disk := vmtest.Disk(t, 0)
+			vmtest.Mkfs(t, fs, disk)
+			dir := vmtest.Mount(t, disk)
+			f := image(t, filepath.Join(dir, "image"))
+			other := image(t, filepath.Join(dir, "other"))
+			var h heard
+			w, err := NewFiles(&h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			if err := w.Watch("A", f, f.Name()); err != nil {
+				t.Fatal(err)
+			}
+			h.silent(t)
+			vmtest.Must(t, "cat", other.Name())
+			h.silent(t)
+			for range 3 {
+				vmtest.Must(t, "cat", f.Name())
+				h.await(t, "A: ", "open", "close")
+				if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+					t.Errorf("the lease: %v", err)
+				}
+				if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
+					t.Errorf("giving it back: %v", err)
+				}
+			}
+			vmtest.Must(t, "sh", "-c", "exec 3<> "+f.Name())
+			h.await(t, "A: ", "close-write")
+			w.Forget("A")
+			vmtest.Must(t, "cat", f.Name())
+			h.silent(t)
+		})
+	}
+}
+
+// In a subvolume of btrfs kernels before 6.8 tell of no open, and Watch says so; what changes
+// is told all the same.
+func TestOpensInASubvolume(t *testing.T) {
+	vmtest.RequireGuest(t)
+	disk := vmtest.Disk(t, 0)
+	vmtest.Mkfs(t, "btrfs", disk)
+	dir := filepath.Join(vmtest.Mount(t, disk), "sub")
+	vmtest.Must(t, "btrfs", "subvolume", "create", dir)
+	f := image(t, filepath.Join(dir, "image"))
+	var h heard
+	w, err := NewFiles(&h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	err = w.Watch("A", f, f.Name())
+	t.Logf("Watch: %v", err)
+	if err != nil && (!errors.Is(err, ErrOpensUntold) || !errors.Is(err, unix.EXDEV)) {
+		t.Fatal(err)
+	}
+	if err == nil {
+		vmtest.Must(t, "cat", f.Name())
+		h.await(t, "A: ", "open", "close")
+	}
+	if err := os.Chmod(f.Name(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.await(t, "A: attrib")
+}
