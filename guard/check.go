@@ -74,9 +74,9 @@ func (c *checker) add(k Kind, s Severity, format string, args ...any) {
 }
 
 func (c *checker) identity(want, got Identity) {
-	if want.Device != got.Device || want.Inode != got.Inode || want.Generation != got.Generation {
+	if !want.SameFile(got.FileID) {
 		c.add(Replaced, Different, "the image is another file now: inode %d generation %d on %s, mapped was inode %d generation %d on %s",
-			got.Inode, got.Generation, got.Device, want.Inode, want.Generation, want.Device)
+			got.Inode, got.Generation, got.Device(), want.Inode, want.Generation, want.Device())
 		return
 	}
 	if want.Size != got.Size {

@@ -14,7 +14,7 @@ var errRead = errors.New("input/output error")
 func expected() Expected {
 	return Expected{
 		Name:     "vol",
-		Identity: Identity{Device: dmtable.Device{Major: 253}, Inode: 12, Generation: 7, Size: 8192},
+		Identity: Identity{FileID: FileID{Major: 253, Inode: 12, Generation: 7}, Size: 8192},
 		Layout: extents.Layout{Size: 8192, Extents: []extents.Extent{
 			{Logical: 0, Physical: 40960, Length: 4096}, {Logical: 4096, Physical: 81920, Length: 4096},
 		}},
@@ -65,7 +65,7 @@ func TestCheck(t *testing.T) {
 				}
 			}, state: Healthy},
 		"other device": {
-			got:   func(o *Observed) { o.Identity.Value.Device.Minor = 9 },
+			got:   func(o *Observed) { o.Identity.Value.Minor = 9 },
 			kinds: "replaced/different", state: Failed, act: OnChangeError, message: "mapped was inode 12 generation 7 on 253:0"},
 		"other inode": {
 			got: func(o *Observed) { o.Identity.Value.Inode = 13 }, kinds: "replaced/different", state: Failed, act: OnChangeError},

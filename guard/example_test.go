@@ -3,14 +3,13 @@ package guard_test
 import (
 	"fmt"
 
-	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/guard"
 )
 
 // What was recorded when a file was mapped is compared with what was read now.
 func ExampleCheck() {
-	file := guard.Identity{Device: dmtable.Device{Major: 253, Minor: 1}, Inode: 12, Size: 4096, Links: 1}
+	file := guard.Identity{FileID: guard.FileID{Major: 253, Minor: 1, Inode: 12}, Size: 4096, Links: 1}
 	want := guard.Expected{
 		Name:     "image",
 		Identity: file,

@@ -5,13 +5,41 @@ import (
 	"dmloop/extents"
 )
 
-// Identity tells one file from every other.
+// FileID says which file it is. It is comparable. How far two of them mean the same file
+// depends on what lies between: see its methods.
+type FileID struct {
+	Major      uint32 `json:"major"` // of st_dev; may be another one after the next mount
+	Minor      uint32 `json:"minor"`
+	Inode      uint64 `json:"inode"`
+	Generation uint32 `json:"generation"` // of the inode number; 0 when the file system does not tell
+	Birth      int64  `json:"birth"`      // when the inode was made, in nanoseconds since 1970; 0 when the file system does not tell
+}
+
+// Device returns the number of the file system that the file is on (st_dev).
+func (f FileID) Device() dmtable.Device { return dmtable.Device{Major: f.Major, Minor: f.Minor} }
+
+// SameInode reports whether both are one inode, which says that they are the same file as
+// long as one of them is open.
+func (f FileID) SameInode(g FileID) bool { return f.Device() == g.Device() && f.Inode == g.Inode }
+
+// SameFile reports whether both are the same file of a file system that stayed mounted in
+// between: an inode number that was given again has another generation.
+func (f FileID) SameFile(g FileID) bool { return f.SameInode(g) && f.Generation == g.Generation }
+
+// SameElsewhere reports whether both are the same file by what no mount changes, whatever
+// the device's number. What one of them does not tell (a zero) is not compared. Whether the
+// file system is the same, and no copy, it cannot know.
+func (f FileID) SameElsewhere(g FileID) bool {
+	return f.Inode == g.Inode &&
+		(f.Generation == g.Generation || f.Generation == 0 || g.Generation == 0) &&
+		(f.Birth == g.Birth || f.Birth == 0 || g.Birth == 0)
+}
+
+// Identity is which file an image is, and what else of it must not change.
 type Identity struct {
-	Device     dmtable.Device // st_dev
-	Inode      uint64
-	Generation uint32
-	Size       extents.Bytes
-	Links      uint64 // names the file has; compared with 0 only
+	FileID
+	Size  extents.Bytes
+	Links uint64 // names the file has; compared with 0 only
 }
 
 // Base is the host device: its own table, which says where our rows come from.

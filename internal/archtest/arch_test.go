@@ -35,7 +35,7 @@ var level = map[string]int{
 	"internal/dm":         2,
 	"internal/size":       2,
 	"internal/swap":       2,
-	"internal/watch":      2,
+	"internal/watch":      3,
 	"internal/btrfs":      3,
 	"internal/fstype":     3, // what is known of each file system, in one table
 	"internal/pin":        4,

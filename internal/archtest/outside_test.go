@@ -29,7 +29,7 @@ import (
 type world struct{ file *os.File }
 
 func (w world) Quick(context.Context, bool) guard.Observed {
-	return guard.Observed{Identity: guard.Read(guard.Identity{Inode: 12, Links: 1}, nil)}
+	return guard.Observed{Identity: guard.Read(guard.Identity{FileID: guard.FileID{Inode: 12}, Links: 1}, nil)}
 }
 
 func (w world) Full(_ context.Context, quick guard.Observed) guard.Observed {

@@ -28,7 +28,7 @@ func sample(t *testing.T) Manifest {
 		Host: Host{Filesystem: "ext4", UUID: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0", PartUUID: "1234abcd-01", Sectors: 1 << 20, Shim: "host", Base: base},
 		Record: record.Record{
 			Version: record.Version, Name: "root", UUID: "DMLOOP-00112233445566778899aabbccddeeff-root", State: guard.Healthy,
-			Image: record.Image{Path: "/mnt/images/root.img", Inode: 12, Generation: 7, Birth: 99, Size: 2 << 20, Filesystem: "ext4"},
+			Image: record.Image{Path: "/mnt/images/root.img", FileID: guard.FileID{Inode: 12, Generation: 7, Birth: 99}, Size: 2 << 20, Filesystem: "ext4"},
 			Size:  2 << 20, Extents: 2, Grade: "kernel", OnChange: "error", Guard: true,
 			Pins:   []record.Pin{{Kind: "immutable", Ours: true}},
 			Base:   record.Base{Device: dmtable.Device{Major: 254}, Name: "host", UUID: "DMLOOPSHIM-1-host", Table: "0 1048576 linear 8:1 0\n"},
@@ -128,7 +128,7 @@ func TestCheck(t *testing.T) {
 
 func TestDifferences(t *testing.T) {
 	m := sample(t)
-	same := image.Identity{Major: 254, Inode: 12, Generation: 7, Birth: 99, Size: 2 << 20}
+	same := image.Identity{FileID: guard.FileID{Major: 254, Inode: 12, Generation: 7, Birth: 99}, Size: 2 << 20}
 	if d := m.Differences(same, m.Record.Layout); d != nil {
 		t.Errorf("%q", d)
 	}
@@ -138,10 +138,10 @@ func TestDifferences(t *testing.T) {
 		layout extents.Layout
 		want   string
 	}{
-		{image.Identity{Inode: 13, Generation: 7, Birth: 99, Size: 2 << 20}, m.Record.Layout, "another file"},
-		{image.Identity{Inode: 12, Generation: 8, Birth: 99, Size: 2 << 20}, m.Record.Layout, "another file"},
-		{image.Identity{Inode: 12, Generation: 7, Birth: 98, Size: 2 << 20}, m.Record.Layout, "another file"},
-		{image.Identity{Inode: 12, Generation: 7, Birth: 99, Size: 1 << 20}, m.Record.Layout, "1048576 bytes and had 2097152"},
+		{image.Identity{FileID: guard.FileID{Inode: 13, Generation: 7, Birth: 99}, Size: 2 << 20}, m.Record.Layout, "another file"},
+		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 8, Birth: 99}, Size: 2 << 20}, m.Record.Layout, "another file"},
+		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 7, Birth: 98}, Size: 2 << 20}, m.Record.Layout, "another file"},
+		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 7, Birth: 99}, Size: 1 << 20}, m.Record.Layout, "1048576 bytes and had 2097152"},
 		{same, moved, "lies elsewhere"},
 	} {
 		if d := m.Differences(c.id, c.layout); len(d) != 1 || !strings.Contains(d[0], c.want) {

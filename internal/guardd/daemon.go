@@ -88,7 +88,7 @@ type Daemon struct {
 	mu       sync.Mutex
 	mappings map[string]*mapping
 	locks    nameLocks            // one Add or Drop of a name at a time
-	marks    map[watch.FileID]int // how many mappings and sessions need the gate's mark
+	marks    map[guard.FileID]int // how many mappings and sessions need the gate's mark
 	sessions map[*guardrpc.Session]*session
 	busy     time.Time // when there last was a mapping or a client
 	requests int       // under way
@@ -146,7 +146,7 @@ func newDaemon(c Config) (*Daemon, error) {
 	d := &Daemon{
 		Config: c, store: store, home: &home{lock: lock}, lost: make(chan struct{}, 1), metrics: metrics,
 		started: time.Now(), counts: newCounters(), budget: guard.NewBudget(c.Pace),
-		mappings: map[string]*mapping{}, marks: map[watch.FileID]int{},
+		mappings: map[string]*mapping{}, marks: map[guard.FileID]int{},
 		sessions: map[*guardrpc.Session]*session{}, busy: time.Now(), releases: newReleases(cmp.Or(c.releaseSoon, releaseSoon)), hosts: &observe.Hosts{},
 		losses: ration.Ration{Burst: lossBurst, Every: lossPause},
 	}

@@ -3,6 +3,7 @@ package guardd
 import (
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/watch"
 )
 
@@ -34,11 +35,11 @@ func (d *Daemon) logDenials(told <-chan watch.Denial, untold func() []watch.Deni
 
 func (d *Daemon) logDenial(message string, denial watch.Denial) {
 	d.Log.Warn(message, "mapping", d.mappingOf(denial.File), "times", denial.Times, "uid", denial.UID, "pid", denial.PID,
-		"program", denial.Program, "device", denial.File.Device.String(), "inode", denial.File.Inode)
+		"program", denial.Program, "device", denial.File.Device().String(), "inode", denial.File.Inode)
 }
 
 // mappingOf names the mapping of an image, or none while the image is only prepared.
-func (d *Daemon) mappingOf(file watch.FileID) string {
+func (d *Daemon) mappingOf(file guard.FileID) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for name, m := range d.mappings {

@@ -26,7 +26,7 @@ type session struct {
 
 type prepared struct {
 	file   *os.File
-	id     watch.FileID
+	id     guard.FileID
 	marked bool
 }
 
@@ -156,12 +156,13 @@ func (d *Daemon) Drop(_ context.Context, name string) error {
 // the path is looked up, and where nothing is any more, the mapping that was made there
 // is meant.
 func (d *Daemon) Open(_ context.Context, want record.Image) (*os.File, error) {
-	id := watch.FileID{Device: want.Device(), Inode: want.Inode}
+	id := guard.FileID{Major: want.Major, Minor: want.Minor, Inode: want.Inode}
 	gone := false
 	if want.Inode == 0 {
 		var st unix.Stat_t
 		gone = unix.Stat(want.Path, &st) != nil
-		id = watch.FileID{Device: dmtable.DeviceOf(st.Dev), Inode: st.Ino}
+		dev := dmtable.DeviceOf(st.Dev)
+		id = guard.FileID{Major: dev.Major, Minor: dev.Minor, Inode: st.Ino}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

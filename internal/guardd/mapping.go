@@ -35,7 +35,7 @@ type mapping struct {
 
 	// Set once, with Daemon.mu held.
 	image  *image.Image
-	id     watch.FileID
+	id     guard.FileID
 	marked bool
 }
 
@@ -249,7 +249,7 @@ func (d *Daemon) forget(name string) bool {
 
 // mark has the gate deny opens of the file and reports whether it does. Each mark
 // is undone by one unmark.
-func (d *Daemon) mark(id watch.FileID, f *os.File) bool {
+func (d *Daemon) mark(id guard.FileID, f *os.File) bool {
 	if d.gate == nil {
 		return false
 	}
@@ -265,7 +265,7 @@ func (d *Daemon) mark(id watch.FileID, f *os.File) bool {
 	return true
 }
 
-func (d *Daemon) unmark(id watch.FileID, f *os.File) {
+func (d *Daemon) unmark(id guard.FileID, f *os.File) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.marks[id]--; d.marks[id] > 0 {
@@ -341,7 +341,7 @@ func duplicate(f *os.File, m record.Record) (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if flags&unix.O_ACCMODE != unix.O_RDONLY || id.Inode != m.Image.Inode || id.Device != m.Image.Device() {
+	if flags&unix.O_ACCMODE != unix.O_RDONLY || !id.SameInode(m.Image.FileID) {
 		return nil, fs.ErrInvalid
 	}
 	named, err := again(f, m.Image.Path)

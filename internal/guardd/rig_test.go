@@ -107,9 +107,8 @@ func (r *rig) mapImage() {
 	id, layout := r.readImage(r.image)
 	r.save(record.Record{
 		Name: "vol", UUID: uuid, Device: own.Device, State: guard.Healthy, Guard: true, Unsafe: true, Grade: "unsafe",
-		Image: record.Image{Path: r.image, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
-			Birth: id.Birth, Size: id.Size, Filesystem: "ext4"},
-		Size: 64 << 10, Layout: layout, Table: table, OnChange: "error",
+		Image: record.Image{Path: r.image, FileID: id.FileID, Size: id.Size, Filesystem: "ext4"},
+		Size:  64 << 10, Layout: layout, Table: table, OnChange: "error",
 		Base: record.Base{Device: host.Device, UUID: "LVM-x", Table: below.String()},
 	})
 }

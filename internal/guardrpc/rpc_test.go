@@ -72,7 +72,7 @@ func (h *fakeHandler) Record(_ context.Context, name string) (record.Record, err
 		return record.Record{}, Errorf(KindNotFound, "%s is not watched", name)
 	}
 	return record.Record{Name: "vol", State: guard.Healthy, Parts: []record.Part{{Name: "volp1", Number: 1}},
-		Image: record.Image{Inode: 1 << 62, FSUUID: "a"}}, nil
+		Image: record.Image{FileID: guard.FileID{Inode: 1 << 62}, FSUUID: "a"}}, nil
 }
 
 func (h *fakeHandler) Status(context.Context) (Status, error) {
@@ -273,7 +273,7 @@ func imageOf(t *testing.T, path string) record.Image {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	return record.Image{Path: path, Inode: st.Ino, Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
+	return record.Image{Path: path, FileID: guard.FileID{Inode: st.Ino, Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}}
 }
 
 func TestDialWithoutGuard(t *testing.T) {

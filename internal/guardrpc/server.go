@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/guard"
 	"dmloop/internal/record"
 )
 
@@ -179,7 +180,7 @@ func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (
 	case opDrop:
 		err = h.Drop(ctx, r.Name)
 	case opOpen:
-		out, err = h.Open(ctx, record.Image{Path: r.Path, Inode: r.Inode, Major: r.Major, Minor: r.Minor})
+		out, err = h.Open(ctx, record.Image{Path: r.Path, FileID: guard.FileID{Inode: r.Inode, Major: r.Major, Minor: r.Minor}})
 	case opRecord:
 		var m record.Record
 		m, err = h.Record(ctx, r.Name)

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +50,7 @@ func (f *Found) look() error {
 	if st.Nlink == 0 {
 		return &fs.PathError{Op: "open", Path: f.given, Err: unix.ENOENT}
 	}
-	f.id = Identity{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino, Size: extents.Bytes(st.Size)}
+	f.id = Identity{FileID: guard.FileID{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino}, Size: extents.Bytes(st.Size)}
 	if st.Mask&unix.STATX_BTIME != 0 {
 		f.id.Birth = nanoseconds(st.Btime)
 	}

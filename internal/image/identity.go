@@ -2,20 +2,16 @@ package image
 
 import (
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/inode"
 
 	"golang.org/x/sys/unix"
 )
 
-// Identity tells one inode from every other one on the same mounted file system,
-// a later inode with the same number included. It is comparable.
+// Identity is which file an image is, and how long. It is comparable.
 type Identity struct {
-	Major      uint32        `json:"major"` // of st_dev; may change from boot to boot
-	Minor      uint32        `json:"minor"`
-	Inode      uint64        `json:"inode"`
-	Generation uint32        `json:"generation"` // of the inode number; 0 when the file system does not tell
-	Birth      int64         `json:"birth"`      // when the inode was made, in nanoseconds since 1970; 0 when the file system does not tell
-	Size       extents.Bytes `json:"size"`
+	guard.FileID
+	Size extents.Bytes `json:"size"`
 }
 
 // Identity reads who the image is now.
@@ -28,7 +24,7 @@ func (i *Image) Identity() (Identity, error) {
 }
 
 func (i *Image) identity(st unix.Statx_t) (Identity, error) {
-	id := Identity{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino, Size: extents.Bytes(st.Size)}
+	id := Identity{FileID: guard.FileID{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino}, Size: extents.Bytes(st.Size)}
 	if st.Mask&unix.STATX_BTIME != 0 {
 		id.Birth = nanoseconds(st.Btime)
 	}

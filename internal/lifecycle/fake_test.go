@@ -83,8 +83,7 @@ func (w *world) mapped(t *testing.T, name string, state guard.State) record.Reco
 	}
 	m := record.Record{
 		Name: name, UUID: uuid, State: state, Size: 8192, Extents: 1, Grade: "unsafe", OnChange: "error",
-		Image: record.Image{Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode,
-			Generation: id.Generation, Birth: id.Birth, Size: id.Size, Filesystem: "ext4", Handle: observe.FileHandle(img)},
+		Image:   record.Image{Path: img.Path(), FileID: id.FileID, Size: id.Size, Filesystem: "ext4", Handle: observe.FileHandle(img)},
 		Created: time.Now().UTC(),
 		Layout:  extents.Layout{Size: 8192, Extents: []extents.Extent{{Physical: 1 << 20, Length: 8192}}},
 		Table:   dmtable.Table{{Length: 16, Target: dmtable.Linear, Args: "8:1 2048"}},

@@ -79,7 +79,7 @@ func openError(path string, err error) error {
 // does not answer may hold up every open of the image, so that is an error.
 func (s *System) openWatched(ctx context.Context, found *image.Found) (*image.Image, error) {
 	id := found.Identity()
-	f, err := s.guard.image(ctx, record.Image{Path: found.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode})
+	f, err := s.guard.image(ctx, record.Image{Path: found.Path(), FileID: id.FileID})
 	if err != nil {
 		return nil, fault.Wrap(found.Given(), "", err)
 	}

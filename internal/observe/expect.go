@@ -16,14 +16,13 @@ func Expect(m record.Record) guard.Expected {
 		policy = guard.OnChangeError // a word that nobody knows must not mean "do nothing"
 	}
 	return guard.Expected{
-		Name: m.Name,
-		Identity: guard.Identity{Device: m.Image.Device(), Inode: m.Image.Inode,
-			Generation: m.Image.Generation, Size: m.Image.Size},
-		Layout:  m.Layout,
-		Pins:    guard.Pins{InForce: m.PinKinds(), Grade: m.Grade},
-		Exposed: m.Image.Reflink && m.Grade == pin.Guarded,
-		Base:    guard.Base{Device: m.Base.Device, UUID: m.Base.UUID, Table: m.Base.Table},
-		Table:   m.Table, Needs: needs(m.Table), ReadOnly: m.ReadOnly,
+		Name:     m.Name,
+		Identity: guard.Identity{FileID: m.Image.FileID, Size: m.Image.Size},
+		Layout:   m.Layout,
+		Pins:     guard.Pins{InForce: m.PinKinds(), Grade: m.Grade},
+		Exposed:  m.Image.Reflink && m.Grade == pin.Guarded,
+		Base:     guard.Base{Device: m.Base.Device, UUID: m.Base.UUID, Table: m.Base.Table},
+		Table:    m.Table, Needs: needs(m.Table), ReadOnly: m.ReadOnly,
 		Policy: policy,
 	}
 }

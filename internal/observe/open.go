@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dmloop/dmtable"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
 	"dmloop/internal/record"
@@ -57,7 +56,7 @@ func PathNow(img *image.Image, want record.Image) string {
 	if err != nil || want.Folder.Hex == "" {
 		return want.Path
 	}
-	mounts, err := image.MountsOf(dmtable.Device{Major: id.Major, Minor: id.Minor})
+	mounts, err := image.MountsOf(id.Device())
 	if err != nil {
 		return want.Path
 	}
@@ -144,7 +143,7 @@ func isImage(want record.Image, img *image.Image) error {
 	if err != nil {
 		return err
 	}
-	same, why := Same(want, id, placeOf(img.File(), dmtable.Device{Major: id.Major, Minor: id.Minor}, want.Filesystem))
+	same, why := Same(want, id, placeOf(img.File(), id.Device(), want.Filesystem))
 	if handle := FileHandle(img); same != Other && want.Handle.Hex != "" && handle.Hex != "" && handle != want.Handle {
 		same = Other // inode numbers are those of a subvolume on btrfs
 	}

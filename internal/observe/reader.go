@@ -179,10 +179,7 @@ func Below(sysfs string, src blockdev.TableSource, m record.Record, device dmtab
 func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {
 	st, err := r.Image.Status()
 	return guard.Stamp{Changed: st.Changed, Modified: st.Modified, Blocks: st.Blocks, Attributes: st.Attributes},
-		guard.Read(guard.Identity{
-			Device: dmtable.Device{Major: st.Major, Minor: st.Minor}, Inode: st.Inode,
-			Generation: st.Generation, Size: st.Size, Links: st.Links,
-		}, err)
+		guard.Read(guard.Identity{FileID: st.FileID, Size: st.Size, Links: st.Links}, err)
 }
 
 // inForce lists what pins the image, the kernel's swap claim included. Nothing of it

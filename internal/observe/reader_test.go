@@ -73,8 +73,7 @@ func mapped(t testing.TB) (*Reader, *fakeMapper) {
 	}
 	return &Reader{Mapper: m, Image: img, Leases: true, Record: record.Record{
 		Name: "vol", UUID: "DMLOOP-x", Grade: "unsafe",
-		Image: record.Image{Path: path, Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
-			Birth: id.Birth, Size: id.Size, Filesystem: "ext4", Handle: FileHandle(img)},
+		Image:  record.Image{Path: path, FileID: id.FileID, Size: id.Size, Filesystem: "ext4", Handle: FileHandle(img)},
 		Layout: layout.Clip().Merge(), Table: m.table,
 		Base: record.Base{Device: host, UUID: "LVM-x", Table: m.hostTable.String()},
 	}}, m

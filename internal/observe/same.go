@@ -38,7 +38,7 @@ type Place struct {
 // PlaceOf is the Place of a file of which only the device number is known. On btrfs that
 // tells nothing.
 func PlaceOf(id image.Identity) Place {
-	number := dmtable.Device{Major: id.Major, Minor: id.Minor}
+	number := id.Device()
 	return Place{
 		UUID:  func() (string, error) { return DeviceUUID(number) },
 		Moved: func(want record.Image) (Sameness, error) { return moved(want, number) },
@@ -66,11 +66,10 @@ func placeOf(f *os.File, number dmtable.Device, filesystem string) Place {
 // word. What id does not tell (a zero) is not compared. The error says why the answer is
 // Untold, and what to do.
 func Same(want record.Image, id image.Identity, place Place) (Sameness, error) {
-	differs := func(a, b int64) bool { return a != 0 && b != 0 && a != b }
-	if want.Inode != id.Inode || differs(want.Birth, id.Birth) || differs(int64(want.Generation), int64(id.Generation)) {
+	if !want.SameElsewhere(id.FileID) {
 		return Other, nil
 	}
-	number := want.Device() == dmtable.Device{Major: id.Major, Minor: id.Minor}
+	number := want.Device() == id.Device()
 	if number && (want.FSUUID == "" || want.Birth != 0 && want.Birth == id.Birth) {
 		return TheSame, nil // to the nanosecond: the disk need not be asked
 	}

@@ -28,12 +28,8 @@ type Pin struct {
 
 // Image says which file a mapping was made of.
 type Image struct {
-	Path       string        `json:"path"` // absolute, as it was when mapped
-	Major      uint32        `json:"major"`
-	Minor      uint32        `json:"minor"` // st_dev of the file
-	Inode      uint64        `json:"inode"`
-	Generation uint32        `json:"generation"`
-	Birth      int64         `json:"birth"` // nanoseconds since 1970; 0 when unknown
+	Path string `json:"path"` // absolute, as it was when mapped
+	guard.FileID
 	Size       extents.Bytes `json:"size"`
 	Filesystem string        `json:"filesystem"`
 	Reflink    bool          `json:"reflink"` // the file system can share extents
@@ -48,9 +44,6 @@ type Handle struct {
 	Type int32  `json:"type"`
 	Hex  string `json:"hex"`
 }
-
-// Device returns the number of the file system that the file is on (st_dev).
-func (i Image) Device() dmtable.Device { return dmtable.Device{Major: i.Major, Minor: i.Minor} }
 
 // Part is a device of one partition inside a mapping.
 type Part struct {

@@ -17,7 +17,7 @@ func sample(name string) Record {
 	return Record{
 		Version: Version, Name: name, UUID: UUIDPrefix + "00112233445566778899aabbccddeeff-" + name,
 		Device: dmtable.Device{Major: 253, Minor: 7}, State: guard.Weakened, Reason: "pin lost: immutable",
-		Image: Image{Path: "/srv/a b\n\"ü\".img", Major: 253, Minor: 1, Inode: 1<<63 + 5, Generation: 9, Birth: -3,
+		Image: Image{Path: "/srv/a b\n\"ü\".img", FileID: guard.FileID{Major: 253, Minor: 1, Inode: 1<<63 + 5, Generation: 9, Birth: -3},
 			Size: 12288, Filesystem: "xfs", Reflink: true, Handle: Handle{Type: 1, Hex: "0a0b"}},
 		Offset: 4096, Size: 8192, ReadOnly: true, Sealed: true, Extents: 2,
 		Pins: []Pin{{Kind: "nodefrag", Ours: true}, {Kind: "immutable"}}, Grade: "guarded", Proof: true,

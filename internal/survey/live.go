@@ -59,7 +59,7 @@ func (s Surveyor) hostOf(img *image.Image, filesystem string) (dmtable.Device, e
 		return btrfsDevice(s.Sysfs, fs)
 	}
 	id, err := img.Identity()
-	return dmtable.Device{Major: id.Major, Minor: id.Minor}, err
+	return id.Device(), err
 }
 
 // areas returns the sectors of the host device that hold the file, what is allocated

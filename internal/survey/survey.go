@@ -327,10 +327,8 @@ func (r *Report) NewRecord(img *image.Image, name, uuid string) record.Record {
 	return record.Record{
 		Name: name, UUID: uuid,
 		Image: record.Image{
-			Path: img.Path(), Major: id.Major, Minor: id.Minor, Inode: id.Inode, Generation: id.Generation,
-			Birth: id.Birth, Size: id.Size, Filesystem: r.Facts.Filesystem, Reflink: r.Facts.Reflink,
-			Handle: observe.FileHandle(img), FSUUID: observe.FilesystemUUID(img.File(), r.Facts.Filesystem),
-			Folder: observe.FolderHandle(img),
+			Path: img.Path(), FileID: id.FileID, Size: id.Size, Filesystem: r.Facts.Filesystem, Reflink: r.Facts.Reflink,
+			Handle: observe.FileHandle(img), FSUUID: observe.FilesystemUUID(img.File(), r.Facts.Filesystem), Folder: observe.FolderHandle(img),
 		},
 		Size: r.Length, Sealed: r.Sealed, Extents: len(r.Layout.Extents), Layout: r.Layout, Table: r.Table,
 		Base: record.Base{Device: r.Stack.Host, Name: r.Stack.HostName, Table: r.Stack.HostTable.String()}, Below: below,

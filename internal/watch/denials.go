@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/guard"
 	"dmloop/internal/ration"
 )
 
@@ -17,7 +18,7 @@ const Nobody = -1
 
 // Denial is a refused open, or several by the same user of the same file.
 type Denial struct {
-	File    FileID
+	File    guard.FileID
 	UID     int    // of the process, or Nobody
 	PID     int    // of the last one
 	Program string // the kernel's name of the process, 15 characters at most; "?" of one that was gone
@@ -38,13 +39,13 @@ type denials struct {
 
 	mu     sync.Mutex
 	total  uint64
-	counts map[FileID]uint64
+	counts map[guard.FileID]uint64
 	series map[seriesKey]*series
 	users  map[int]int // of processes, so that each is asked once
 }
 
 type seriesKey struct {
-	file FileID
+	file guard.FileID
 	uid  int
 }
 
@@ -63,14 +64,14 @@ const (
 )
 
 func newDenials() *denials {
-	return &denials{told: make(chan Denial, 256), counts: map[FileID]uint64{}, series: map[seriesKey]*series{}, users: map[int]int{}}
+	return &denials{told: make(chan Denial, 256), counts: map[guard.FileID]uint64{}, series: map[seriesKey]*series{}, users: map[int]int{}}
 }
 
 // Denials gives the denials that are told one by one.
 func (d *denials) Denials() <-chan Denial { return d.told }
 
 // Denied returns how many opens of the file were refused since it was last forgotten.
-func (d *denials) Denied(file FileID) uint64 {
+func (d *denials) Denied(file guard.FileID) uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.counts[file]
@@ -84,7 +85,7 @@ func (d *denials) AllDenied() uint64 {
 }
 
 // Forget sets the count of the file back.
-func (d *denials) Forget(file FileID) {
+func (d *denials) Forget(file guard.FileID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.counts, file)

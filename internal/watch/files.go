@@ -12,6 +12,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
+	"dmloop/guard"
 	"dmloop/internal/inode"
 	"dmloop/internal/ration"
 )
@@ -53,7 +54,7 @@ type fileWatch struct {
 // dirWatch is a directory of images. It is watched through a descriptor: fsnotify gives a
 // directory up when it is renamed, and no path leads to it then.
 type dirWatch struct {
-	id    FileID
+	id    guard.FileID
 	fd    int
 	path  string
 	names map[string][]string // file name -> keys

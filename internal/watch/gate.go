@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 )
 
 // ErrNoGate says that the kernel has no fanotify permission events
@@ -21,22 +22,17 @@ var ErrNoGate = errors.New("this kernel has no fanotify permission events (CONFI
 // ErrNotRegular says that a file cannot be marked.
 var ErrNotRegular = errors.New("opens are denied of regular files only")
 
-// FileID is an inode as permission events show it.
-type FileID struct {
-	Device dmtable.Device
-	Inode  uint64
-}
+// IDOf returns the inode of an open file, as permission events show it: without generation
+// and birth.
+func IDOf(f *os.File) (guard.FileID, error) { return idOf(int(f.Fd())) }
 
-// IDOf returns the identity of an open file.
-func IDOf(f *os.File) (FileID, error) { return idOf(int(f.Fd())) }
-
-func idOf(fd int) (FileID, error) {
+func idOf(fd int) (guard.FileID, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return FileID{}, os.NewSyscallError("fstat", err)
+		return guard.FileID{}, os.NewSyscallError("fstat", err)
 	}
 	dev := dmtable.DeviceOf(st.Dev)
-	return FileID{Device: dev, Inode: st.Ino}, nil
+	return guard.FileID{Major: dev.Major, Minor: dev.Minor, Inode: st.Ino}, nil
 }
 
 // Gate refuses opens of marked files to everybody but this process and those it
@@ -55,7 +51,7 @@ type Gate struct {
 	asked []question // those of the last turn
 
 	marking sync.Mutex // is held during calls of the kernel, which no answer waits for
-	marked  map[FileID]*lane
+	marked  map[guard.FileID]*lane
 
 	mu      sync.Mutex
 	closing bool
@@ -94,7 +90,7 @@ func NewGate() (*Gate, error) {
 	}
 	g := &Gate{
 		denials: newDenials(), wake: wake, done: make(chan struct{}), buf: make([]byte, perTurn*eventSize),
-		lanes: []*lane{{fd: fd}}, marked: map[FileID]*lane{}, allowed: map[int]int{},
+		lanes: []*lane{{fd: fd}}, marked: map[guard.FileID]*lane{}, allowed: map[int]int{},
 	}
 	go g.run()
 	return g, nil
