@@ -11,21 +11,21 @@ import (
 )
 
 // column is one column of `list` and `status`, as in losetup.
-type column struct {
+type column[Row any] struct {
 	name, help string
-	value      func(row mappingJSON, bytes bool) string
+	value      func(row Row, bytes bool) string
 }
 
 // pickColumns resolves the argument of --output: names in any case, separated by
 // commas; a leading + adds to the defaults.
-func pickColumns(all []column, defaults, want string) ([]column, error) {
+func pickColumns[Row any](all []column[Row], defaults, want string) ([]column[Row], error) {
 	names := defaults
 	if add, ok := strings.CutPrefix(want, "+"); ok {
 		names += "," + add
 	} else if want != "" {
 		names = want
 	}
-	var picked []column
+	var picked []column[Row]
 	for _, name := range strings.Split(names, ",") {
 		found := false
 		for _, c := range all {
@@ -40,7 +40,7 @@ func pickColumns(all []column, defaults, want string) ([]column, error) {
 	return picked, nil
 }
 
-func columnNames(all []column) string {
+func columnNames[Row any](all []column[Row]) string {
 	var names []string
 	for _, c := range all {
 		names = append(names, c.name)
@@ -48,7 +48,7 @@ func columnNames(all []column) string {
 	return strings.Join(names, ",")
 }
 
-func columnHelp(all []column) string {
+func columnHelp[Row any](all []column[Row]) string {
 	var b strings.Builder
 	for _, c := range all {
 		fmt.Fprintf(&b, "  %-8s %s\n", c.name, c.help)
@@ -56,9 +56,18 @@ func columnHelp(all []column) string {
 	return b.String()
 }
 
-// printColumns prints rows under their headings. With raw the fields are parted
-// by one blank, blanks inside them are written \x20 and empty fields are "-".
-func printColumns(w io.Writer, columns []column, rows []mappingJSON, headings, raw, bytes bool) error {
+// printProperties prints one row, a line for each property that it has.
+func printProperties[Row any](w io.Writer, columns []column[Row], row Row, bytes bool) {
+	for _, c := range columns {
+		if v := c.value(row, bytes); v != "" {
+			fmt.Fprintf(w, "%-8s %s\n", c.name, printable(v))
+		}
+	}
+}
+
+// printColumns prints rows under their headings. With raw the fields are separated
+// by a space, spaces inside them are written \x20 and empty fields are "-".
+func printColumns[Row any](w io.Writer, columns []column[Row], rows []Row, headings, raw, bytes bool) error {
 	out, flush := w, func() error { return nil }
 	sep := " "
 	if !raw {

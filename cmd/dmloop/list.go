@@ -34,6 +34,7 @@ type mappingJSON struct {
 
 type mappingsJSON struct {
 	Mappings []mappingJSON `json:"mappings"`
+	Shims    []shimJSON    `json:"shims,omitempty"` // of status only
 }
 
 func toMappingJSON(s lifecycle.Status) mappingJSON {
@@ -46,7 +47,7 @@ func toMappingJSON(s lifecycle.Status) mappingJSON {
 
 const defaultColumns = "NAME,DEVICE,IMAGE,SIZE,RO,EXTENTS,PIN,GRADE,STATE,GUARD"
 
-var listColumns = []column{
+var listColumns = []column[mappingJSON]{
 	{"NAME", "name of the mapping", func(m mappingJSON, _ bool) string { return m.Name }},
 	{"DEVICE", "device node", func(m mappingJSON, _ bool) string { return m.Device }},
 	{"MAJ:MIN", "device number", func(m mappingJSON, _ bool) string { return m.MajMin }},
@@ -76,8 +77,8 @@ func zeroOne(b bool) string {
 }
 
 type listOptions struct {
-	output                   string
-	all, noheadings, raw, bs bool
+	output                          string
+	all, noheadings, raw, bs, shims bool
 }
 
 func (o *listOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
@@ -97,12 +98,14 @@ func newListCommand(env *cliEnv) *cobra.Command {
 		Use:     "list [NAME|IMAGE...]",
 		Aliases: []string{"ls"},
 		Short:   "List mappings",
-		Long:    "List the mappings of this machine, or those named, with what is in force now.",
+		Long: `List the mappings of this machine, or those named, with what is in force now.
+With --shims the shims instead, with what they show and who uses them.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runList(cmd.Context(), env, opts, args)
 		},
 		ValidArgsFunction: completeMappings(env),
 	}
+	cmd.Flags().BoolVar(&opts.shims, "shims", false, "list shims instead of mappings")
 	opts.addFlags(env, cmd)
 	return cmd
 }
@@ -110,14 +113,17 @@ func newListCommand(env *cliEnv) *cobra.Command {
 // outputHelp is the argument of --output that asks for the columns there are.
 const outputHelp = "help"
 
-func printColumnHelp(env *cliEnv) error {
-	_, err := fmt.Fprintln(env.stdout, columnHelp(listColumns))
+func printColumnHelp[Row any](env *cliEnv, columns []column[Row]) error {
+	_, err := fmt.Fprintln(env.stdout, columnHelp(columns))
 	return err
 }
 
 func runList(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
-	if opts.output == outputHelp {
-		return printColumnHelp(env)
+	switch {
+	case opts.shims:
+		return runListShims(ctx, env, opts, args)
+	case opts.output == outputHelp:
+		return printColumnHelp(env, listColumns)
 	}
 	sys := env.system()
 	defer sys.Close()
@@ -125,7 +131,10 @@ func runList(ctx context.Context, env *cliEnv, opts *listOptions, args []string)
 	if err != nil && len(args) == 0 {
 		return err // no list, which is not an empty one
 	}
-	return errors.Join(err, printMappings(env, opts, found))
+	if err = errors.Join(err, printMappings(env, opts, found)); err == nil && len(args) == 0 && !opts.raw && !env.json {
+		noteShims(ctx, env, sys)
+	}
+	return err
 }
 
 // named collects what get returns for each of the targets, or for all mappings when
@@ -142,13 +151,17 @@ func named[T any](ctx context.Context, targets []string, get func(context.Contex
 	return all, err
 }
 
-func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status) error {
+func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status, shims ...lifecycle.ShimStatus) error {
 	rows := make([]mappingJSON, 0, len(found))
 	for _, s := range found {
 		rows = append(rows, toMappingJSON(s))
 	}
 	if env.json {
-		return printJSON(env, mappingsJSON{rows})
+		out := mappingsJSON{Mappings: rows}
+		for _, s := range shims {
+			out.Shims = append(out.Shims, toShimJSON(s))
+		}
+		return printJSON(env, out)
 	}
 	defaults := defaultColumns
 	if opts.all {

@@ -60,7 +60,7 @@ func runMap(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path strin
 		return err
 	}
 	if env.json {
-		return printJSON(env, mappingsJSON{[]mappingJSON{toMappingJSON(st)}})
+		return printJSON(env, mappingsJSON{Mappings: []mappingJSON{toMappingJSON(st)}})
 	}
 	fmt.Fprintln(env.stdout, st.Device)
 	return nil
@@ -77,7 +77,7 @@ func runPlan(ctx context.Context, env *cliEnv, o lifecycle.MapOptions, path stri
 		return err
 	}
 	if env.json {
-		return printJSON(env, mappingsJSON{[]mappingJSON{toMappingJSON(plan.Status)}})
+		return printJSON(env, mappingsJSON{Mappings: []mappingJSON{toMappingJSON(plan.Status)}})
 	}
 	fmt.Fprintf(env.stdout, "would make /dev/mapper/%s of %s, grade %s:\n%s", plan.Name, printable(path), plan.Grade, plan.Survey.Table)
 	return nil

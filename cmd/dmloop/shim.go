@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
+	"dmloop/internal/hostfiles"
 	"dmloop/internal/tab"
 )
 
@@ -20,8 +22,8 @@ func newShimCommand(env *cliEnv) *cobra.Command {
 		Short: "Make an identity device, so that the device below can be shared",
 		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is
 mounted from it, instead of from DEVICE, can lend out its files with dmloop map.
-DEVICE must not be mounted; UUID= of its file system and PARTUUID= name it, too.
-Prints the lines that bring it up at every boot. --remove takes the shim down, when
+DEVICE must not be mounted; UUID= or LABEL= of its file system and PARTUUID= name it,
+too. A shim that is there already will do. Prints the lines that bring it up at every boot. --remove takes the shim down, when
 nothing uses it any more.
 ` + persistHelp,
 		Args: o.args,
@@ -41,7 +43,7 @@ nothing uses it any more.
 			}
 			sys := env.system()
 			defer sys.Close()
-			shim, err := sys.Shim(cmd.Context(), device, args[1])
+			shim, _, err := sys.EnsureShim(cmd.Context(), device, args[1])
 			if err != nil {
 				return err
 			}
@@ -60,7 +62,7 @@ nothing uses it any more.
 	return cmd
 }
 
-// deviceOf returns the path of the device that UUID= or PARTUUID= names, and any other
+// deviceOf returns the path of the device that UUID=, LABEL= or PARTUUID= names, and any other
 // source as it is.
 func deviceOf(source string) (string, error) {
 	if strings.Contains(source, "/") || !strings.Contains(source, "=") {
@@ -95,18 +97,25 @@ func removeShim(ctx context.Context, env *cliEnv, name string) error {
 	return nil
 }
 
-// shimAdvice tells how the shim of this name comes back at the next boot.
+// shimAdvice tells how the shim of this name comes back at the next boot: with the mount
+// point that fstab has for the file system today.
 func shimAdvice(device, name, shim string) string {
-	source := device
+	source, kind, point := device, "auto", "MOUNTPOINT"
 	devices := blockdev.Local()
 	if d, err := devices.Find(device); err == nil {
 		if fs, err := devices.Filesystem(d); err == nil {
-			source = "UUID=" + fs.UUID
+			source, kind = "UUID="+fs.UUID, fs.Type
+		}
+		text, _ := os.ReadFile("/etc/fstab") // without it nothing is known
+		for _, m := range hostfiles.ParseFstab(string(text)) {
+			if at, err := devices.Find(m.Source); err == nil && at.Number == d.Number {
+				point = tab.Encode(m.Point)
+			}
 		}
 	}
 	return fmt.Sprintf(`Mount the file system from %[2]s instead of %[1]s. For every boot, in %[4]s:
   %[3]s
 and in /etc/fstab:
-  %[2]s  MOUNTPOINT  auto  defaults  0  2
-`, device, shim, tab.Format(name, source, "", "shim"), defaultTab)
+  %[2]s  %[6]s  %[5]s  defaults  0  2
+`, device, shim, tab.Format(name, source, "", "shim"), defaultTab, kind, point)
 }

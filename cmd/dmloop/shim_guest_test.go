@@ -222,10 +222,30 @@ func TestMappingOnReadOnlyDisk(t *testing.T) {
 func TestShimRemoved(t *testing.T) {
 	disk := vmtest.Disk(t, 0)
 	vmtest.Mkfs(t, "ext4", disk)
+	vmtest.Must(t, "e2label", disk, "my disk")
 	uuid := strings.TrimSpace(vmtest.Must(t, "blkid", "-o", "value", "-s", "UUID", disk))
 	expect(t, 0, "shim", "UUID="+uuid, "srv")
+	for _, again := range []string{disk, "LABEL=my disk", "UUID=" + uuid} { // it is there already, and will do
+		if r := expect(t, 0, "shim", again, "srv"); r.Stdout != "/dev/mapper/srv\n" || !strings.Contains(r.Stderr, "ext4  defaults") {
+			t.Errorf("%s: %s%s", again, r.Stdout, r.Stderr)
+		}
+	}
+	expect(t, 5, "shim", disk, "other") // which would show the same sectors
+	if r := expect(t, 0, "list"); r.Stdout != "" || r.Stderr != "1 shim: dmloop list --shims\n" {
+		t.Errorf("%q, %q", r.Stdout, r.Stderr)
+	}
+	if r := expect(t, 0, "list", "--shims", "--raw", "-n", "-o", "NAME,BELOW,USERS"); r.Stdout != "srv "+disk+" -\n" {
+		t.Errorf("%q", r.Stdout)
+	}
 	dir := t.TempDir()
 	vmtest.Must(t, "mount", "/dev/mapper/srv", dir)
+	if r := expect(t, 0, "status", "srv"); !strings.Contains(r.Stdout, "BELOW    "+disk+"\n") || !strings.Contains(r.Stdout, "USERS    mount "+dir) {
+		t.Errorf("%s", r.Stdout)
+	}
+	if r := expect(t, 0, "status", "--json", "/dev/mapper/srv"); !strings.Contains(r.Stdout, `"mappings": []`) || !strings.Contains(r.Stdout, `"below": "`+disk) {
+		t.Errorf("%s", r.Stdout)
+	}
+	expect(t, 6, "list", "--shims", "other")
 	if r := expect(t, 5, "shim", "--remove", "srv"); !strings.Contains(r.Stderr, dir) || !strings.Contains(r.Stderr, "unmount") {
 		t.Errorf("%s", r.Stderr)
 	}

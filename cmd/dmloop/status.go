@@ -3,19 +3,19 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-
-	"dmloop/internal/fault"
 
 	"github.com/spf13/cobra"
+
+	"dmloop/internal/fault"
+	"dmloop/internal/lifecycle"
 )
 
 func newStatusCommand(env *cliEnv) *cobra.Command {
 	opts := &listOptions{}
 	cmd := &cobra.Command{
 		Use:   "status NAME|IMAGE...",
-		Short: "Show all that is known of a mapping",
-		Long: `Show one mapping in full, a line for each property; with --output, --raw or --json
+		Short: "Show all that is known of a mapping or a shim",
+		Long: `Show one mapping or shim in full, a line for each property; with --output, --raw or --json
 as list does. Exits with 4 when the mapping is stale or torn down.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -29,21 +29,31 @@ as list does. Exits with 4 when the mapping is stale or torn down.`,
 
 func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []string) error {
 	if opts.output == outputHelp {
-		return printColumnHelp(env)
+		return printColumnHelp(env, listColumns)
 	}
 	sys := env.system()
 	defer sys.Close()
-	found, err := named(ctx, args, sys.List)
-	if env.json || opts.raw || opts.output != "" || opts.all {
-		err = errors.Join(err, printMappings(env, opts, found))
+	var shims []lifecycle.ShimStatus
+	found, err := named(ctx, args, func(ctx context.Context, targets ...string) ([]lifecycle.Status, error) {
+		found, err := sys.List(ctx, targets...)
+		if fault.ClassOf(err) == fault.NotFound {
+			if more, serr := sys.Shims(ctx, targets...); serr == nil {
+				shims, err = append(shims, more...), nil
+			}
+		}
+		return found, err
+	})
+	columns := opts.raw || opts.output != "" || opts.all
+	if env.json || columns && (len(found) > 0 || len(shims) == 0) {
+		err = errors.Join(err, printMappings(env, opts, found, shims...))
 	} else {
 		for _, s := range found {
-			row := toMappingJSON(s)
-			for _, c := range listColumns {
-				if v := c.value(row, opts.bs); v != "" {
-					fmt.Fprintf(env.stdout, "%-8s %s\n", c.name, printable(v))
-				}
-			}
+			printProperties(env.stdout, listColumns, toMappingJSON(s), opts.bs)
+		}
+	}
+	for _, s := range shims {
+		if !env.json {
+			printProperties(env.stdout, shimColumns, toShimJSON(s), opts.bs)
 		}
 	}
 	if err != nil {

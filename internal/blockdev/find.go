@@ -39,8 +39,8 @@ type Device struct {
 	UUID   string          // device-mapper's, empty where there is none
 }
 
-// Find returns the device that a source names: UUID= of a file system, PARTUUID= of
-// a partition, or the path of a node. Devices of dmloop are never found: they show
+// Find returns the device that a source names: UUID= or LABEL= of a file system, PARTUUID=
+// of a partition, or the path of a node. Devices of dmloop are never found: they show
 // the same file systems as the devices below them. When several devices show one
 // file system that stand on one another, such as a multipath device and its paths,
 // the topmost is meant; otherwise it is an error.
@@ -56,13 +56,18 @@ func (f Finder) Find(source string) (Device, error) {
 			file, err := f.Filesystem(d)
 			return err == nil && strings.EqualFold(file.UUID, value), nil
 		}
+	case "LABEL":
+		match = func(d Device) (bool, error) {
+			file, err := f.Filesystem(d)
+			return err == nil && value != "" && file.Label == value, nil
+		}
 	case "PARTUUID":
 		match = func(d Device) (bool, error) {
 			id, err := f.PartUUID(d)
 			return err == nil && id != "" && strings.EqualFold(id, value), nil
 		}
 	default:
-		return Device{}, fmt.Errorf("%s: a device is named by UUID=, PARTUUID= or its path", source)
+		return Device{}, fmt.Errorf("%s: a device is named by UUID=, LABEL=, PARTUUID= or its path", source)
 	}
 	all, err := f.devices(ours)
 	if err != nil {

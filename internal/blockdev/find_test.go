@@ -36,19 +36,22 @@ func sparse(t *testing.T, path string, size int64) {
 	}
 }
 
-const someUUID = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+const (
+	someUUID  = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+	someLabel = "dä 1/x"
+)
 
 func TestIdentifyRealFilesystems(t *testing.T) {
 	for fstype, mkfs := range map[string][]string{
-		"ext4":  {"mkfs.ext4", "-q", "-F", "-U", someUUID},
-		"xfs":   {"mkfs.xfs", "-q", "-f", "-m", "uuid=" + someUUID},
-		"f2fs":  {"mkfs.f2fs", "-q", "-f", "-U", someUUID},
-		"btrfs": {"mkfs.btrfs", "-q", "-f", "-U", someUUID},
+		"ext4":  {"mkfs.ext4", "-q", "-F", "-U", someUUID, "-L", someLabel},
+		"xfs":   {"mkfs.xfs", "-q", "-f", "-m", "uuid=" + someUUID, "-L", someLabel},
+		"f2fs":  {"mkfs.f2fs", "-q", "-f", "-U", someUUID, "-l", someLabel},
+		"btrfs": {"mkfs.btrfs", "-q", "-f", "-U", someUUID, "-L", someLabel},
 	} {
 		path := filepath.Join(t.TempDir(), "fs")
 		sparse(t, path, 400<<20)
 		run(t, "", append(mkfs, path)...)
-		if got, err := (Finder{}).Filesystem(Device{Path: path}); err != nil || got.Type != fstype || got.UUID != someUUID {
+		if got, err := (Finder{}).Filesystem(Device{Path: path}); err != nil || got.Type != fstype || got.UUID != someUUID || got.Label != someLabel {
 			t.Errorf("%s: %+v, %v", fstype, got, err)
 		}
 	}
@@ -144,13 +147,13 @@ func TestFindByUUID(t *testing.T) {
 	if _, err := m.Find(tag("c")); err == nil || !strings.Contains(err.Error(), "several devices") {
 		t.Errorf("two disks with one UUID: %v", err)
 	}
-	for _, source := range []string{tag("e"), tag("x"), "PARTUUID=1234"} {
+	for _, source := range []string{tag("e"), tag("x"), "PARTUUID=1234", "LABEL=x", "LABEL="} {
 		if _, err := m.Find(source); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: %v", source, err)
 		}
 	}
-	if _, err := m.Find("LABEL=x"); err == nil || errors.Is(err, ErrNotFound) {
-		t.Errorf("label: %v", err)
+	if _, err := m.Find("PARTLABEL=x"); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("an unknown tag: %v", err)
 	}
 	if _, err := m.Find("/dev/null"); err == nil {
 		t.Error("/dev/null is a block device")

@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"unicode/utf16"
 
 	"dmloop/internal/fstype"
 )
 
 // Filesystem is what a superblock says.
 type Filesystem struct {
-	Type string // as mount(2) takes it
-	UUID string // lower-case, with dashes
+	Type  string // as mount(2) takes it
+	UUID  string // lower-case, with dashes
+	Label string // empty when it has none
 }
 
 // headSize is how much of a device's beginning identify wants to see.
@@ -33,9 +35,26 @@ func identify(head []byte) (Filesystem, bool) {
 		if t.Name == "ext4" && binary.LittleEndian.Uint32(head[ext4Incompat:])&ext4JournalDev != 0 {
 			continue
 		}
-		return Filesystem{Type: t.Name, UUID: FormatUUID([16]byte(head[s.UUIDAt:]))}, true
+		return Filesystem{Type: t.Name, UUID: FormatUUID([16]byte(head[s.UUIDAt:])), Label: label(head, s)}, true
 	}
 	return Filesystem{}, false
+}
+
+// label reads the label, up to its first zero.
+func label(head []byte, s fstype.Superblock) string {
+	if len(head) < s.LabelAt+s.Label {
+		return ""
+	}
+	b := head[s.LabelAt : s.LabelAt+s.Label]
+	if !s.UTF16 {
+		text, _, _ := bytes.Cut(b, []byte{0})
+		return string(text)
+	}
+	var units []uint16
+	for ; len(b) >= 2 && (b[0] != 0 || b[1] != 0); b = b[2:] {
+		units = append(units, binary.LittleEndian.Uint16(b))
+	}
+	return string(utf16.Decode(units))
 }
 
 // FormatUUID prints the 16 bytes of a file system's UUID as blkid does: lower-case, with

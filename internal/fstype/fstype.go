@@ -49,23 +49,25 @@ type Type struct {
 	NoCopyOnWrite bool
 }
 
-// Superblock says where on a device a file system tells its name and UUID, in bytes.
+// Superblock says where on a device a file system tells its name, UUID and label, in bytes.
 type Superblock struct {
 	Magic           []byte
 	MagicAt, UUIDAt int
+	LabelAt, Label  int  // where the label begins, and how long it can be
+	UTF16           bool // the label is UTF-16, little-endian
 }
 
 var types = []Type{
 	{
 		Name: "ext4", Magic: unix.EXT4_SUPER_MAGIC, Immutable: guard.GradeKernel,
-		// fs/ext4/ext4.h, struct ext4_super_block at 1024: s_magic at 0x38, s_uuid at 0x68.
-		Superblock: Superblock{[]byte{0x53, 0xef}, 1024 + 0x38, 1024 + 0x68},
+		// fs/ext4/ext4.h, struct ext4_super_block at 1024: s_magic at 0x38, s_uuid at 0x68, s_volume_name at 0x78.
+		Superblock: Superblock{Magic: []byte{0x53, 0xef}, MagicAt: 1024 + 0x38, UUIDAt: 1024 + 0x68, LabelAt: 1024 + 0x78, Label: 16},
 	},
 	{
 		Name: "xfs", Magic: unix.XFS_SUPER_MAGIC, Immutable: guard.GradeKernel,
 		Pin: guard.PinNoDefrag, // xfs_fsr honours it
-		// fs/xfs/libxfs/xfs_format.h, struct xfs_dsb: sb_magicnum at 0, sb_uuid at 32.
-		Superblock: Superblock{[]byte("XFSB"), 0, 32},
+		// fs/xfs/libxfs/xfs_format.h, struct xfs_dsb: sb_magicnum at 0, sb_uuid at 32, sb_fname at 108.
+		Superblock: Superblock{Magic: []byte("XFSB"), UUIDAt: 32, LabelAt: 108, Label: 12},
 	},
 	{
 		// The garbage collector may drop the pin, which it asks for alone
@@ -74,14 +76,14 @@ var types = []Type{
 		// fs/f2fs/data.c, seen on 6.12 and 7.3).
 		Name: "f2fs", Magic: unix.F2FS_SUPER_MAGIC, Immutable: guard.GradeGuarded,
 		Pin: guard.PinF2FS, PinNeeded: true, SwapPins: true, SwapMoves: true, SyncAttributes: true, BufferedFill: true,
-		// include/linux/f2fs_fs.h, struct f2fs_super_block at 1024: magic at 0, uuid at 108.
-		Superblock: Superblock{[]byte{0x10, 0x20, 0xf5, 0xf2}, 1024, 1024 + 108},
+		// include/linux/f2fs_fs.h, struct f2fs_super_block at 1024: magic at 0, uuid at 108, volume_name at 124.
+		Superblock: Superblock{Magic: []byte{0x10, 0x20, 0xf5, 0xf2}, MagicAt: 1024, UUIDAt: 1024 + 108, LabelAt: 1024 + 124, Label: 1024, UTF16: true},
 	},
 	{
 		// Balance and snapshot ignore the immutable flag.
 		Name: "btrfs", Magic: unix.BTRFS_SUPER_MAGIC, Immutable: guard.GradeUnsafe, OwnAddresses: true, NoCopyOnWrite: true,
-		// include/uapi/linux/btrfs_tree.h, struct btrfs_super_block at 65536: fsid at 0x20, magic at 0x40.
-		Superblock: Superblock{[]byte("_BHRfS_M"), 65536 + 0x40, 65536 + 0x20},
+		// include/uapi/linux/btrfs_tree.h, struct btrfs_super_block at 65536: fsid at 0x20, magic at 0x40, label at 0x12b.
+		Superblock: Superblock{Magic: []byte("_BHRfS_M"), MagicAt: 65536 + 0x40, UUIDAt: 65536 + 0x20, LabelAt: 65536 + 0x12b, Label: 256},
 	},
 }
 

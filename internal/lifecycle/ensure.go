@@ -37,13 +37,14 @@ func (s *System) WithLeasePatience(d time.Duration) *System {
 // EnsureShim is Shim where the device may be there already: the shim that an earlier
 // run made of the same block device will do. It says whether it was there.
 func (s *System) EnsureShim(ctx context.Context, path, name string) (device string, there bool, err error) {
-	mangledName, err := mangled(path, name)
+	mangledName, err := shimName(path, name)
 	if err != nil {
 		return "", false, err
 	}
 	conn, err := s.mapper()
 	if err != nil {
-		return "", false, err
+		device, err = s.Shim(ctx, path, name) // it says what is in the way first
+		return device, false, err
 	}
 	if there, err = s.shimIs(conn, path, mangledName); there || err != nil {
 		if there {

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
@@ -22,13 +24,7 @@ import (
 // sectors under another number. A file system mounted from it leaves the device
 // below free for device-mapper to share. It returns the path of the new device.
 func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
-	if name == "" {
-		return "", &fault.Error{Class: fault.Usage, Message: "the name of a shim cannot be empty"}
-	}
-	name, err := mangled(path, name)
-	if e := (*fault.Error)(nil); errors.As(err, &e) {
-		e.Remedy = advice.NameShim
-	}
+	name, err := shimName(path, name)
 	if err != nil {
 		return "", err
 	}
@@ -74,6 +70,77 @@ func (s *System) Shim(ctx context.Context, path, name string) (string, error) {
 		return "", shimError(conn, path, name, err)
 	}
 	return "/dev/mapper/" + name, nil
+}
+
+// shimName returns the device-mapper name for what the user asked for.
+func shimName(path, name string) (string, error) {
+	if name == "" {
+		return "", &fault.Error{Class: fault.Usage, Message: "the name of a shim cannot be empty"}
+	}
+	name, err := mangled(path, name)
+	if e := (*fault.Error)(nil); errors.As(err, &e) {
+		e.Remedy = advice.NameShim
+	}
+	return name, err
+}
+
+// ShimStatus is one shim as `list --shims` shows it.
+type ShimStatus struct {
+	Name     string
+	UUID     string
+	Device   string // /dev/mapper/NAME
+	MajMin   string
+	Below    dmtable.Device // what it shows; major 0 for one that was not finished
+	Size     extents.Bytes
+	ReadOnly bool
+	Open     int
+	Users    []string // who uses it, for people
+}
+
+// Shims lists the shims that are live, those named or all.
+func (s *System) Shims(_ context.Context, targets ...string) ([]ShimStatus, error) {
+	conn, err := s.mapper()
+	if err != nil {
+		return nil, err
+	}
+	all, err := conn.List()
+	if err != nil {
+		return nil, err
+	}
+	found := []ShimStatus{}
+	for _, d := range all {
+		if !strings.HasPrefix(d.UUID, record.ShimPrefix) {
+			continue
+		}
+		info, table, err := conn.State(dm.ByUUID(d.UUID))
+		if errors.Is(err, dm.ErrNotFound) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, fault.Wrap(d.Name, "", err)
+		}
+		st := ShimStatus{Name: info.Name, UUID: info.UUID, Device: mapper.Folder + info.Name, MajMin: info.Device.String(),
+			Size: extents.Bytes(table.Size()) * dmtable.SectorSize, ReadOnly: info.ReadOnly, Open: info.OpenCount}
+		if shows, err := table.Segments(); err == nil && len(shows) == 1 {
+			st.Below = shows[0].Device
+		}
+		if info.OpenCount > 0 {
+			st.Users = conn.Users(info.Device)
+		}
+		found = append(found, st)
+	}
+	if len(targets) == 0 {
+		return found, nil
+	}
+	var picked []ShimStatus
+	for _, t := range targets {
+		i := slices.IndexFunc(found, func(st ShimStatus) bool { return slices.Contains(namesOf(t), st.Name) })
+		if i < 0 {
+			return nil, &fault.Error{Class: fault.NotFound, Subject: t, Message: "no such shim"}
+		}
+		picked = append(picked, found[i])
+	}
+	return picked, nil
 }
 
 // halfMade reports whether the device is a shim that shows nothing: whoever made it was

@@ -11,5 +11,5 @@ func Format(name, source, uuid, options string) string {
 	if options == "" {
 		options = "defaults"
 	}
-	return strings.Join([]string{encode(name), encode(source), uuid, options}, "\t")
+	return strings.Join([]string{Encode(name), Encode(source), uuid, options}, "\t")
 }

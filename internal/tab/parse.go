@@ -102,8 +102,8 @@ func decode(field string) (string, error) {
 	return plain, nil
 }
 
-// encode is decode's reverse.
-func encode(plain string) string {
+// Encode is decode's reverse.
+func Encode(plain string) string {
 	var b strings.Builder
 	for i, r := range plain {
 		if unicode.IsSpace(r) || unicode.IsControl(r) || r == '\\' || r == '#' && i == 0 {
