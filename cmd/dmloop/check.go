@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
 	"dmloop/internal/survey"
@@ -25,6 +28,8 @@ type checkedJSON struct {
 	Sealed     bool          `json:"sealed"`
 	Extents    int           `json:"extents"`
 	Problems   []problemJSON `json:"problems"`
+	Directory  bool          `json:"directory,omitempty"` // it is one, and this is about images in it
+	Grade      string        `json:"grade,omitempty"`     // of a directory: what an image there can have
 
 	problems []extents.Problem // the same
 }
@@ -33,10 +38,10 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 	o := &survey.Options{}
 	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinImmutable, lifecycle.PinSwap, lifecycle.PinNone}}
 	cmd := &cobra.Command{
-		Use:   "check IMAGE...",
+		Use:   "check IMAGE|DIRECTORY...",
 		Short: "Say whether images can be mapped, and if not, why",
 		Long: `Run all rules over images and print what is in the way, with its place and what to do.
-Of each rule the first three places are printed, with --verbose ten. Nothing is changed.
+Of a directory, say whether images in it could be mapped. Of each rule the first three places are printed, with --verbose ten. Nothing is changed.
 Exits with 3 when an image is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -83,9 +88,14 @@ func runCheck(ctx context.Context, env *cliEnv, o survey.Options, images []strin
 	return nil
 }
 
-// checkOne turns a file that cannot even be judged, such as a directory, into an
+// checkOne turns a file that cannot even be judged, such as a FIFO, into an
 // answer: that is what was asked.
 func checkOne(ctx context.Context, sys *lifecycle.System, o survey.Options, path string) (checkedJSON, error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		r, err := sys.CheckFolder(path)
+		return checkedJSON{Image: path, Filesystem: r.Filesystem, Mappable: len(r.Problems) == 0, Directory: true, Grade: string(r.Grade),
+			Problems: problemsJSON(inFolder(path), r.Problems), problems: r.Problems}, err
+	}
 	v, err := sys.Check(ctx, path, o)
 	var e *fault.Error
 	if errors.As(err, &e) && len(e.Problems) > 0 {
@@ -100,8 +110,18 @@ func checkOne(ctx context.Context, sys *lifecycle.System, o survey.Options, path
 	}, nil
 }
 
+// inFolder stands for an image in a folder, in hints.
+func inFolder(path string) string { return filepath.Join(path, "IMAGE") }
+
 func printChecked(env *cliEnv, c checkedJSON) {
-	if c.Mappable {
+	switch {
+	case c.Directory && c.Mappable && c.Grade == string(guard.GradeUnsafe):
+		fmt.Fprintf(env.stdout, "%s: images here can be mapped once they are sealed (%s)\n", printable(c.Image), c.Filesystem)
+		return
+	case c.Directory && c.Mappable:
+		fmt.Fprintf(env.stdout, "%s: images here can be mapped (%s, grade %s)\n", printable(c.Image), c.Filesystem, c.Grade)
+		return
+	case c.Mappable:
 		sealed := ""
 		if c.Sealed {
 			sealed = ", sealed"
@@ -109,8 +129,16 @@ func printChecked(env *cliEnv, c checkedJSON) {
 		fmt.Fprintf(env.stdout, "%s: mappable (%s, %s, %s%s)\n", printable(c.Image), humanSize(c.Size), c.Filesystem, plural(c.Extents, "extent"), sealed)
 		return
 	}
-	fmt.Fprintf(env.stdout, "%s: not mappable, %s\n", printable(c.Image), countOf(c.problems))
-	for _, l := range problemLines(c.Image, c.problems, env.verbose) {
+	what := "not mappable"
+	if c.Directory {
+		what = "images here cannot be mapped"
+	}
+	fmt.Fprintf(env.stdout, "%s: %s, %s\n", printable(c.Image), what, countOf(c.problems))
+	about := c.Image
+	if c.Directory {
+		about = inFolder(c.Image)
+	}
+	for _, l := range problemLines(about, c.problems, env.verbose) {
 		fmt.Fprintf(env.stdout, "  %s\n", printable(l.text))
 		if l.hint != "" {
 			fmt.Fprintf(env.stdout, "    hint: %s\n", printable(l.hint))

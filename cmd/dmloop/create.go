@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -20,10 +21,10 @@ func newCreateCommand(env *cliEnv) *cobra.Command {
 file appears when it is complete; an existing one is never touched.
 
 SIZE may have a suffix: K, KiB, M, MiB and so on are powers of 1024, KB, MB and
-so on powers of 1000.`,
+so on powers of 1000. One with decimals, such as 1.3G, is rounded down to whole blocks.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bytes, err := size.Parse(args[1])
+			bytes, rounded, err := size.ParseDown(args[1], createBlock)
 			if _, other := size.Parse(args[0]); err != nil && other == nil {
 				return otherWayRound("create", args)
 			}
@@ -33,12 +34,18 @@ so on powers of 1000.`,
 			if bytes == 0 {
 				return errNoBytes
 			}
+			if rounded {
+				env.logger().Log(cmd.Context(), fault.LevelNote, fmt.Sprintf("%s is no whole number of blocks: the image gets %d bytes", args[1], int64(bytes)))
+			}
 			return runCreate(cmd.Context(), env, args[0], bytes)
 		},
 	}
 	jsonFlag(env, cmd)
 	return cmd
 }
+
+// createBlock is what a size with decimals is rounded down to: the block of most file systems.
+const createBlock = 4096
 
 var errNoBytes = usageError("an image of 0 bytes cannot be mapped")
 
@@ -47,6 +54,14 @@ func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes
 	defer sys.Close()
 	if err := sys.Awake(ctx, path, filepath.Dir(path)); err != nil {
 		return err
+	}
+	// Before the work: an image that is there already may as well stay where it is.
+	if r, err := sys.CheckFolder(filepath.Dir(path)); err == nil {
+		for _, p := range r.Problems {
+			if p.Rule == extents.MountedDirectly || p.Rule == extents.UnresolvableStack {
+				env.logger().Warn("it will not be mappable here as things are: "+p.Message, "hint", fault.HowTo{Image: path, Remedy: p.Remedy})
+			}
+		}
 	}
 	show, done := progress(env, "create")
 	err := backing.Create(ctx, path, size, backing.Options{Progress: show})

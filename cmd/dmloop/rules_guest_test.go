@@ -109,7 +109,6 @@ func trace(t testing.TB, path string) string {
 func TestFullRulesOnExt4(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	provoke(t, h, []provoked{
-		{"a folder", "mkdir f", extents.NotRegular, whole, 0, 0, ""},
 		{"a FIFO", "mkfifo f", extents.NotRegular, whole, 0, 0, ""},
 		{"a device", "ln -s " + h.dev + " f", extents.NotRegular, whole, 0, 0, ""},
 		{"empty", ">f", extents.Empty, whole, 0, 0, ""},

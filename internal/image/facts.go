@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"os"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -83,6 +84,46 @@ func (f Facts) NoCOW() bool { return f.InodeFlags&inode.NoCOW != 0 }
 // Facts reads everything afresh. An error means that a question could not be
 // asked that has to be; a file system that cannot be mapped from is no error.
 func (i *Image) Facts() (Facts, error) {
+	facts, err := i.common()
+	if err != nil {
+		return Facts{}, err
+	}
+	if err := i.readAttributes(&facts); err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	entry, active, err := swap.Lookup(i.file)
+	if err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	if active {
+		facts.Swap = SwapStatus{Active: true, Path: entry.Path}
+	}
+	if err := i.readSpecific(&facts); err != nil {
+		return Facts{}, i.wrap(err)
+	}
+	return facts, nil
+}
+
+// FolderFacts reads what the files of a folder have in common: their file system and its
+// mount. Nothing is known of any file.
+func FolderFacts(folder *os.File) (Facts, error) {
+	i := &Image{file: folder}
+	facts, err := i.common()
+	if err != nil {
+		return Facts{}, err
+	}
+	switch facts.Kind() {
+	case "xfs":
+		facts.Reflink, err = i.xfsReflink()
+	case "btrfs":
+		facts.Reflink = true
+		facts.Devices.Count, err = i.btrfsDevices()
+	}
+	return facts, err
+}
+
+// common reads what any descriptor tells.
+func (i *Image) common() (Facts, error) {
 	st, err := i.statx(unix.STATX_BASIC_STATS | unix.STATX_MNT_ID)
 	if err != nil {
 		return Facts{}, err
@@ -116,19 +157,6 @@ func (i *Image) Facts() (Facts, error) {
 		facts.Filesystem = fmt.Sprintf("file system 0x%x on a mount that is not visible here", facts.Magic)
 	}
 	facts.ReadOnly = fs.Flags&unix.ST_RDONLY != 0
-	if err := i.readAttributes(&facts); err != nil {
-		return Facts{}, i.wrap(err)
-	}
-	entry, active, err := swap.Lookup(i.file)
-	if err != nil {
-		return Facts{}, i.wrap(err)
-	}
-	if active {
-		facts.Swap = SwapStatus{Active: true, Path: entry.Path}
-	}
-	if err := i.readSpecific(&facts); err != nil {
-		return Facts{}, i.wrap(err)
-	}
 	return facts, nil
 }
 

@@ -31,8 +31,7 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	}
 	f.attributeProblems(add)
 	if f.Devices.Count > 1 {
-		add(extents.MultiDevice, usual,
-			"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)
+		problems = append(problems, f.multiDevice())
 	}
 	if f.Devices.Unknown != "" {
 		add(extents.MultiDevice, advice.ReadDevices,
@@ -49,6 +48,24 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 		add(extents.Indirect, remedy, "ext4 keeps the file in indirect blocks instead of extents")
 	}
 	return problems
+}
+
+// FolderProblems returns what keeps every image in a folder from being mapped, as far as
+// FolderFacts tells.
+func (f Facts) FolderProblems() []extents.Problem {
+	var problems []extents.Problem
+	if reason, remedy := f.unsupportedReason(); reason != "" {
+		problems = append(problems, extents.Problem{Rule: extents.UnsupportedFS, Message: reason, Remedy: remedy})
+	}
+	if f.Devices.Count > 1 {
+		problems = append(problems, f.multiDevice())
+	}
+	return problems
+}
+
+func (f Facts) multiDevice() extents.Problem {
+	return extents.Problem{Rule: extents.MultiDevice, Message: fmt.Sprintf(
+		"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)}
 }
 
 // Unfit reads the attributes of the inode afresh and returns every one that makes the

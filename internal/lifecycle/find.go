@@ -34,7 +34,53 @@ func findRecord(store *record.Store, target string) (record.Record, error) {
 			return m, err
 		}
 	}
-	return record.Record{}, noSuchMapping(target)
+	return record.Record{}, noSuchMappingIn(store, target)
+}
+
+// noSuchMappingIn is noSuchMapping with the name that was meant, as far as one is near. store
+// may be nil.
+func noSuchMappingIn(store *record.Store, target string) error {
+	if store == nil {
+		return noSuchMapping(target)
+	}
+	names, err := store.Names()
+	if err != nil {
+		return noSuchMapping(target)
+	}
+	best, least := "", maxTypos+1
+	for _, name := range names {
+		if d := typos(target, name); d < least && d < len(target) {
+			best, least = name, d
+		}
+	}
+	if best == "" {
+		return noSuchMapping(target)
+	}
+	return &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping", Remedy: advice.DidYouMean.Of(best)}
+}
+
+// maxTypos is how many wrong letters a name may have to be taken for another one.
+const maxTypos = 2
+
+// typos counts the letters to insert, remove or replace that make one word of the other
+// (Levenshtein's distance).
+func typos(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = min(diagonal, row[j], row[j+1]) + 1
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
 }
 
 // unusableRecord is what is said of a record that cannot be read: dmloop does not guess.

@@ -66,7 +66,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 		if class := fault.ClassOf(err); len(records) > 0 || class != fault.KernelLacks && class != fault.NotPermitted {
 			return nil, err
 		}
-		return pick(nil, unknown) // a kernel without device-mapper has no mappings
+		return pick(store, nil, unknown) // a kernel without device-mapper has no mappings
 	}
 	found := make([]Status, 0, len(records))
 	watched := s.guard.watched(ctx)
@@ -84,7 +84,7 @@ func (s *System) List(ctx context.Context, targets ...string) ([]Status, error) 
 	}
 	orphans, err := s.orphans(store, conn)
 	if err == nil {
-		orphans, err = pick(orphans, unknown)
+		orphans, err = pick(store, orphans, unknown)
 	}
 	if err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (s *System) wanted(store *record.Store, targets []string, load func(name st
 }
 
 // pick returns those of names, each of which has to be there, or all.
-func pick(all []Status, names []string) ([]Status, error) {
+func pick(store *record.Store, all []Status, names []string) ([]Status, error) {
 	if len(names) == 0 {
 		return all, nil
 	}
@@ -122,7 +122,7 @@ func pick(all []Status, names []string) ([]Status, error) {
 	for _, n := range names {
 		i := slices.IndexFunc(all, func(st Status) bool { return slices.Contains(namesOf(n), st.Name) })
 		if i < 0 {
-			return nil, noSuchMapping(n)
+			return nil, noSuchMappingIn(store, n)
 		}
 		picked = append(picked, all[i])
 	}

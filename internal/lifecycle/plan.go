@@ -57,6 +57,12 @@ func (s *System) Check(ctx context.Context, path string, o survey.Options) (*sur
 	return v, err
 }
 
+// CheckFolder says in advance what keeps images in the folder at path from being mapped.
+func (s *System) CheckFolder(path string) (survey.FolderReport, error) {
+	r, err := s.surveyor().Folder(path)
+	return r, fault.Wrap(path, "", err)
+}
+
 // look is what Check and PlanMap have in common.
 func (s *System) look(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
 	img, err := s.openImage(ctx, path)

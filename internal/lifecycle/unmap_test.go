@@ -13,7 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
 	"dmloop/guard"
+	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/guardrpc"
@@ -442,4 +444,28 @@ func TestBusyUnmapKeepsPartitions(t *testing.T) {
 		t.Errorf("%s, %v", now.State, err)
 	}
 	w.kernel.SetOpen("image", 1)
+}
+
+// A name with a typo gets the name that was meant.
+func TestNearestName(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"image", "image", 0}, {"imge", "image", 1}, {"image", "imges", 2}, {"imaeg", "image", 2}, {"a", "", 1}, {"", "ab", 2}, {"kitten", "sitting", 3}} {
+		if got := typos(c.a, c.b); got != c.want {
+			t.Errorf("%q, %q: %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+	w := newWorld(t)
+	w.mapped(t, "image", guard.Healthy)
+	for target, want := range map[string]extents.Remedy{"imgae": advice.DidYouMean.Of("image"), "data": advice.SeeList, "x": advice.SeeList} {
+		_, listed := w.fresh().List(background(t), target)
+		_, verified := w.fresh().Verify(background(t), target)
+		for _, err := range []error{listed, verified, w.fresh().Unmap(background(t), target, UnmapOptions{})} {
+			var e *fault.Error
+			if !errors.As(err, &e) || e.Class != fault.NotFound || e.Remedy != want {
+				t.Errorf("%s: %v, %+v", target, err, e)
+			}
+		}
+	}
 }

@@ -38,7 +38,7 @@ func (s *System) Verify(ctx context.Context, targets ...string) ([]Verified, err
 		return nil, err
 	}
 	if len(unknown) > 0 {
-		return nil, noSuchMapping(unknown[0])
+		return nil, noSuchMappingIn(store, unknown[0])
 	}
 	var all []Verified
 	for _, m := range records {

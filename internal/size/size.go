@@ -20,6 +20,32 @@ const longest = 64
 // powers of 1024, KB, MB and so on powers of 1000. Decimals are allowed where they
 // give whole bytes.
 func Parse(text string) (extents.Bytes, error) {
+	number, err := parse(text)
+	if err != nil {
+		return 0, err
+	}
+	if !number.IsInt() {
+		return 0, fmt.Errorf("%q is not a whole number of bytes", text)
+	}
+	return extents.Bytes(number.Num().Int64()), nil
+}
+
+// ParseDown is Parse where a number with decimals, such as 1.3G, is rounded down to whole
+// blocks. It reports whether it was.
+func ParseDown(text string, block extents.Bytes) (size extents.Bytes, rounded bool, err error) {
+	number, err := parse(text)
+	if err != nil {
+		return 0, false, err
+	}
+	size = extents.Bytes(new(big.Int).Quo(number.Num(), number.Denom()).Int64())
+	if strings.Contains(text, ".") && (size%block != 0 || !number.IsInt()) {
+		return size - size%block, true, nil
+	}
+	return size, false, nil
+}
+
+// parse reads what Parse and ParseDown do, decimals included.
+func parse(text string) (*big.Rat, error) {
 	digits := strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	suffix := strings.ToLower(text[len(digits):])
 	base := int64(1024)
@@ -31,22 +57,19 @@ func Parse(text string) (extents.Bytes, error) {
 	}
 	power, known := units[suffix]
 	if !known || len(text) > longest || strings.Trim(digits, "0123456789.") != "" {
-		return 0, notSize(text)
+		return nil, notSize(text)
 	}
 	number, ok := new(big.Rat).SetString(digits)
 	if !ok {
-		return 0, notSize(text)
+		return nil, notSize(text)
 	}
 	for range power {
 		number.Mul(number, new(big.Rat).SetInt64(base))
 	}
-	if !number.IsInt() {
-		return 0, fmt.Errorf("%q is not a whole number of bytes", text)
+	if number.Cmp(new(big.Rat).SetInt64(math.MaxInt64-(1<<20))) > 0 {
+		return nil, fmt.Errorf("%q is more than a file can hold", text)
 	}
-	if !number.Num().IsInt64() || number.Num().Int64() > math.MaxInt64-(1<<20) {
-		return 0, fmt.Errorf("%q is more than a file can hold", text)
-	}
-	return extents.Bytes(number.Num().Int64()), nil
+	return number, nil
 }
 
 func notSize(text string) error {

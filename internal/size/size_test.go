@@ -25,6 +25,25 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestParseDown(t *testing.T) {
+	for text, want := range map[string]struct {
+		size    extents.Bytes
+		rounded bool
+	}{
+		"1.3G": {1395863552, true}, "1.5M": {3 << 19, false}, "0.3": {0, true}, "1.3K": {0, true}, "4097": {4097, false}, "8K": {8192, false},
+		"1.0001K": {0, true}, "10.7GB": {10_699_997_184, true},
+	} {
+		if got, rounded, err := ParseDown(text, 4096); err != nil || got != want.size || rounded != want.rounded {
+			t.Errorf("%s: %d, %v, %v; want %+v", text, got, rounded, err, want)
+		}
+	}
+	for _, text := range []string{"", "1e3", "9E", "1.3.4", "8.5E"} {
+		if got, _, err := ParseDown(text, 4096); err == nil {
+			t.Errorf("%q was read as %d", text, got)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add("1.5MiB")
 	f.Add("9223372036854775807")

@@ -15,9 +15,7 @@ import (
 func (r *Report) betterRemedies(img *image.Image, o Options) {
 	size := extents.Bytes(r.Facts.Size)
 	for i, p := range r.Problems {
-		if point := r.Facts.Mount.Point; p.Rule == extents.MountedDirectly && (point == "/" || point == "/usr") {
-			r.Problems[i].Remedy = advice.PersistShim.Of(point)
-		}
+		r.Problems[i] = forRoot(p, r.Facts.Mount.Point)
 		if p.Rule != extents.SizeUnaligned || r.Sealed {
 			continue
 		}

@@ -52,11 +52,7 @@ func (s Surveyor) NotLive(img *image.Image, filesystem string, own ...string) er
 // no block device.
 func (s Surveyor) hostOf(img *image.Image, filesystem string) (dmtable.Device, error) {
 	if fstype.Of(filesystem).OwnAddresses {
-		fs, err := btrfs.ReadFilesystem(img.File())
-		if err != nil {
-			return dmtable.Device{}, err
-		}
-		return btrfsDevice(s.Sysfs, fs)
+		return ownDevice(s.Sysfs, img.File())
 	}
 	id, err := img.Identity()
 	return id.Device(), err
