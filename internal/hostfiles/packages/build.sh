@@ -13,12 +13,14 @@ SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1793491200)
 export VERSION ARCH SOURCE_DATE_EPOCH
 
 rm -rf bin/package
-mkdir -p bin/package/man8 bin/package/man5
+mkdir -p bin/package/man8 bin/package/man7 bin/package/man5
 for page in bin/man/*.8; do
 	gzip -9nc "$page" >"bin/package/man8/${page##*/}.gz"
 done
-go run "$md2man" -in docs/dmlooptab.5.md -out bin/package/dmlooptab.5
-gzip -9nc bin/package/dmlooptab.5 >bin/package/man5/dmlooptab.5.gz
+for page in dmlooptab.5 dmloop-tutorial.7; do
+	go run "$md2man" -in "docs/$page.md" -out "bin/package/$page"
+	gzip -9nc "bin/package/$page" >"bin/package/man${page##*.}/$page.gz"
+done
 cat internal/hostfiles/packages/prerm internal/hostfiles/packages/prerm-guard >bin/package/prerm
 for shell in bash zsh fish; do
 	bin/dmloop completion "$shell" >"bin/package/dmloop.$shell"
