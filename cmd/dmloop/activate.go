@@ -27,6 +27,7 @@ const (
 const (
 	activateJobs     = 8
 	activatePatience = 15 * time.Minute
+	activateSlow     = 20 * time.Second
 )
 
 func tabPath() string {
@@ -40,6 +41,7 @@ func tabPath() string {
 type activateOptions struct {
 	all, initrd bool
 	auto        bool // --all leaves out what does not come up by itself
+	check       bool
 	path        string
 	named       bool // path was given with --tab
 	wait        time.Duration
@@ -53,15 +55,23 @@ func newActivateCommand(env *cliEnv) *cobra.Command {
 		Long: `Bring up the lines called NAME of dmlooptab(5), or with --all every line without
 noauto: first the shims, then the images, several at a time. What is up already is
 left as it is. Prints the path of each device. A line with nofail that fails under
---all is a warning only.`,
+--all is a warning only.
+
+--check brings nothing up. It says what of the table cannot work: lines that are wrong, images
+and devices that are not there, and file systems that fstab mounts past their shim. It
+exits with 3 when there is anything.`,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.check {
+				return o.runCheck(env)
+			}
 			o.auto = true
 			return o.run(cmd.Context(), env, args, activate.Runner.Activate)
 		},
 		ValidArgsFunction: completeTab(o),
 	}
 	o.addFlags(env, cmd)
+	cmd.Flags().BoolVar(&o.check, "check", false, "only say what of the table cannot work")
 	cmd.Flags().BoolVar(&o.initrd, "initrd", false, "with --all: the lines marked x-initrd.attach, as in an initramfs")
 	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the devices of shims")
 	return cmd
@@ -75,6 +85,12 @@ func (o *activateOptions) addFlags(env *cliEnv, cmd *cobra.Command) {
 
 func (o *activateOptions) args(cmd *cobra.Command, args []string) error {
 	o.named = cmd.Flags().Changed("tab")
+	if o.check {
+		if o.all || o.initrd || len(args) > 0 {
+			return usageError("--check is about the whole table")
+		}
+		return nil
+	}
 	if o.all == (len(args) > 0) {
 		return usageError("give names of lines, or --all")
 	}
@@ -99,7 +115,7 @@ func (o *activateOptions) run(ctx context.Context, env *cliEnv, names []string, 
 	}
 	runner := activate.Runner{
 		Open:    func() activate.System { return env.system().WithPatience(activatePatience) },
-		Devices: blockdev.Local(), Log: env.logger(), Jobs: activateJobs, Wait: o.wait,
+		Devices: blockdev.Local(), Log: env.logger(), Jobs: activateJobs, Wait: o.wait, Slow: activateSlow,
 	}
 	results := do(runner, ctx, entries)
 	var failed []error

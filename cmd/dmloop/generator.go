@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"dmloop/internal/boot"
 	"dmloop/internal/exitcodes"
@@ -25,6 +28,11 @@ func runGenerator(args []string, stderr io.Writer) int {
 	if text, err := os.ReadFile("/etc/fstab"); err == nil {
 		in.Mounts = hostfiles.ParseFstab(string(text))
 	}
+	if !in.Initrd {
+		for _, race := range hostfiles.Races(in.Table, in.Mounts, sameLinks) {
+			kernelLog(stderr, hostfiles.GeneratorName, in.TabPath+": "+race.String())
+		}
+	}
 	var hosts error
 	in.Hosts, hosts = boot.Hosts(boot.RunDir)
 	failed := false
@@ -40,6 +48,21 @@ func runGenerator(args []string, stderr io.Writer) int {
 		return exitcodes.Failure
 	}
 	return 0
+}
+
+// sameLinks reports whether udev's links of two sources lead to one device. It reads no disk:
+// nothing may keep the boot waiting.
+func sameLinks(a, b string) bool {
+	node := func(source string) string {
+		tag, value, found := strings.Cut(source, "=")
+		if !found || strings.HasPrefix(source, "/") {
+			return source
+		}
+		return "/dev/disk/by-" + strings.ToLower(tag) + "/" + value
+	}
+	var one, other unix.Stat_t
+	return unix.Stat(node(a), &one) == nil && unix.Stat(node(b), &other) == nil &&
+		one.Mode&unix.S_IFMT == unix.S_IFBLK && other.Mode&unix.S_IFMT == unix.S_IFBLK && one.Rdev == other.Rdev
 }
 
 // inInitrd reports whether systemd runs in an initramfs.

@@ -32,6 +32,7 @@ type Runner struct {
 	Log     *slog.Logger
 	Jobs    int           // entries at a time
 	Wait    time.Duration // for the devices of shims to appear
+	Slow    time.Duration // after so long it is said what an entry is at; 0 is never
 }
 
 // Result is what became of an entry.
@@ -82,6 +83,12 @@ func (r Runner) one(ctx context.Context, e tab.Entry, do func(context.Context, S
 		return Result{Entry: e, Err: err}
 	}
 	start := time.Now()
+	if r.Slow > 0 && e.Kind == tab.Image {
+		say := time.AfterFunc(r.Slow, func() {
+			r.Log.Log(ctx, fault.LevelNote, "still at work: an image is looked at from its beginning to its end before its device appears, and others are before it, perhaps", "name", e.Label, "image", e.Source)
+		})
+		defer say.Stop()
+	}
 	sys := r.Open()
 	defer sys.Close()
 	res := do(ctx, sys, e)

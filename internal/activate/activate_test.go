@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -159,4 +160,39 @@ func TestSelection(t *testing.T) {
 	if _, err := Select(table, []string{"x"}); fault.ClassOf(err) != fault.NotFound {
 		t.Error(err)
 	}
+}
+
+// An image that takes long is said to; one that does not, and a shim, are not.
+func TestSlowImagesAreTold(t *testing.T) {
+	for _, c := range []struct {
+		slow time.Duration
+		kind tab.Kind
+		want bool
+	}{{time.Nanosecond, tab.Image, true}, {time.Nanosecond, tab.Shim, false}, {time.Hour, tab.Image, false}, {0, tab.Image, false}} {
+		var log lockedText
+		f := &fake{}
+		r := Runner{Open: func() System { return f }, Log: slog.New(slog.NewTextHandler(&log, nil)), Jobs: 1, Slow: c.slow}
+		r.Deactivate(t.Context(), []tab.Entry{{Label: "data", Name: "data", Kind: c.kind, Source: "/srv/data.img"}})
+		if got := strings.Contains(log.String(), "still at work"); got != c.want {
+			t.Errorf("%+v: %q", c, log.String())
+		}
+	}
+}
+
+// lockedText collects what several goroutines write.
+type lockedText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedText) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

@@ -74,9 +74,17 @@ func (o Output) entry(in Input, e tab.Entry) {
 	for _, u := range e.Units.RequiredBy {
 		o.link(u+".requires/", service)
 	}
-	if !e.NoAuto && !e.NoFail {
-		// The device appears when the service is done, however long that takes.
-		o.Files["dev-mapper-"+at+".device.d/40-device-timeout.conf"] = header + "[Unit]\nJobTimeoutSec=0\n"
+	// The device appears when the service is done, however long that takes: large images are
+	// read before. When the service fails, whatever waits for the device fails with it.
+	timeout := ""
+	switch {
+	case e.Units.DeviceTimeout != "" && e.Kind == tab.Image:
+		timeout = "JobRunningTimeoutSec=" + e.Units.DeviceTimeout
+	case !e.NoAuto && (e.Kind == tab.Image || !e.NoFail):
+		timeout = "JobTimeoutSec=0"
+	}
+	if timeout != "" {
+		o.Files["dev-mapper-"+at+".device.d/40-device-timeout.conf"] = header + "[Unit]\n" + timeout + "\n"
 	}
 	if e.Units.DeviceTimeout != "" && e.Kind == tab.Shim {
 		o.Files[deviceUnit(shimNode(e))+".d/50-device-timeout.conf"] = header + "[Unit]\nJobRunningTimeoutSec=" + e.Units.DeviceTimeout + "\n"

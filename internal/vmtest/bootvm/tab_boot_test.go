@@ -87,6 +87,20 @@ func tables(t *testing.T, p platform) {
 	Fsck(t, data)
 	Fsck(t, root)
 	Fsck(t, late)
+	// A mount past the shim is told, in the log and by the command, and nothing else of the table.
+	m = Start(t, boot)
+	m.WaitUp()
+	found, code := m.Run("dmloop activate --check; echo $?; sed -i 's,^/dev/mapper/host,LABEL=tabdata,' /etc/fstab; e2label /dev/mapper/host tabdata; udevadm trigger --settle; dmloop activate --check; systemctl daemon-reload; dmesg | grep dmloop-generator; sed -i 's,^LABEL=tabdata,/dev/mapper/host,' /etc/fstab; systemctl daemon-reload; dmloop list --shims; systemctl show -p JobTimeoutUSec --value dev-mapper-lateimage.device")
+	for _, want := range []string{"line 3: the image /srv/missing.img: no such file or directory\n", "\n3\n", "line 1: fstab mounts /srv from LABEL=tabdata", "in fstab write /dev/mapper/host instead of LABEL=tabdata", "/dev/vdb1", "infinity"} {
+		if !strings.Contains(found, want) {
+			t.Errorf("activate --check, %d: no %q in\n%s", code, want, found)
+		}
+	}
+	if strings.Count(found, "fstab mounts /srv") < 2 {
+		t.Errorf("the generator says nothing:\n%s", found)
+	}
+	m.PowerOff()
+
 	if flags := host(t, "debugfs", "-R", "stat /data.img", fmt.Sprintf("%s?offset=%d", data, partitionStart)); !strings.Contains(flags, "Flags: 0x80000\n") {
 		t.Errorf("the image is still pinned after the shutdown:\n%s", flags)
 	}
