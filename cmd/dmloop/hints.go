@@ -166,6 +166,8 @@ var hints = map[extents.Remedy]string{
 
 	// About booting.
 	advice.FewerExtents:     "make the image of fewer extents (dmloop create, on a file system with more free space in one piece), or boot with an initramfs: dmloop boot save",
+	advice.UpdateInitramfs:  "see that this makes each one anew: {text} (on Debian update_initramfs=yes in /etc/initramfs-tools/update-initramfs.conf, and room in /boot), then run this again; --revert takes back what is done",
+	advice.RemoveKernel:     "have one made for it, or remove that kernel; --revert takes back what is done",
 	advice.NameShimOption:   "give another one with --name",
 	advice.MountableFS:      "a shim helps file systems on which images can be mapped",
 	advice.UniqueUUID:       "give each file system a UUID of its own (tune2fs -U, xfs_admin -U)",

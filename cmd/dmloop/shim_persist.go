@@ -67,7 +67,7 @@ func (o *persistOptions) args(cmd *cobra.Command, args []string) error {
 }
 
 func (o *persistOptions) run(env *cliEnv) error {
-	machine := persist.Machine{Dir: persist.Dir, MakeInitramfs: makeInitramfs(env), Step: func(what string) {
+	machine := persist.Machine{Dir: persist.Dir, MakeInitramfs: makeInitramfs(env), Initramfs: persist.ReadInitramfs, Step: func(what string) {
 		fmt.Fprintln(env.stderr, what)
 	}}
 	plans, err := machine.Plans()

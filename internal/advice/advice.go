@@ -177,6 +177,8 @@ var (
 // About booting.
 var (
 	FewerExtents     = extents.Remedy{Way: "fewer-extents"}
+	UpdateInitramfs  = extents.Remedy{Way: "update-initramfs"}
+	RemoveKernel     = extents.Remedy{Way: "remove-kernel"}
 	NameShimOption   = extents.Remedy{Way: "name-shim-option"}
 	MountableFS      = extents.Remedy{Way: "mountable-fs"}
 	UniqueUUID       = extents.Remedy{Way: "unique-uuid"}

@@ -23,6 +23,8 @@ type Machine struct {
 	Dir string
 	// MakeInitramfs runs the maker's command and returns when its result is on disk.
 	MakeInitramfs func(Maker) error
+	// Initramfs looks into each initramfs that the machine may be booted with.
+	Initramfs func(Maker) ([]Initramfs, error)
 	// Step is told what comes next, before it is done.
 	Step func(what string)
 }
@@ -37,6 +39,9 @@ func (m Machine) Apply(p Plan) error {
 		return err
 	}
 	if err := m.makeInitramfs(p); err != nil {
+		return err
+	}
+	if err := m.proveInitramfs(p); err != nil {
 		return err
 	}
 	for _, e := range p.Fstab {

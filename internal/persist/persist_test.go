@@ -110,6 +110,8 @@ type world struct {
 	Machine
 	dir    string
 	makes  int
+	off    bool   // the maker of initramfs does nothing, and says that all is well
+	made   string // dmlooptab as the initramfs has it
 	steps  int
 	cut    int
 	plan   Plan
@@ -133,7 +135,15 @@ func newWorld(t *testing.T, cut int) *world {
 		t.Fatal(err)
 	}
 	w.Machine = Machine{Dir: filepath.Join(w.dir, "dmloop/persist"),
-		MakeInitramfs: func(Maker) error { w.makes++; return nil },
+		MakeInitramfs: func(Maker) error {
+			if w.makes++; !w.off {
+				w.made = w.text(t, "dmlooptab")
+			}
+			return nil
+		},
+		Initramfs: func(Maker) ([]Initramfs, error) {
+			return []Initramfs{{Path: "/boot/initrd.img-1", Program: true, Hook: true, Tab: w.made}}, nil
+		},
 		Step: func(string) {
 			if w.steps++; w.steps == w.cut {
 				panic(errCut)
@@ -284,5 +294,99 @@ func TestRevertKeepsWhatOthersChanged(t *testing.T) {
 	}
 	if got := w.text(t, "fstab"); got != "something else\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// A maker that is switched off, and says that all is well, is found out before fstab is
+// touched; once it works the same command goes on.
+func TestTheMakerIsNotBelieved(t *testing.T) {
+	w := newWorld(t, 0)
+	w.off = true
+	var refused *RefusedError
+	if err := w.Apply(w.plan); !errors.As(err, &refused) || !strings.Contains(err.Error(), "/boot/initrd.img-1 would not make the shim") {
+		t.Fatalf("%v", err)
+	}
+	if w.text(t, "fstab") != fstab {
+		t.Errorf("fstab was changed:\n%s", w.text(t, "fstab"))
+	}
+	w.off = false
+	w.checkApplied(t)
+	w.checkReverted(t)
+}
+
+func TestWhatAnInitramfsLacks(t *testing.T) {
+	p, err := Make(facts("/etc", "/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := Initramfs{Path: "x", Program: true, Hook: true, Tab: "# ours\n" + p.Tab.New + "\n"}
+	for want, change := range map[string]func(*Initramfs){
+		"":                            func(*Initramfs) {},
+		"the program dmloop":          func(i *Initramfs) { i.Program = false },
+		"nothing in it runs dmloop":   func(i *Initramfs) { i.Hook = false },
+		"there is no dmlooptab":       func(i *Initramfs) { i.Tab = "" },
+		"does not have the line":      func(i *Initramfs) { i.Tab = "# nothing\n" },
+		"does not have the line of t": func(i *Initramfs) { i.Tab = strings.Replace(i.Tab, uuid, uuid[:35]+"f", 1) },
+		"does not have the line of":   func(i *Initramfs) { i.Tab = strings.Replace(i.Tab, ",x-initrd.attach", "", 1) },
+		"cannot be read":              func(i *Initramfs) { i.Tab = "one\n" },
+	} {
+		i := whole
+		change(&i)
+		if got := p.lacks(i); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%q: %q", want, got)
+		}
+	}
+}
+
+// The images are those of the kernels that can be chosen; a kernel without one is refused.
+func TestImages(t *testing.T) {
+	for name, c := range map[string]struct{ files, want string }{
+		"debian":            {"vmlinuz-6.1 initrd.img-6.1 vmlinuz-6.12 initrd.img-6.12 initrd.img-6.1.dpkg-bak config-6.1", "initrd.img-6.1 initrd.img-6.12"},
+		"fedora":            {"vmlinuz-6.1 initramfs-6.1.img vmlinuz-0-rescue-abc initramfs-0-rescue-abc.img", "initramfs-6.1.img"},
+		"kernels elsewhere": {"initrd.img-6.1", "initrd.img-6.1"},
+		"none":              {"", ""},
+		"a kernel without":  {"vmlinuz-6.1 initrd.img-6.1 vmlinuz-6.12", "refused"},
+	} {
+		dir := t.TempDir()
+		for _, file := range strings.Fields(c.files) {
+			if err := os.WriteFile(filepath.Join(dir, file), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found, err := images(dir)
+		var got []string
+		for _, path := range found {
+			got = append(got, filepath.Base(path))
+		}
+		if err != nil {
+			got = []string{"refused"}
+		}
+		if text := strings.Join(got, " "); text != c.want {
+			t.Errorf("%s: %s, want %s", name, text, c.want)
+		}
+	}
+}
+
+// What is unpacked is found with and without microcode before it.
+func TestLook(t *testing.T) {
+	for _, c := range []struct {
+		files string
+		want  Initramfs
+	}{
+		{"sbin/dmloop scripts/local-top/dmloop etc/dmlooptab", Initramfs{Program: true, Hook: true, Tab: "x"}},
+		{"early/kernel/x main/usr/sbin/dmloop main/scripts/local-top/dmloop main/etc/dmlooptab", Initramfs{Program: true, Hook: true, Tab: "x"}},
+		{"usr/sbin/dmloop usr/lib/dracut/hooks/initqueue/finished/90-dmloop-finished.sh etc/dmlooptab", Initramfs{Program: true, Hook: true, Tab: "x"}},
+		{"scripts/local-top/other", Initramfs{}},
+	} {
+		dir := t.TempDir()
+		for _, file := range strings.Fields(c.files) {
+			path := filepath.Join(dir, file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("x"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := look("", dir); err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v", c.files, got, err)
+		}
 	}
 }

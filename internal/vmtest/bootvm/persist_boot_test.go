@@ -40,6 +40,15 @@ func persistRoot(t *testing.T, p platform) {
 		t.Errorf("the dry run changed something:\n%s", after)
 	}
 	m.Must("dmloop create /data/image.img 16M")
+	// A maker that is switched off is not believed: fstab stays as it is, and all can be taken back.
+	m.Must("cp /etc/fstab /root/fstab; sed -i 's/^update_initramfs=.*/update_initramfs=no/' /etc/initramfs-tools/update-initramfs.conf; grep -x update_initramfs=no /etc/initramfs-tools/update-initramfs.conf")
+	out, code = m.Run("dmloop shim --persist / 2>&1")
+	if code != 3 {
+		t.Errorf("with update-initramfs switched off: exit code %d", code)
+	}
+	contains(t, out, "would not make the shim", "update_initramfs=yes")
+	m.Must("cmp /root/fstab /etc/fstab && ls /var/tmp | grep -c dmloop | grep -x 0")
+	m.Must("dmloop shim --persist / --revert && cmp /root/fstab /etc/fstab; sed -i 's/^update_initramfs=.*/update_initramfs=yes/' /etc/initramfs-tools/update-initramfs.conf")
 	t.Log(m.Must("cp /etc/fstab /root/fstab; dmloop shim --persist / 2>&1; cp /etc/fstab /root/fstab2; dmloop shim --persist /data 2>&1"))
 	m.Must("cmp /root/fstab /etc/dmloop/persist/shim-root/fstab.backup && cmp /root/fstab2 /etc/dmloop/persist/shim-data/fstab.backup")
 	m.PowerOff()
