@@ -30,7 +30,11 @@ func explainArgs(cmd *cobra.Command) {
 			if n := len(args); n > 0 && check(c, args[:n-1]) == nil {
 				message = fmt.Sprintf("%q is one argument too many", args[n-1])
 			}
-			return &fault.Error{Class: fault.Usage, Message: message, Remedy: advice.Usage.Of(c.UseLine())}
+			use := c.UseLine()
+			if first, _, _ := strings.Cut(c.Example, "\n"); first != "" {
+				use += ", for example: " + strings.TrimSpace(first)
+			}
+			return &fault.Error{Class: fault.Usage, Message: message, Remedy: advice.Usage.Of(use)}
 		}
 	}
 }

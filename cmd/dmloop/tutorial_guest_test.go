@@ -15,7 +15,38 @@ import (
 )
 
 // The tutorial's commands work in the order in which they stand there.
-func TestTutorial(t *testing.T) {
+func TestTutorial(t *testing.T) { asWritten(t, tutorialLines(t)) }
+
+// Whoever has read README's first screen alone maps an image on a machine with one ext4
+// partition, with six commands at most.
+func TestReadmesFirstScreen(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, start, _ := strings.Cut(string(text), "## Quick start")
+	start, _, _ = strings.Cut(start, "To see it work")
+	var lines []string
+	needed := 0
+	for line := range strings.Lines(start) {
+		command, is := strings.CutPrefix(line, "    sudo ")
+		if !is {
+			continue
+		}
+		command, _, _ = strings.Cut(command, "  #")
+		if lines = append(lines, strings.TrimSpace(command)); strings.HasPrefix(command, "dmloop map") {
+			needed = len(lines)
+		}
+	}
+	if needed == 0 || needed > 6 {
+		t.Errorf("%d commands until an image is mapped", needed)
+	}
+	asWritten(t, lines)
+}
+
+// asWritten runs lines of shell on a machine whose /srv is an ext4 on a disk of its own.
+func asWritten(t *testing.T, lines []string) {
+	t.Helper()
 	disk := vmtest.Disk(t, 0)
 	vmtest.Mkfs(t, "ext4", disk)
 	srv, mnt, bin := t.TempDir(), t.TempDir(), t.TempDir()
@@ -33,8 +64,8 @@ func TestTutorial(t *testing.T) {
 		vmtest.Must(t, "umount", srv)
 		expect(t, 0, "shim", "--remove", "srv")
 	})
-	words := strings.NewReplacer(" /dev/sdb1", " "+disk, " /srv", " "+srv, " /mnt", " "+mnt)
-	for _, line := range tutorialLines(t) {
+	words := strings.NewReplacer(" /dev/sdb1", " "+disk, " /srv", " "+srv, " /mnt", " "+mnt, " 1G", " 64M")
+	for _, line := range lines {
 		cmd := exec.Command("sh", "-c", words.Replace(line))
 		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
 		if out, err := cmd.CombinedOutput(); err != nil {
