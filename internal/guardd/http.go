@@ -43,7 +43,7 @@ func servePage(ctx context.Context, l net.Listener, p page) error {
 			defer func() { <-turn }()
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
-			// Who does not speak HTTP, or goes away, gets nothing.
+			// Whoever does not speak HTTP, or goes away, gets nothing.
 			_ = answer(ctx, conn, p)
 		}()
 	}

@@ -23,7 +23,7 @@ const (
 )
 
 // ext4LacksExtents reports whether the file system was made without the feature that
-// chattr +e needs, as ext2 and ext3 were. Who may not read the device does not learn it.
+// chattr +e needs, as ext2 and ext3 were. Without the right to read the device that stays unknown.
 func ext4LacksExtents(m Mount, dev dmtable.Device) bool {
 	f, err := openDevice(m.Source, dev)
 	if err != nil {

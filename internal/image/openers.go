@@ -122,7 +122,7 @@ func parseMaps(text string, inode uint64) []string {
 }
 
 // loopDevices lists the loop devices that lie on the file. The kernel opens it for
-// them, so that no process shows it. Who may not ask them has the paths, which are those
+// them, so that no process shows it. Where they may not be asked the paths have to do, which are those
 // of the mount namespace where the device was made.
 func loopDevices(self unix.Statx_t) []Opener {
 	var found []Opener

@@ -48,7 +48,7 @@ func (s Semaphore) Set(value int) error {
 // Value returns the semaphore's value.
 func (s Semaphore) Value() (int, error) { return s.control(getValue, 0, "semctl GETVAL") }
 
-// Remove removes the semaphore. Who waits for it gets EIDRM.
+// Remove removes the semaphore. Whoever waits for it gets EIDRM.
 func (s Semaphore) Remove() error {
 	_, err := s.control(ipcRemove, 0, "semctl IPC_RMID")
 	return err

@@ -156,7 +156,7 @@ func (o *MapOptions) accept(path string, grade pin.Grade, denies bool) error {
 }
 
 // judge returns the rules that the image breaks, those among them that only the
-// options make. Who wants no pin and accepts what follows needs no image that can be
+// options make. Whoever wants no pin and accepts what follows needs no image that can be
 // pinned, and an image that the kernel is not given may be open to others.
 func (o *MapOptions) judge(v *survey.Report) []extents.Problem {
 	problems := v.Problems

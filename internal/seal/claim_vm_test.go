@@ -78,7 +78,7 @@ func TestClaimErrors(t *testing.T) {
 		if active, err := swap.Active(f); err != nil || !active {
 			t.Errorf("then active: %v, %v", active, err)
 		}
-		// Who comes later can open it for reading only.
+		// Whoever comes later can open it for reading only.
 		late, err := os.Open(path)
 		if err != nil {
 			t.Fatal(err)

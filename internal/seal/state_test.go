@@ -90,7 +90,7 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// Who goes on to use an image as a plain one, after a cut that nobody saw, is told how
+// Whoever goes on to use an image as a plain one, after a cut that nobody saw, is told how
 // to say so; who has changed a longer one is not.
 func TestHintForImageInUse(t *testing.T) {
 	const size = 9 * 1024

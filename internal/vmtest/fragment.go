@@ -13,7 +13,7 @@ import (
 // FragmentedFile makes a fully written file of n blocks in n extents, or up to one
 // in a hundred less, and returns its path. Two files grow in turn by one block
 // each, so that each keeps the other's blocks apart, except for the few places where
-// ext4 goes on behind its own metadata; the second stays, as NAME.neighbour. Does
+// ext4 goes on after its own metadata; the second stays, as NAME.neighbour. Does
 // not work on f2fs, which sorts blocks as it writes them.
 func FragmentedFile(t testing.TB, dir, name string, n int, blockSize int64) string {
 	t.Helper()

@@ -333,7 +333,7 @@ func (g *Gate) run() {
 }
 
 // turn answers what waits, some of each lane, before it does anything else: others wait
-// behind. It opens nothing that could be marked: that open would wait for this very
+// for it. It opens nothing that could be marked: that open would wait for this very
 // goroutine.
 func (g *Gate) turn(lanes []unix.PollFd) {
 	g.asked = g.asked[:0]
