@@ -67,10 +67,11 @@ func (m *Mapper) Users(dev dmtable.Device) []string {
 	return append(users, processes(dev)...)
 }
 
-// mountsOf lists where the device is mounted: here, and in the other mount namespaces,
-// each of which is seen through one of its processes.
+// mountsOf lists where the device is mounted: here, and where it is mounted elsewhere in the
+// other mount namespaces, each of which is seen through one of its processes. Services have
+// namespaces of their own that show the same mounts.
 func (m *Mapper) mountsOf(dev dmtable.Device) (users []string) {
-	seen := map[string]bool{}
+	seen, points := map[string]bool{}, map[string]bool{}
 	others, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range append([]string{"/proc/self"}, others...) {
 		namespace, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
@@ -88,9 +89,10 @@ func (m *Mapper) mountsOf(dev dmtable.Device) (users []string) {
 			m.Log.Debug("mounts cannot be read", "error", err)
 		}
 		for _, on := range mounts {
-			if on.Major != dev.Major || on.Minor != dev.Minor {
+			if on.Major != dev.Major || on.Minor != dev.Minor || points[on.Point] {
 				continue
 			}
+			points[on.Point] = true
 			user := "mount " + on.Point
 			if dir != "/proc/self" {
 				user += " in the mount namespace of " + processName(dir)

@@ -28,7 +28,7 @@ const (
 // setUpData makes the disks' file systems and images, by hand and without the tables.
 const setUpData = `
 for d in vdb:%[1]s vdc:%[2]s; do
-	mkfs.ext4 -q -U ${d#*:} /dev/${d%%:*}1
+	mkfs.ext4 -q -U ${d#*:} -L label-${d%%:*} /dev/${d%%:*}1
 	udevadm settle
 	dmloop shim /dev/${d%%:*}1 set-${d%%:*}
 	mount /dev/mapper/set-${d%%:*} /mnt
@@ -90,14 +90,16 @@ func tables(t *testing.T, p platform) {
 	// A mount past the shim is told, in the log and by the command, and nothing else of the table.
 	m = Start(t, boot)
 	m.WaitUp()
-	found, code := m.Run("dmloop activate --check; echo $?; sed -i 's,^/dev/mapper/host,LABEL=tabdata,' /etc/fstab; e2label /dev/mapper/host tabdata; udevadm trigger --settle; dmloop activate --check; systemctl daemon-reload; dmesg | grep dmloop-generator; sed -i 's,^LABEL=tabdata,/dev/mapper/host,' /etc/fstab; systemctl daemon-reload; dmloop list --shims; systemctl show -p JobTimeoutUSec --value dev-mapper-lateimage.device")
-	for _, want := range []string{"line 3: the image /srv/missing.img: no such file or directory\n", "\n3\n", "line 1: fstab mounts /srv from LABEL=tabdata", "in fstab write /dev/mapper/host instead of LABEL=tabdata", "/dev/vdb1", "infinity"} {
+	found, code := m.Run(p.script("dmloop activate --check; echo $?; sed -i 's,^/dev/mapper/host,LABEL=label-vdb,' /etc/fstab; dmloop activate --check; systemctl daemon-reload; dmesg | grep dmloop-generator; " +
+		"sed -i 's,^LABEL=label-vdb,/dev/mapper/host,' /etc/fstab; systemctl daemon-reload; dmloop list --shims; systemctl show -p JobTimeoutUSec --value dev-mapper-lateimage.device"))
+	for _, want := range []string{"line 3: the image /srv/missing.img: no such file or directory\n", "\n3\n", p.script("line 1: fstab mounts /srv from LABEL=label-vdb"),
+		p.script("in fstab write /dev/mapper/host instead of LABEL=label-vdb"), p.script("/dev/vdb1") + "  510M  0   mount /srv\n", "infinity"} {
 		if !strings.Contains(found, want) {
 			t.Errorf("activate --check, %d: no %q in\n%s", code, want, found)
 		}
 	}
 	if strings.Count(found, "fstab mounts /srv") < 2 {
-		t.Errorf("the generator says nothing:\n%s", found)
+		t.Errorf("the command or the generator says nothing:\n%s", found)
 	}
 	m.PowerOff()
 
