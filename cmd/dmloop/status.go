@@ -33,18 +33,8 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 	}
 	sys := env.system()
 	defer sys.Close()
-	var shims []lifecycle.ShimStatus
-	found, err := named(ctx, args, func(ctx context.Context, targets ...string) ([]lifecycle.Status, error) {
-		found, err := sys.List(ctx, targets...)
-		if fault.ClassOf(err) == fault.NotFound {
-			if more, serr := sys.Shims(ctx, targets...); serr == nil {
-				shims, err = append(shims, more...), nil
-			}
-		}
-		return found, err
-	})
-	columns := opts.raw || opts.output != "" || opts.all
-	if env.json || columns && (len(found) > 0 || len(shims) == 0) {
+	found, shims, err := statusOf(ctx, sys, args)
+	if env.json || (opts.raw || opts.output != "" || opts.all) && (len(found) > 0 || len(shims) == 0) {
 		err = errors.Join(err, printMappings(env, opts, found, shims...))
 	} else {
 		for _, s := range found {
@@ -65,4 +55,21 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 		}
 	}
 	return nil
+}
+
+// statusOf looks each target up among the mappings, and then among the shims.
+func statusOf(ctx context.Context, sys *lifecycle.System, targets []string) (found []lifecycle.Status, shims []lifecycle.ShimStatus, err error) {
+	found, err = named(ctx, targets, func(ctx context.Context, target ...string) ([]lifecycle.Status, error) {
+		found, err := sys.List(ctx, target...)
+		if fault.ClassOf(err) != fault.NotFound {
+			return found, err
+		}
+		more, serr := sys.Shims(ctx, target...)
+		if serr != nil {
+			return nil, err
+		}
+		shims = append(shims, more...)
+		return nil, nil
+	})
+	return found, shims, err
 }

@@ -227,47 +227,50 @@ const batch = 256
 func listen(from *fsnotify.Watcher, stop <-chan struct{}, event func(fsnotify.Event), lost func(error)) {
 	calls := ration.Ration{Burst: eagerly, Every: rest}
 	for {
-		if wait := calls.Wait(time.Now()); wait > 0 {
-			select {
-			case <-stop:
-				return
-			case <-time.After(wait):
-			}
+		select {
+		case <-stop:
+			return
+		case <-time.After(calls.Wait(time.Now())):
 		}
-		for taken, more := 0, true; more && taken < batch; taken++ {
-			var idle chan struct{}
-			if taken > 0 {
-				idle = ready
-			}
-			select {
-			case <-stop:
+		select {
+		case <-stop:
+			return
+		case e, open := <-from.Events:
+			if !open {
+				lost(errors.New("the watch ended"))
 				return
-			case e, open := <-from.Events:
-				if !open {
-					lost(errors.New("the watch ended"))
-					return
-				}
-				event(e)
-			case err := <-from.Errors:
-				if err != nil {
-					lost(err)
-				}
-			case <-idle:
-				more = len(from.Events) > 0
 			}
+			event(e)
+		case err := <-from.Errors:
+			lost(err)
 		}
+		drain(from, event, lost)
 		calls.Take(time.Now())
 	}
 }
 
-// ready is a channel on which nobody has to wait.
-var ready = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+// drain takes what has come meanwhile.
+func drain(from *fsnotify.Watcher, event func(fsnotify.Event), lost func(error)) {
+	for range batch {
+		select {
+		case e, open := <-from.Events:
+			if !open {
+				return // listen finds that out
+			}
+			event(e)
+		case err := <-from.Errors:
+			lost(err)
+		default:
+			return
+		}
+	}
+}
 
 func lossText(err error) string {
 	if errors.Is(err, fsnotify.ErrEventOverflow) {
 		return "the inotify queue overflowed"
 	}
-	return "inotify: " + err.Error()
+	return fmt.Sprintf("inotify: %v", err)
 }
 
 // opText names what happened, for logs.
