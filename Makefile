@@ -95,8 +95,9 @@ test-unit:
 test-guest: deps
 	$(GUEST) test -kernel '$(KERNEL)' -jobs $(JOBS) -run '$(RUN)' $(if $(V),-v) $(PKG)
 
-test-matrix:
-	$(MAKE) --no-print-directory test-guest KERNEL=uml,6.1,6.12,new
+# Hours under emulation: a guest has eight of them, and is ended when it says nothing for twenty minutes.
+test-matrix: deps
+	$(GUEST) test -kernel uml,6.1,6.12,new -timeout 8h -silence 20m -jobs $(JOBS) $(if $(RUN),-run '$(RUN)') $(if $(V),-v) $(PKG)
 
 # Boots of whole Debian guests, with systemd and udev. docs/testing.md says how long
 # that takes. With -v, a failure is printed when it happens and not at the end.
