@@ -141,7 +141,7 @@ func parseOpens(buf []byte) (seen map[string]uint64, overflow bool) {
 			}
 			if info[0] == unix.FAN_EVENT_INFO_TYPE_FID && size >= 20 {
 				bytes := int(binary.NativeEndian.Uint32(info[12:]))
-				if bytes < 0 || 20+bytes > size {
+				if bytes < 0 || bytes > size-20 {
 					return seen, true
 				}
 				fsid := [2]int32{int32(binary.NativeEndian.Uint32(info[4:])), int32(binary.NativeEndian.Uint32(info[8:]))}

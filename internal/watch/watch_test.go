@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -234,6 +235,52 @@ func FuzzParseUevent(f *testing.F) {
 			t.Error("an event without an action")
 		}
 	})
+}
+
+// fanotifyEvent is one event as the kernel writes it, about a handle of a file system.
+func fanotifyEvent(mask uint64, info ...byte) []byte {
+	e := binary.NativeEndian.AppendUint32(nil, uint32(eventSize+len(info)))
+	e = append(e, unix.FANOTIFY_METADATA_VERSION, 0)
+	e = binary.NativeEndian.AppendUint16(e, eventSize)
+	e = binary.NativeEndian.AppendUint64(e, mask)
+	e = binary.NativeEndian.AppendUint32(e, ^uint32(0)) // no descriptor
+	e = binary.NativeEndian.AppendUint32(e, 4711)
+	return append(e, info...)
+}
+
+func fidInfo(handle ...byte) []byte {
+	i := binary.NativeEndian.AppendUint16([]byte{unix.FAN_EVENT_INFO_TYPE_FID, 0}, uint16(20+len(handle)))
+	for _, n := range []uint32{7, 8, uint32(len(handle)), 1} { // two of the file system's id, the handle's length and type
+		i = binary.NativeEndian.AppendUint32(i, n)
+	}
+	return append(i, handle...)
+}
+
+// Events of one file are one, others are told apart, and what is not understood counts as lost.
+func TestParseOpens(t *testing.T) {
+	one, other := handleText([2]int32{7, 8}, 1, []byte("abcd")), handleText([2]int32{7, 8}, 1, []byte("efgh"))
+	events := slices.Concat(fanotifyEvent(unix.FAN_OPEN, fidInfo([]byte("abcd")...)...), fanotifyEvent(unix.FAN_CLOSE_WRITE, fidInfo([]byte("efgh")...)...),
+		fanotifyEvent(unix.FAN_CLOSE_NOWRITE, fidInfo([]byte("abcd")...)...))
+	seen, lost := parseOpens(events)
+	if lost || len(seen) != 2 || openText(seen[one]) != "open close" || openText(seen[other]) != "close-write" {
+		t.Errorf("%v, lost %v", seen, lost)
+	}
+	if _, lost := parseOpens(append(events, fanotifyEvent(unix.FAN_Q_OVERFLOW)...)); !lost {
+		t.Error("an overflow was not noticed")
+	}
+	wrong := fidInfo([]byte("abcd")...)
+	binary.NativeEndian.PutUint32(wrong[12:], 1<<31-1) // a handle that is longer than its record
+	for name, event := range map[string][]byte{"a long handle": fanotifyEvent(unix.FAN_OPEN, wrong...), "a record of nothing": fanotifyEvent(unix.FAN_OPEN, 1, 0, 0, 0)} {
+		if _, lost := parseOpens(event); !lost {
+			t.Errorf("%s was understood", name)
+		}
+	}
+}
+
+func FuzzParseOpens(f *testing.F) {
+	f.Add(fanotifyEvent(unix.FAN_OPEN, fidInfo(1, 2, 3, 4)...))
+	f.Add(fanotifyEvent(unix.FAN_Q_OVERFLOW))
+	f.Fuzz(func(_ *testing.T, b []byte) { parseOpens(b) })
 }
 
 func TestFolderTellsRenames(t *testing.T) {
