@@ -57,9 +57,9 @@ noauto: first the shims, then the images, several at a time. What is up already 
 left as it is. Prints the path of each device. A line with nofail that fails under
 --all is a warning only.
 
---check brings nothing up. It says what of the table cannot work: lines that are wrong, images
-and devices that are not there, and file systems that fstab mounts past their shim. It
-exits with 3 when there is anything.`,
+--check brings nothing up. It says what in the table cannot work: lines that are wrong,
+images and devices that are not there, and file systems that fstab mounts past their
+shim. It exits with 3 when there is anything.`,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.check {
@@ -71,7 +71,7 @@ exits with 3 when there is anything.`,
 		ValidArgsFunction: completeTab(o),
 	}
 	o.addFlags(env, cmd)
-	cmd.Flags().BoolVar(&o.check, "check", false, "only say what of the table cannot work")
+	cmd.Flags().BoolVar(&o.check, "check", false, "only say what in the table cannot work")
 	cmd.Flags().BoolVar(&o.initrd, "initrd", false, "with --all: the lines marked x-initrd.attach, as in an initramfs")
 	cmd.Flags().DurationVar(&o.wait, "wait", 0, "how long to wait for the devices of shims")
 	return cmd

@@ -12,7 +12,7 @@ import (
 	"dmloop/internal/tab"
 )
 
-// runCheck says what of the table cannot work, and changes nothing.
+// runCheck says what in the table cannot work, and changes nothing.
 func (o *activateOptions) runCheck(env *cliEnv) error {
 	if _, err := os.Stat(o.path); o.named && errors.Is(err, fs.ErrNotExist) {
 		return &fault.Error{Class: fault.NotFound, Subject: o.path, Message: "no such file"}

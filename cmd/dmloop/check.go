@@ -40,9 +40,10 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check IMAGE|DIRECTORY...",
 		Short: "Say whether images can be mapped, and if not, why",
-		Long: `Run all rules over images and print what is in the way, with its place and what to do.
-Of a directory, say whether images in it could be mapped. Of each rule the first three places are printed, with --verbose ten. Nothing is changed.
-Exits with 3 when an image is not mappable.`,
+		Long: `Run all rules over images and print what is in the way, where, and what to do. For a
+directory, say whether images in it could be mapped. Of each rule the first three
+places are printed, with --verbose ten. Nothing is changed. Exits with 3 when an image
+is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.AsSealed = word.isSwap()

@@ -21,7 +21,8 @@ func newCreateCommand(env *cliEnv) *cobra.Command {
 file appears when it is complete; an existing one is never touched.
 
 SIZE may have a suffix: K, KiB, M, MiB and so on are powers of 1024, KB, MB and
-so on powers of 1000. One with decimals, such as 1.3G, is rounded down to whole blocks.`,
+so on powers of 1000. A size with decimals, such as 1.3G, is rounded down to whole
+blocks.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bytes, rounded, err := size.ParseDown(args[1], createBlock)

@@ -13,6 +13,7 @@ dmloop create /srv/data.img 500MB && dmloop map /srv/data.img`,
 	"provision": `dmloop provision /srv/old.img
 dmloop check /srv/old.img || dmloop provision /srv/old.img`,
 	"check": `dmloop check /srv/*.img
+dmloop check /srv
 dmloop check --json /srv/image.img
 dmloop check --pin=swap /srv/image.img`,
 	"extents": `dmloop extents /srv/image.img
@@ -29,7 +30,8 @@ dmloop unmap --deferred /srv/image.img
 dmloop unmap --all`,
 	"list": `dmloop list
 dmloop list --raw --noheadings --output NAME,STATE,GUARD
-dmloop list --json image`,
+dmloop list --json image
+dmloop list --shims`,
 	"status": `dmloop status image
 dmloop status --output +UUID image`,
 	"verify": `dmloop verify
@@ -49,6 +51,7 @@ dmloop shim --remove srv
 dmloop shim --persist / --dry-run
 dmloop shim --persist /srv --name srv`,
 	"activate": `dmloop activate --all
+dmloop activate --check
 dmloop activate data`,
 	"deactivate":    `dmloop deactivate data`,
 	"boot save":     `dmloop boot save root`,

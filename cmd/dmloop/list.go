@@ -99,7 +99,7 @@ func newListCommand(env *cliEnv) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List mappings",
 		Long: `List the mappings of this machine, or those named, with what is in force now.
-With --shims the shims instead, with what they show and who uses them.`,
+With --shims, list the shims instead: what they show, and who uses them.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runList(cmd.Context(), env, opts, args)
 		},

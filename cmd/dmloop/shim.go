@@ -22,9 +22,9 @@ func newShimCommand(env *cliEnv) *cobra.Command {
 		Short: "Make an identity device, so that the device below can be shared",
 		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is
 mounted from it, instead of from DEVICE, can lend out its files with dmloop map.
-DEVICE must not be mounted; UUID= or LABEL= of its file system and PARTUUID= name it,
-too. A shim that is there already will do. Prints the lines that bring it up at every boot. --remove takes the shim down, when
-nothing uses it any more.
+DEVICE must not be mounted. It is a path, or UUID=, LABEL= or PARTUUID=. A shim that is
+there already will do. Prints the lines that bring it up at every boot. --remove takes
+the shim down once nothing uses it any more.
 ` + persistHelp,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -15,8 +15,8 @@ func newStatusCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status NAME|IMAGE...",
 		Short: "Show all that is known of a mapping or a shim",
-		Long: `Show one mapping or shim in full, a line for each property; with --output, --raw or --json
-as list does. Exits with 4 when the mapping is stale or torn down.`,
+		Long: `Show one mapping or shim in full, a line for each property, or as list does with
+--output, --raw or --json. Exits with 4 when the mapping is stale or torn down.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runStatus(cmd.Context(), env, opts, args)
