@@ -70,7 +70,7 @@ var hints = map[extents.Remedy]string{
 	advice.WaitForBalance:     "wait until it is done: btrfs balance status MOUNTPOINT",
 
 	// About who uses the file.
-	advice.AskScanner:     "have the scanner leave the image alone, or wait until it has done with it",
+	advice.AskScanner:     "have the scanner leave the image alone, or wait until it is done with it",
 	advice.SeeLease:       "try again, or see who it is: lslocks, fuser -v {image}",
 	advice.AwaitProvision: "wait for its end and try again",
 	advice.SeeReaders:     "try again; if it stays so, see who reads the file: fuser -v {image}",
@@ -100,7 +100,7 @@ var hints = map[extents.Remedy]string{
 	advice.ClearTable:       "try again when the change is done, or drop it: dmsetup clear {name}",
 	advice.ResumeDevice:     "resume it and try again: dmsetup resume {name}",
 	advice.SeeTable:         "see: dmsetup table {name}",
-	advice.UseShim:          "use that shim: mount /dev/mapper/{name}; or take it away first: umount /dev/mapper/{name} && dmsetup remove {name}",
+	advice.UseShim:          "use that shim: mount /dev/mapper/{name}; or take it down first: umount /dev/mapper/{name} && dmloop shim --remove {name}",
 	advice.ShimOnDevice:     "put the shim on /dev/mapper/{name}, or remove that device first: dmsetup ls --tree; dmsetup remove {name}",
 	advice.UnmountForShim:   "unmount it first, then make the shim and mount /dev/mapper/{name} instead",
 	advice.RemoveShim:       "dmloop shim --remove {name}",
@@ -110,10 +110,10 @@ var hints = map[extents.Remedy]string{
 	// About seals and the kernel's claim.
 	advice.Seal:              "dmloop seal {image}",
 	advice.SealOrUnsafe:      "seal the image (dmloop seal), or accept the risk with --unsafe",
-	advice.UseGuard:          "leave --no-guard away, seal the image (dmloop seal), or accept the risk with --no-guard --unsafe",
+	advice.UseGuard:          "leave out --no-guard, seal the image (dmloop seal), or accept the risk with --no-guard --unsafe",
 	advice.UsePins:           "use --pin=auto, seal the image (dmloop seal), or accept the risk with --unsafe",
 	advice.UnmapOrSwapoff:    "unmap it first, or swapoff(8) it when nothing maps it",
-	advice.SealAnew:          "the blocks lie otherwise than where the image was sealed: unseal it and seal it again",
+	advice.SealAnew:          "the blocks lie elsewhere than when the image was sealed: unseal it and seal it again",
 	advice.AdoptCopy:         "if it is a copy that lost its attribute, or was sealed before there was one, run: dmloop seal --adopt {image}",
 	advice.AdoptOrSeal:       "if dmloop sealed it: dmloop seal --adopt {image}; else: dmloop seal {image}",
 	advice.AdoptOrPlain:      "if dmloop sealed it, mark it and try again: dmloop seal --adopt {image}; else it is plain",
@@ -149,7 +149,7 @@ var hints = map[extents.Remedy]string{
 	advice.KillGuard:       "if it hangs, kill it; the mappings stay, and the next map starts another one",
 	advice.ReachGuard:      "it watches mappings of another state folder, in a container perhaps; or its folder was emptied: it makes its socket again within seconds, try again; see: pgrep -a dmloop",
 	advice.MapWithoutGuard: "map with --no-guard",
-	advice.SeeGuardHelp:    "see dmloop guard --help; --no-guard does without where the grade is kernel",
+	advice.SeeGuardHelp:    "see dmloop guard --help; with grade kernel, --no-guard does without one",
 
 	// About the caller and the kernel.
 	advice.Sudo:              "run the command with sudo",
@@ -165,7 +165,7 @@ var hints = map[extents.Remedy]string{
 	advice.OtherSectors: "losetup --sector-size {low} -P shows its partitions; or partition it anew in sectors of {high} bytes",
 
 	// About booting.
-	advice.FewerExtents:     "make the image of fewer extents (dmloop create, on a file system with more free space in one piece), or boot with an initramfs: dmloop boot save",
+	advice.FewerExtents:     "make the image with fewer extents (dmloop create, on a file system with more free space in one piece), or boot with an initramfs: dmloop boot save",
 	advice.UpdateInitramfs:  "see that this makes each one anew: {text} (on Debian update_initramfs=yes in /etc/initramfs-tools/update-initramfs.conf, and room in /boot), then run this again; --revert takes back what is done",
 	advice.RemoveKernel:     "have one made for it, or remove that kernel; --revert takes back what is done",
 	advice.NameShimOption:   "give another one with --name",
