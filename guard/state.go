@@ -78,7 +78,7 @@ type Openers int
 // The answers, harmless first.
 const (
 	Alone   Openers = iota // nobody else
-	Untold                 // leases are not to be had here
+	Untold                 // leases do not work here
 	Readers                // somebody, for reading only
 	Writers                // somebody, for writing
 )

@@ -75,7 +75,7 @@ func inInitrd() bool {
 }
 
 // kernelLog writes a line to the kernel's log, which shows errors on the console, or
-// to w where that cannot be had.
+// to w where that cannot be opened.
 func kernelLog(w io.Writer, program, text string) {
 	line := fmt.Sprintf("%s: %s\n", program, printable(text))
 	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {

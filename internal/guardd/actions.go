@@ -23,7 +23,7 @@ type actions struct {
 	d *Daemon
 	m *mapping
 
-	refused error     // why the kernel's claim could not be had again at last
+	refused error     // why the kernel's claim could not be taken again at last
 	tried   time.Time // when that was
 	proof   *bool     // whether nobody could write to the image when pins were set again; nil before
 }
@@ -70,7 +70,7 @@ func (a *actions) Restore(ctx context.Context, lost []guard.PinKind) error {
 		return errors.Join(a.refused, a.pin(ctx, pin.WithoutClaim(kinds)))
 	}
 	err := a.pin(ctx, kinds)
-	if err != nil && claim { // what can be had without the claim is had
+	if err != nil && claim { // what can be set without the claim is set
 		err = errors.Join(err, a.pin(ctx, pin.WithoutClaim(a.ours())))
 	}
 	now := observe.OthersOpen(a.m.image) // writers, too, while the kernel holds it

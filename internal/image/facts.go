@@ -60,7 +60,7 @@ const (
 
 // SwapStatus tells whether the file is an active swap file, as far as /proc/swaps
 // shows: one that was switched on in another mount namespace is not found, but
-// then the kernel has the file open and the write lease cannot be had.
+// then the kernel has the file open and no write lease is granted.
 type SwapStatus struct {
 	Active bool   `json:"active"`
 	Path   string `json:"path"` // as the kernel knows it

@@ -192,14 +192,14 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		return pinningError(img.Path(), err)
 	}
 	if err = set(kinds); err != nil && slices.Contains(kinds, pin.Swap) {
-		// What can be had without the claim is had: the mapping is live.
+		// What can be set without the claim is set: the mapping is live.
 		err = errors.Join(err, set(pin.WithoutClaim(kinds)))
 	}
 	return fault.Wrap(m.Name, "", errors.Join(err, s.proveAgain(ctx, t.store, m, img)))
 }
 
 // proveAgain takes the proof anew that nobody else has the image of a live mapping open,
-// unless the kernel holds the image, and records whether it was had: the one from before
+// unless the kernel holds the image, and records whether it succeeded: the one from before
 // is void, since the immutable flag has been off.
 func (s *System) proveAgain(ctx context.Context, store *record.Store, m record.Record, img *image.Image) error {
 	inForce, err := pinsInForce(img, m, swap.Active)

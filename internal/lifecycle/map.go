@@ -171,7 +171,7 @@ func (j *mapJob) setPins(ctx context.Context) error {
 	j.m.Grade = grade
 	err = j.options.accept(j.survey.Path, grade, j.denies)
 	if k, lost := clearedSince(wantedPins(j.survey, j.options.Pin), ours, inForce); err != nil && lost {
-		return j.cleared(k) // or it would look as if none could be had
+		return j.cleared(k) // or it would look as if none could be set
 	}
 	return err
 }

@@ -20,7 +20,7 @@ type MapPlan struct {
 
 // PlanMap verifies the image at path as map does and returns what map would load,
 // without changing anything. It needs neither root nor device-mapper as far as the
-// answer can be had without them.
+// answer can be given without them.
 func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPlan, error) {
 	name, uuid, err := o.request(path)
 	if err != nil {

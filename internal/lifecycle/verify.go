@@ -73,7 +73,7 @@ func (s *System) verify(ctx context.Context, m record.Record) Verified {
 }
 
 // verifyAlone compares once more while no other command can be changing the mapping:
-// what an unmap has half undone differs from its record too. A lock that cannot be had
+// what an unmap has half undone differs from its record too. A lock that cannot be taken
 // leaves the first answer as it is, for it may be the truth.
 func (s *System) verifyAlone(ctx context.Context, store *record.Store, first Verified) (Verified, error) {
 	wait, cancel := context.WithTimeout(ctx, s.patience.lock)

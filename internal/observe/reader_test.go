@@ -202,7 +202,7 @@ func BenchmarkFull(b *testing.B) {
 	}
 }
 
-// A proof counts as long as leases do not say otherwise, and one that is had now counts
+// A proof counts as long as leases do not say otherwise, and one that is granted now counts
 // whatever was recorded.
 func TestProof(t *testing.T) {
 	for _, c := range []struct {

@@ -21,7 +21,7 @@ func pins(img *image.Image, f File) (p Pins, err error) {
 }
 
 // unpinnable predicts the rule of this name: whether a pin of grade guarded or
-// better can be had for the image as it is. Setting the pins has the last word.
+// better can be set for the image as it is. Setting the pins has the last word.
 func unpinnable(f File, s Sealing, p Pins) *extents.Problem {
 	grade := Resulting(f.Facts, pin.Wanted(f.Facts.Filesystem, s.Sealed))
 	problem := func(message string, remedy extents.Remedy) *extents.Problem {
@@ -33,7 +33,7 @@ func unpinnable(f File, s Sealing, p Pins) *extents.Problem {
 	case p.Foreign && pin.GradeOf(pin.Evidence{Filesystem: f.Facts.Filesystem, Reflink: f.Facts.Reflink, InForce: p.InForce, Proof: true}) == pin.Unsafe:
 		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", advice.ClearFlag)
 	case grade == pin.Unsafe:
-		return problem("no pin that holds the blocks can be had on "+f.Facts.Filesystem, advice.MoveImage)
+		return problem("no pin holds the blocks on "+f.Facts.Filesystem, advice.MoveImage)
 	case f.Facts.ReadOnly && !f.Facts.Immutable() && f.ReadOnlyDevice:
 		return problem("the file system is on a read-only device, so the image cannot be pinned",
 			advice.MapReadOnly)

@@ -71,7 +71,7 @@ func (h Host) Begin(log *slog.Logger) (*Transaction, error) {
 	}
 	base, semaphore, err := newCookie()
 	if err != nil {
-		log.Warn("not waiting for udev: no cookie to be had", "error", err)
+		log.Warn("not waiting for udev: there is no free cookie", "error", err)
 		return t, nil
 	}
 	if err := semaphore.Set(1); err != nil {
