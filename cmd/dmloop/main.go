@@ -49,5 +49,11 @@ func program() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() { time.AfterFunc(lastPatience, endAnyway) })
 	defer stop()
+	switch filepath.Base(os.Args[0]) {
+	case mountName:
+		return runMountHelper(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	case umountName:
+		return runUmountHelper(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	}
 	return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 }

@@ -77,3 +77,16 @@ func Command(ctx context.Context, name string, args ...string) (*exec.Cmd, error
 		"PATH="+strings.Join(Folders, ":"))
 	return cmd, nil
 }
+
+// ExitCode returns the exit code of a program whose Run returned err, and false when it did
+// not come to an end of its own.
+func ExitCode(err error) (code int, ended bool) {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0, true
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		return exit.ExitCode(), true
+	}
+	return 0, false
+}
