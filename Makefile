@@ -67,9 +67,12 @@ build:
 
 install: build
 	install -D -m 0755 bin/dmloop '$(DESTDIR)$(PREFIX)/sbin/dmloop'
+	install -d '$(DESTDIR)/sbin'
+	ln -sf '$(PREFIX)/sbin/dmloop' '$(DESTDIR)/sbin/mount.dmloop'
+	ln -sf '$(PREFIX)/sbin/dmloop' '$(DESTDIR)/sbin/umount.dmloop'
 
 uninstall:
-	rm -f '$(DESTDIR)$(PREFIX)/sbin/dmloop'
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/dmloop' '$(DESTDIR)/sbin/mount.dmloop' '$(DESTDIR)/sbin/umount.dmloop'
 
 # The main job on real input, in a guest (KERNEL=uml, 6.1, 6.12 or new).
 demo: deps build

@@ -154,7 +154,7 @@ func runMountHelper(ctx context.Context, args []string, stdout, stderr io.Writer
 		return mountFailed
 	}
 	if !there { // else whoever mapped it unmaps it
-		inner = append(inner, "uhelper=dmloop")
+		inner = append(inner, "helper=dmloop") // umount(8) calls it for root; uhelper= is for other users only
 	}
 	command := []string{"-i"}
 	if fstype != "" {

@@ -17,10 +17,11 @@ mkdir -p bin/package/man8 bin/package/man7 bin/package/man5
 for page in bin/man/*.8; do
 	gzip -9nc "$page" >"bin/package/man8/${page##*/}.gz"
 done
-for page in dmlooptab.5 dmloop-tutorial.7; do
+for page in dmlooptab.5 dmloop-tutorial.7 mount.dmloop.8; do
 	go run "$md2man" -in "docs/$page.md" -out "bin/package/$page"
 	gzip -9nc "bin/package/$page" >"bin/package/man${page##*.}/$page.gz"
 done
+echo ".so man8/mount.dmloop.8" | gzip -9nc >bin/package/man8/umount.dmloop.8.gz
 cat internal/hostfiles/packages/prerm internal/hostfiles/packages/prerm-guard >bin/package/prerm
 for shell in bash zsh fish; do
 	bin/dmloop completion "$shell" >"bin/package/dmloop.$shell"

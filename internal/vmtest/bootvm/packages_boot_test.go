@@ -93,6 +93,6 @@ func TestRPM(t *testing.T) {
 		t.Fatal(rpms, err)
 	}
 	list := host(t, append([]string{"rpm", "-qlp"}, rpms...)...)
-	contains(t, list, "/usr/sbin/dmloop", "/usr/lib/systemd/system/dmloop@.service", "/usr/share/man/man5/dmlooptab.5.gz", "/usr/share/man/man7/dmloop-tutorial.7.gz",
+	contains(t, list, "/usr/sbin/dmloop", "/usr/lib/systemd/system/dmloop@.service", "/usr/share/man/man5/dmlooptab.5.gz", "/usr/share/man/man7/dmloop-tutorial.7.gz", "/usr/sbin/mount.dmloop", "/usr/sbin/umount.dmloop",
 		"/usr/lib/dracut/modules.d/90dmloop/module-setup.sh", "/usr/share/zsh/site-functions/_dmloop")
 }

@@ -14,7 +14,8 @@ import (
 const (
 	tabFstab = "/dev/mapper/host\t/srv\text4\tdefaults\t0 2\n" +
 		"/dev/mapper/data\t/srv/data\text4\tdefaults\t0 2\n" +
-		"/dev/mapper/late\t/late\text4\tnofail\t0 2\n"
+		"/dev/mapper/late\t/late\text4\tnofail\t0 2\n" +
+		"/srv/helper.img\t/helper\tdmloop\tdefaults,nofail\t0 0\n"
 	tabLines = "host UUID=" + dataUUID + " - shim\n" +
 		"data /srv/data.img\n" +
 		"missing /srv/missing.img - nofail\n" +
@@ -33,7 +34,7 @@ for d in vdb:%[1]s vdc:%[2]s; do
 	dmloop shim /dev/${d%%:*}1 set-${d%%:*}
 	mount /dev/mapper/set-${d%%:*} /mnt
 	case $d in
-	vdb*) images="data ondemand $(seq -f n%%g 1 %[3]d)" ;;
+	vdb*) images="data ondemand helper $(seq -f n%%g 1 %[3]d)" ;;
 	*) images=late ;;
 	esac
 	for i in $images; do
@@ -66,7 +67,7 @@ func tables(t *testing.T, p platform) {
 	for i := range many {
 		lines += fmt.Sprintf("n%[1]d /srv/n%[1]d.img\n", i+1)
 	}
-	m.Must("mkdir -p /srv /late; cat >/etc/dmlooptab <<'END'\n" + lines + "END\ncat >>/etc/fstab <<'END'\n" + tabFstab + "END")
+	m.Must("mkdir -p /srv /late /helper; cat >/etc/dmlooptab <<'END'\n" + lines + "END\ncat >>/etc/fstab <<'END'\n" + tabFstab + "END")
 	m.PowerOff()
 
 	// With the late disk absent everything else is there.
@@ -84,6 +85,7 @@ func tables(t *testing.T, p platform) {
 	m.PowerOff()
 	checkShutdown(t, m.Console())
 	inOrder(t, m.Console(), "Unmounted srv-data.mount", "Stopped dmloop@data", "Unmounted srv.mount", "Stopped dmloop@host")
+	inOrder(t, m.Console(), "Unmounted helper.mount", "Unmounted srv.mount")
 	Fsck(t, data)
 	Fsck(t, root)
 	Fsck(t, late)
@@ -103,15 +105,17 @@ func tables(t *testing.T, p platform) {
 	}
 	m.PowerOff()
 
-	if flags := host(t, "debugfs", "-R", "stat /data.img", fmt.Sprintf("%s?offset=%d", data, partitionStart)); !strings.Contains(flags, "Flags: 0x80000\n") {
-		t.Errorf("the image is still pinned after the shutdown:\n%s", flags)
+	for _, image := range []string{"data", "helper"} {
+		if flags := host(t, "debugfs", "-R", "stat /"+image+".img", fmt.Sprintf("%s?offset=%d", data, partitionStart)); !strings.Contains(flags, "Flags: 0x80000\n") {
+			t.Errorf("the image %s is still pinned after the shutdown:\n%s", image, flags)
+		}
 	}
 
 	m = Start(t, boot)
 	m.WaitUp()
 	out, _ := m.Run("systemctl stop srv-data.mount; dmloop deactivate --all; lsattr /srv/data.img; dmloop list; dmloop activate --all; dmloop activate --all; dmloop list --noheadings -o NAME | wc -l")
 	contains(t, out, "--------------e------- /srv/data.img")
-	if f := strings.Fields(out); f[len(f)-1] != fmt.Sprint(many+1) {
+	if f := strings.Fields(out); f[len(f)-1] != fmt.Sprint(many+2) {
 		t.Errorf("not all came up again:\n%s", out)
 	}
 	m.PowerOff()
@@ -132,8 +136,9 @@ func checkTab(t *testing.T, m *Machine) {
 	if got := m.Must("findmnt -no SOURCE /srv; findmnt -no SOURCE /srv/data"); !strings.Contains(got, "/dev/mapper/data") || !strings.Contains(got, "/dev/mapper/host") {
 		t.Errorf("mounted from %q", got)
 	}
+	contains(t, m.Must("for i in $(seq 60); do mountpoint -q /helper && break; sleep 1; done; findmnt -no SOURCE,FSTYPE /helper"), "/dev/mapper/helper ext4")
 	list := m.Must("dmloop list --noheadings -o NAME,STATE,GUARD,GRADE")
-	if n := strings.Count(list, "healthy"); n != many+1 {
+	if n := strings.Count(list, "healthy"); n != many+2 {
 		t.Errorf("%d healthy mappings:\n%s", n, list)
 	}
 	if strings.Contains(list, "ondemand") {
