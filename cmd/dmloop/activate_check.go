@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
@@ -18,15 +19,13 @@ func (o *activateOptions) runCheck(env *cliEnv) error {
 		return &fault.Error{Class: fault.NotFound, Subject: o.path, Message: "no such file"}
 	}
 	table, bad := readTab(o.path)
-	if table == nil && bad != nil {
-		return bad
-	}
 	wrong := []string{}
 	for _, one := range flatten(bad) {
 		var e *fault.Error
-		if errors.As(one, &e) {
-			wrong = append(wrong, e.Message)
+		if !errors.As(one, &e) {
+			return bad // it cannot be read, so nothing is known of its lines
 		}
+		wrong = append(wrong, e.Message)
 	}
 	devices := blockdev.Local()
 	for _, e := range table {
@@ -74,7 +73,11 @@ func missing(devices blockdev.Finder, e tab.Entry) string {
 	return ""
 }
 
+// sameDevice reports whether a source of fstab and the one of a shim are one device.
 func sameDevice(devices blockdev.Finder, a, b string) bool {
+	if strings.HasPrefix(a, "PARTLABEL=") {
+		a = hostfiles.Link(a) // a name in the partition table, which only udev reads
+	}
 	one, err := devices.Find(a)
 	if err != nil {
 		return false

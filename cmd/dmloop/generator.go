@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -53,15 +52,8 @@ func runGenerator(args []string, stderr io.Writer) int {
 // sameLinks reports whether udev's links of two sources lead to one device. It reads no disk:
 // nothing may keep the boot waiting.
 func sameLinks(a, b string) bool {
-	node := func(source string) string {
-		tag, value, found := strings.Cut(source, "=")
-		if !found || strings.HasPrefix(source, "/") {
-			return source
-		}
-		return "/dev/disk/by-" + strings.ToLower(tag) + "/" + value
-	}
 	var one, other unix.Stat_t
-	return unix.Stat(node(a), &one) == nil && unix.Stat(node(b), &other) == nil &&
+	return unix.Stat(hostfiles.Link(a), &one) == nil && unix.Stat(hostfiles.Link(b), &other) == nil &&
 		one.Mode&unix.S_IFMT == unix.S_IFBLK && other.Mode&unix.S_IFMT == unix.S_IFBLK && one.Rdev == other.Rdev
 }
 

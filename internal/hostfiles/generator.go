@@ -87,7 +87,7 @@ func (o Output) entry(in Input, e tab.Entry) {
 		o.Files["dev-mapper-"+at+".device.d/40-device-timeout.conf"] = header + "[Unit]\n" + timeout + "\n"
 	}
 	if e.Units.DeviceTimeout != "" && e.Kind == tab.Shim {
-		o.Files[deviceUnit(shimNode(e))+".d/50-device-timeout.conf"] = header + "[Unit]\nJobRunningTimeoutSec=" + e.Units.DeviceTimeout + "\n"
+		o.Files[deviceUnit(Link(e.Source))+".d/50-device-timeout.conf"] = header + "[Unit]\nJobRunningTimeoutSec=" + e.Units.DeviceTimeout + "\n"
 	}
 }
 
@@ -112,7 +112,7 @@ func dropIn(in Input, e tab.Entry) string {
 		add("Before=%s", target)
 	}
 	if e.Kind == tab.Shim {
-		device := deviceUnit(shimNode(e))
+		device := deviceUnit(Link(e.Source))
 		add("Requires=%s\nAfter=%s", device, device)
 		if !e.Initrd {
 			add("Before=umount.target")
@@ -146,18 +146,6 @@ const GuardUnit = "dmloop-guard.service"
 
 // percent keeps a name from being read as a specifier.
 func percent(s string) string { return strings.ReplaceAll(s, "%", "%%") }
-
-// shimNode returns the node whose device unit a shim waits for.
-func shimNode(e tab.Entry) string {
-	switch tag, value := e.Tag(); tag {
-	case "UUID":
-		return "/dev/disk/by-uuid/" + linkForm(value)
-	case "PARTUUID":
-		return "/dev/disk/by-partuuid/" + strings.ToLower(value)
-	default:
-		return value
-	}
-}
 
 // linkForm is how udev writes the UUIDs that the file systems of dmloop have; the
 // short ones of others keep their case.

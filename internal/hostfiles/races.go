@@ -3,7 +3,9 @@ package hostfiles
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"dmloop/internal/tab"
 )
@@ -30,8 +32,8 @@ func Races(table tab.Table, mounts []Mount, same func(a, b string) bool) []Race 
 		}
 		for _, m := range mounts {
 			source := plainSource(m.Source)
-			if source == e.Device() || strings.HasPrefix(source, "/dev/mapper/") && source != e.Source {
-				continue
+			if slices.ContainsFunc(table, func(e tab.Entry) bool { return e.Device() == source }) {
+				continue // the shim itself, or what another line brings up
 			}
 			if source == plainSource(e.Source) || isDevice(source) && same(source, e.Source) {
 				races = append(races, Race{e, m})
@@ -43,27 +45,64 @@ func Races(table tab.Table, mounts []Mount, same func(a, b string) bool) []Race 
 
 // plainSource writes what names a device by its tag in one way.
 func plainSource(source string) string {
-	tag, value, found := strings.Cut(source, "=")
-	switch {
-	case strings.HasPrefix(source, "/dev/disk/by-uuid/"):
-		tag, value, found = "UUID", path.Base(source), true
-	case strings.HasPrefix(source, "/dev/disk/by-partuuid/"):
-		tag, value, found = "PARTUUID", path.Base(source), true
-	case strings.HasPrefix(source, "/"):
-		return path.Clean(source)
+	for tag, dir := range map[string]string{"UUID": "/dev/disk/by-uuid/", "PARTUUID": "/dev/disk/by-partuuid/"} {
+		if value, found := strings.CutPrefix(source, dir); found {
+			source = tag + "=" + value
+		}
 	}
-	if !found {
-		return source
-	}
-	value = strings.Trim(value, `"`)
-	if tag == "UUID" || tag == "PARTUUID" {
+	tag, value := tagOf(source)
+	switch tag {
+	case "":
+		return path.Clean(value)
+	case "UUID", "PARTUUID":
 		value = strings.ToLower(value)
 	}
 	return tag + "=" + value
 }
 
+// tagOf splits a source into its tag, empty for a path, and the value without the quotes that
+// fstab may have around it.
+func tagOf(source string) (tag, value string) {
+	tag, value, found := strings.Cut(source, "=")
+	if !found || strings.HasPrefix(source, "/") {
+		return "", source
+	}
+	return tag, strings.Trim(value, `"`)
+}
+
+// Link returns the path of udev's link to what a tag names, and of a path itself.
+func Link(source string) string {
+	tag, value := tagOf(source)
+	switch tag {
+	case "":
+		return value
+	case "UUID":
+		value = linkForm(value)
+	case "PARTUUID":
+		value = strings.ToLower(value)
+	default:
+		value = linkName(value)
+	}
+	return "/dev/disk/by-" + strings.ToLower(tag) + "/" + value
+}
+
+// linkName is how udev writes a label in the name of a link (encode_devnode_name in systemd's
+// src/shared/device-nodes.c).
+func linkName(label string) string {
+	var b strings.Builder
+	for i := 0; i < len(label); i++ {
+		switch c := label[i]; {
+		case c >= utf8.RuneSelf, c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("#+-.:=@_", c) >= 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, `\x%02x`, c)
+		}
+	}
+	return b.String()
+}
+
 // isDevice reports whether fstab's word can mean a block device at all.
 func isDevice(source string) bool {
-	tag, _, found := strings.Cut(source, "=")
-	return strings.HasPrefix(source, "/dev/") || found && (tag == "UUID" || tag == "LABEL" || tag == "PARTUUID" || tag == "PARTLABEL")
+	tag, _ := tagOf(source)
+	return strings.HasPrefix(source, "/dev/") || tag == "UUID" || tag == "LABEL" || tag == "PARTUUID" || tag == "PARTLABEL"
 }

@@ -16,7 +16,7 @@ func TestRaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	same := func(a, b string) bool {
-		return a == "LABEL=my disk" && b == "UUID="+uuid || a == "/dev/sdz9" && b == "PARTUUID=1234abcd-02"
+		return (a == "LABEL=my disk" || a == "/dev/mapper/vg-home" || a == "/dev/mapper/data") && b == "UUID="+uuid || a == "/dev/sdz9" && b == "PARTUUID=1234abcd-02"
 	}
 	for source, want := range map[string]string{
 		"UUID=" + uuid:                           "host",
@@ -25,6 +25,9 @@ func TestRaces(t *testing.T) {
 		"LABEL=my disk":                          "host",
 		"LABEL=other":                            "",
 		"/dev/mapper/host":                       "",
+		"/dev/mapper/vg-home":                    "host", // a logical volume, as installers write it
+		"/dev/mapper/vg-other":                   "",
+		"/dev/mapper/data":                       "", // what the table brings up is past nothing
 		"UUID=1111-2222":                         "", // nobody brings that one up by itself
 		"PARTUUID=1234ABCD-02":                   "part",
 		"/dev/sdz9":                              "part",
@@ -46,6 +49,25 @@ func TestRaces(t *testing.T) {
 		}
 		if wanted := strings.Fields(want); !slices.Equal(got, wanted) {
 			t.Errorf("%s: %q, want %q", source, got, wanted)
+		}
+	}
+}
+
+// The links are those that udev makes.
+func TestLink(t *testing.T) {
+	for source, want := range map[string]string{
+		"/dev/sdb1": "/dev/sdb1",
+		"/dev/a=b":  "/dev/a=b",
+		"UUID=0F1E2D3C-4B5A-6978-8796-A5B4C3D2E1F0": "/dev/disk/by-uuid/0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0",
+		"UUID=12AB-34CD":       "/dev/disk/by-uuid/12AB-34CD",
+		"PARTUUID=1234ABCD-02": "/dev/disk/by-partuuid/1234abcd-02",
+		"LABEL=data":           "/dev/disk/by-label/data",
+		`LABEL="my disk"`:      `/dev/disk/by-label/my\x20disk`,
+		`LABEL=../a\b`:         `/dev/disk/by-label/..\x2fa\x5cb`,
+		"PARTLABEL=Größe=1":    "/dev/disk/by-partlabel/Größe=1",
+	} {
+		if got := Link(source); got != want {
+			t.Errorf("%s: %s, want %s", source, got, want)
 		}
 	}
 }
