@@ -157,11 +157,7 @@ func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status, shi
 		rows = append(rows, toMappingJSON(s))
 	}
 	if env.json {
-		out := mappingsJSON{Mappings: rows}
-		for _, s := range shims {
-			out.Shims = append(out.Shims, toShimJSON(s))
-		}
-		return printJSON(env, out)
+		return printJSON(env, mappingsJSON{Mappings: rows, Shims: shimRows(shims)})
 	}
 	defaults := defaultColumns
 	if opts.all {

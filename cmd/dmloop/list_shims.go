@@ -40,6 +40,14 @@ func toShimJSON(s lifecycle.ShimStatus) shimJSON {
 		Users: append([]string{}, s.Users...), UUID: s.UUID}
 }
 
+func shimRows(shims []lifecycle.ShimStatus) []shimJSON {
+	rows := make([]shimJSON, 0, len(shims))
+	for _, s := range shims {
+		rows = append(rows, toShimJSON(s))
+	}
+	return rows
+}
+
 const defaultShimColumns = "NAME,DEVICE,BELOW,SIZE,RO,USERS"
 
 var shimColumns = []column[shimJSON]{
@@ -69,22 +77,23 @@ func runListShims(ctx context.Context, env *cliEnv, opts *listOptions, args []st
 	if err != nil && len(args) == 0 {
 		return err
 	}
-	rows := make([]shimJSON, 0, len(found))
-	for _, s := range found {
-		rows = append(rows, toShimJSON(s))
-	}
+	rows := shimRows(found)
 	if env.json {
 		return errors.Join(err, printJSON(env, shimsJSON{rows}))
 	}
+	return errors.Join(err, printShims(env, opts, rows))
+}
+
+func printShims(env *cliEnv, opts *listOptions, rows []shimJSON) error {
 	defaults := defaultShimColumns
 	if opts.all {
 		defaults = columnNames(shimColumns)
 	}
-	columns, perr := pickColumns(shimColumns, defaults, opts.output)
-	if perr == nil && len(rows) > 0 {
-		perr = printColumns(env.stdout, columns, rows, !opts.noheadings, opts.raw, opts.bs)
+	columns, err := pickColumns(shimColumns, defaults, opts.output)
+	if err != nil || len(rows) == 0 {
+		return err
 	}
-	return errors.Join(err, perr)
+	return printColumns(env.stdout, columns, rows, !opts.noheadings, opts.raw, opts.bs)
 }
 
 // noteShims says below a list of mappings that there are shims, which are none.

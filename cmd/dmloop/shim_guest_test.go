@@ -242,6 +242,9 @@ func TestShimRemoved(t *testing.T) {
 	if r := expect(t, 0, "status", "srv"); !strings.Contains(r.Stdout, "BELOW    "+disk+"\n") || !strings.Contains(r.Stdout, "USERS    mount "+dir) {
 		t.Errorf("%s", r.Stdout)
 	}
+	if r := expect(t, 0, "status", "--raw", "-n", "-o", "NAME,BELOW", "srv"); r.Stdout != "srv "+disk+"\n" {
+		t.Errorf("status -o: %q", r.Stdout)
+	}
 	if r := expect(t, 0, "status", "--json", "/dev/mapper/srv"); !strings.Contains(r.Stdout, `"mappings": []`) || !strings.Contains(r.Stdout, `"below": "`+disk) {
 		t.Errorf("%s", r.Stdout)
 	}

@@ -34,16 +34,22 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 	sys := env.system()
 	defer sys.Close()
 	found, shims, err := statusOf(ctx, sys, args)
-	if env.json || (opts.raw || opts.output != "" || opts.all) && (len(found) > 0 || len(shims) == 0) {
+	switch {
+	case env.json:
 		err = errors.Join(err, printMappings(env, opts, found, shims...))
-	} else {
+	case opts.raw || opts.output != "" || opts.all:
+		if len(found) > 0 || len(shims) == 0 {
+			err = errors.Join(err, printMappings(env, opts, found))
+		}
+		if len(shims) > 0 {
+			err = errors.Join(err, printShims(env, opts, shimRows(shims)))
+		}
+	default:
 		for _, s := range found {
 			printProperties(env.stdout, listColumns, toMappingJSON(s), opts.bs)
 		}
-	}
-	for _, s := range shims {
-		if !env.json {
-			printProperties(env.stdout, shimColumns, toShimJSON(s), opts.bs)
+		for _, s := range shimRows(shims) {
+			printProperties(env.stdout, shimColumns, s, opts.bs)
 		}
 	}
 	if err != nil {
