@@ -143,7 +143,7 @@ func runMountHelper(ctx context.Context, args []string, stdout, stderr io.Writer
 	if c.fake {
 		return 0
 	}
-	sys := env.system()
+	sys := env.system().WithPatience(activatePatience) // at boot many images come up, one after the other
 	defer sys.Close()
 	if o.Name == "" {
 		o.Name = lifecycle.DefaultName(c.source)
@@ -193,7 +193,7 @@ func runUmountHelper(ctx context.Context, args []string, stdout, stderr io.Write
 	if code := runProgram(ctx, env, "umount", append(append([]string{"-i"}, c.flags...), "--", c.dir)); code != 0 {
 		return code
 	}
-	sys := env.system()
+	sys := env.system().WithPatience(activatePatience) // at boot many images come up, one after the other
 	defer sys.Close()
 	err = sys.Unmap(ctx, name, lifecycle.UnmapOptions{NameOnly: true, Deferred: lazy})
 	switch {

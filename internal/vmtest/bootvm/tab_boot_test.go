@@ -15,7 +15,7 @@ const (
 	tabFstab = "/dev/mapper/host\t/srv\text4\tdefaults\t0 2\n" +
 		"/dev/mapper/data\t/srv/data\text4\tdefaults\t0 2\n" +
 		"/dev/mapper/late\t/late\text4\tnofail\t0 2\n" +
-		"/srv/helper.img\t/helper\tdmloop\tdefaults,nofail\t0 0\n"
+		"/srv/helper.img\t/helper\tdmloop\tdefaults,nofail,x-systemd.mount-timeout=10min\t0 0\n"
 	tabLines = "host UUID=" + dataUUID + " - shim\n" +
 		"data /srv/data.img\n" +
 		"missing /srv/missing.img - nofail\n" +
@@ -136,7 +136,7 @@ func checkTab(t *testing.T, m *Machine) {
 	if got := m.Must("findmnt -no SOURCE /srv; findmnt -no SOURCE /srv/data"); !strings.Contains(got, "/dev/mapper/data") || !strings.Contains(got, "/dev/mapper/host") {
 		t.Errorf("mounted from %q", got)
 	}
-	contains(t, m.Must("for i in $(seq 60); do mountpoint -q /helper && break; sleep 1; done; findmnt -no SOURCE,FSTYPE /helper"), "/dev/mapper/helper ext4")
+	contains(t, m.Must("for i in $(seq 300); do mountpoint -q /helper && break; sleep 1; done; findmnt -no SOURCE,FSTYPE /helper"), "/dev/mapper/helper ext4")
 	list := m.Must("dmloop list --noheadings -o NAME,STATE,GUARD,GRADE")
 	if n := strings.Count(list, "healthy"); n != many+2 {
 		t.Errorf("%d healthy mappings:\n%s", n, list)
