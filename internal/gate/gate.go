@@ -1,0 +1,188 @@
+package gate
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"dmloop/dmtable"
+)
+
+// Folder is where the gate's maps and programs are pinned, and what keeps them in force.
+const Folder = "/sys/fs/bpf/dmloop"
+
+// format is the version of the maps and of what is written in them. Programs of the same
+// format share them, so that a newer dmloop replaces programs without a moment between.
+var format = 1
+
+// edition tells the programs of one build from those of another; tests pretend.
+var edition = programsSum()
+
+func mapsFolder() string  { return filepath.Join(Folder, fmt.Sprintf("maps-%d", format)) }
+func linksFolder() string { return filepath.Join(Folder, fmt.Sprintf("links-%d-%s", format, edition)) }
+
+// ErrNotLoaded means that no gate is in force.
+var ErrNotLoaded = errors.New("no gate is loaded")
+
+// ErrOtherFormat means that another version of dmloop's gate is in force, which this one cannot read.
+var ErrOtherFormat = errors.New("the gate of another version of dmloop is in force: unmap what it guards with that version, or take it away (dmloop gate --clear)")
+
+// Gate is the gate in force. The maps are open.
+type Gate struct {
+	maps gateMaps
+	lock *os.File // the folder, open
+}
+
+// Open opens the gate that is in force. It returns ErrNotLoaded where none is, and
+// ErrOtherFormat for one that this version cannot read.
+func Open() (*Gate, error) {
+	folder, err := os.Open(Folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNotLoaded
+	}
+	if err != nil {
+		return nil, err
+	}
+	g := &Gate{lock: folder}
+	if err := g.openMaps(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+func (g *Gate) openMaps() error {
+	found, err := sets("maps-")
+	if err != nil {
+		return err
+	}
+	links, err := sets("links-")
+	switch {
+	case err != nil:
+		return err
+	case len(found) == 0, len(links) == 0:
+		return ErrNotLoaded
+	case len(found) > 1, found[0] != mapsFolder():
+		return ErrOtherFormat
+	}
+	for name, m := range g.named() {
+		if *m, err = ebpf.LoadPinnedMap(filepath.Join(mapsFolder(), name), nil); err != nil {
+			return fmt.Errorf("opening the gate's map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// named are the maps by their names in gate.c.
+func (g *Gate) named() map[string]**ebpf.Map {
+	m := &g.maps
+	return map[string]**ebpf.Map{
+		gateMapAllowed: &m.Allowed, gateMapCounter: &m.Counter, gateMapDenials: &m.Denials, gateMapDesks: &m.Desks, gateMapDevices: &m.Devices,
+		gateMapFacts: &m.Facts, gateMapInodes: &m.Inodes, gateMapNames: &m.Names, gateMapOwn: &m.Own, gateMapParts: &m.Parts,
+		gateMapRecent: &m.Recent, gateMapRows: &m.Rows,
+	}
+}
+
+// sets lists the folders of pins that are complete; one that is being made is called new-.
+func sets(prefix string) (paths []string, err error) {
+	entries, err := os.ReadDir(Folder)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			paths = append(paths, filepath.Join(Folder, e.Name()))
+		}
+	}
+	return paths, nil
+}
+
+// Close closes the maps. The gate stays in force.
+func (g *Gate) Close() error {
+	return errors.Join(g.maps.Close(), g.lock.Close())
+}
+
+// locked has one process at a time change the gate.
+func (g *Gate) locked(change func() error) error {
+	return withLock(g.lock, change)
+}
+
+func withLock(folder *os.File, change func() error) error {
+	for {
+		err := unix.Flock(int(folder.Fd()), unix.LOCK_EX)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("locking %s: %w", Folder, err)
+		}
+		break
+	}
+	defer unix.Flock(int(folder.Fd()), unix.LOCK_UN) //nolint:errcheck // ends with the descriptor at the latest
+	return change()
+}
+
+// What a process asks for of itself (gate.c: enter).
+const (
+	beOwn uint32 = iota + 1
+	beOwnNoMore
+	haveRight
+	haveNoRight
+)
+
+// Enter makes this process one of dmloop's own, which every gate that is in force lets
+// pass until it ends. Where no gate is loaded there is nothing to pass.
+func Enter() error { return ask(gateRight{Op: beOwn}) }
+
+// Leave takes back what Enter gave.
+func Leave() error { return ask(gateRight{Op: beOwnNoMore}) }
+
+// Allow lets this process, and those that it starts, change the table of one device that
+// a mapping stands on, and remove it.
+func Allow(device dmtable.Device) error {
+	return ask(gateRight{Op: haveRight, Device: kernelNumber(device)})
+}
+
+// Disallow takes back what Allow gave.
+func Disallow() error { return ask(gateRight{Op: haveNoRight}) }
+
+func ask(right gateRight) error {
+	links, err := sets("links-")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, folder := range links {
+		if err := askOne(filepath.Join(folder, gateProgEnter), right); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// askOne runs a pinned program in this process, whose right it is about therefore.
+func askOne(path string, right gateRight) error {
+	p, err := ebpf.LoadPinnedProgram(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // replaced this moment; the one in its place has the same maps
+	}
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", path, err)
+	}
+	defer p.Close() //nolint:errcheck // nothing is lost
+	code, err := p.Run(&ebpf.RunOptions{Context: right})
+	if err == nil && int32(code) < 0 && unix.Errno(-int32(code)) != unix.ENOENT {
+		err = unix.Errno(-int32(code))
+	}
+	if err != nil {
+		return fmt.Errorf("asking the gate to let this process pass: %w", err)
+	}
+	return nil
+}
