@@ -93,3 +93,26 @@ func (t Table) leads(at Sectors, had Segment) string {
 	}
 	return ""
 }
+
+// RowsBelow returns those rows of host, a table that t was made by looking through, that
+// hold any sector of t's linear rows. A row of t that is not linear is an error.
+func (t Table) RowsBelow(host Table) (Table, error) {
+	ours, err := t.Segments()
+	if err != nil {
+		return nil, err
+	}
+	var rows Table
+	for _, row := range host {
+		span, err := row.Span()
+		if err == nil && slices.ContainsFunc(span.Areas, func(area Segment) bool { return area.meetsAny(ours) }) {
+			rows = append(rows, row)
+		}
+	}
+	return rows, nil
+}
+
+func (s Segment) meetsAny(others []Segment) bool {
+	return slices.ContainsFunc(others, func(o Segment) bool {
+		return o.Device == s.Device && o.Start < s.End() && s.Start < o.End()
+	})
+}

@@ -108,8 +108,13 @@ func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
 		}
 	}
 	weaker := got.Grade.Weaker(want.Grade)
+	// Without the gate a mapping is worth what it is where there is none: the guard, which
+	// looks now, puts it in force again.
+	ungated := len(lost) == 1 && lost[0] == PinBPF && got.Grade != GradeUnsafe
 	writers := openers.ok() && openers.Value == Writers
 	switch {
+	case ungated && weaker:
+		c.add(PinLost, Weak, "the gate in the kernel is gone and the grade fell from %s to %s", want.Grade, got.Grade)
 	case len(lost) > 0 && weaker:
 		c.add(PinLost, Different, "the pin %s is gone and the grade fell from %s to %s", strings.Join(PinNames(lost), ", "), want.Grade, got.Grade)
 	case len(lost) > 0:

@@ -9,6 +9,17 @@ const (
 	PinNoDefrag  PinKind = "nodefrag"  // FS_XFLAG_NODEFRAG, xfs only; xfs_fsr honours it
 	PinF2FS      PinKind = "f2fs-pin"  // F2FS_IOC_SET_PIN_FILE
 	PinSwap      PinKind = "swap"      // the kernel holds the file as an active swap file
+	PinBPF       PinKind = "bpf"       // the gate in the kernel refuses opens, and tables of the devices below
+)
+
+// Gate is what refuses opens of an image by others.
+type Gate string
+
+// The gates, strongest first.
+const (
+	GateBPF      Gate = "bpf"      // programs in the kernel, whether a guard runs or not
+	GateFanotify Gate = "fanotify" // the guard answers the kernel's questions
+	GateNone     Gate = "none"
 )
 
 // Grade says what still can move the blocks of an image.

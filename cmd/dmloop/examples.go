@@ -43,6 +43,9 @@ dmloop pin --pin=swap /srv/sealed.img`,
 dmloop seal --create 10G /srv/new.img
 dmloop seal --adopt /srv/copy.img`,
 	"unseal": `dmloop unseal /srv/image.img`,
+	"gate": `dmloop gate
+dmloop gate --allow vg-host -- lvconvert --type thin vg/host
+dmloop gate --clear`,
 	"guard": `dmloop guard --metrics unix:/run/dmloop/metrics.sock
 dmloop guard --log-format json --idle-exit 10m`,
 	"shim": `dmloop shim /dev/sdb1 srv && mount /dev/mapper/srv /srv

@@ -149,6 +149,9 @@ var hints = map[extents.Remedy]string{
 	advice.KillGuard:       "if it hangs, kill it; the mappings stay, and the next map starts another one",
 	advice.ReachGuard:      "it watches mappings of another state folder, in a container perhaps; or its folder was emptied: it makes its socket again within seconds, try again; see: pgrep -a dmloop",
 	advice.MapWithoutGuard: "map with --no-guard",
+	advice.GateAuto:        "leave out --gate, and the next best is taken",
+	advice.AddParameter:    "boot with this kernel parameter: {text}; or leave out --gate, and the next best is taken",
+	advice.ClearGate:       "see what it guards: dmloop gate; take it away: dmloop gate --clear",
 	advice.SeeGuardHelp:    "see dmloop guard --help; with grade kernel, --no-guard does without one",
 
 	// About the caller and the kernel.

@@ -30,6 +30,10 @@ type mappingJSON struct {
 	Guard   bool          `json:"guard"`
 	Open    int           `json:"open"`
 	UUID    string        `json:"uuid"`
+	Gate    string        `json:"gate"`     // what denies opens by others
+	GateWhy string        `json:"gate_why"` // why it is not the one in the kernel, if it is not
+
+	Refused []refusedJSON `json:"refused,omitempty"` // by the gate in the kernel, of status only
 }
 
 type mappingsJSON struct {
@@ -41,7 +45,7 @@ func toMappingJSON(s lifecycle.Status) mappingJSON {
 	return mappingJSON{
 		Name: s.Name, Device: s.Device, MajMin: s.MajMin, Image: s.Image, Size: s.Size, RO: s.ReadOnly,
 		Extents: s.Extents, Pin: guard.PinNames(s.Pins), Grade: string(s.Grade), State: string(s.State), Reason: s.Reason,
-		Guard: s.Guard, Open: s.Open, UUID: s.UUID,
+		Guard: s.Guard, Open: s.Open, UUID: s.UUID, Gate: string(s.Gate), GateWhy: s.GateWhy,
 	}
 }
 
@@ -67,6 +71,8 @@ var listColumns = []column[mappingJSON]{
 	{"GUARD", "1 when the guard watches it", func(m mappingJSON, _ bool) string { return zeroOne(m.Guard) }},
 	{"OPEN", "how many have the device open", func(m mappingJSON, _ bool) string { return fmt.Sprint(m.Open) }},
 	{"UUID", "device-mapper uuid", func(m mappingJSON, _ bool) string { return m.UUID }},
+	{"GATE", "what denies opens by others: bpf, fanotify or none", func(m mappingJSON, _ bool) string { return m.Gate }},
+	{"GATEWHY", "why it is not bpf", func(m mappingJSON, _ bool) string { return m.GateWhy }},
 }
 
 func zeroOne(b bool) string {
@@ -151,13 +157,13 @@ func named[T any](ctx context.Context, targets []string, get func(context.Contex
 	return all, err
 }
 
-func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status, shims ...lifecycle.ShimStatus) error {
+func printMappings(env *cliEnv, opts *listOptions, found []lifecycle.Status) error {
 	rows := make([]mappingJSON, 0, len(found))
 	for _, s := range found {
 		rows = append(rows, toMappingJSON(s))
 	}
 	if env.json {
-		return printJSON(env, mappingsJSON{Mappings: rows, Shims: shimRows(shims)})
+		return printJSON(env, mappingsJSON{Mappings: rows})
 	}
 	defaults := defaultColumns
 	if opts.all {

@@ -41,6 +41,7 @@ unless given.`,
 	surveyFlags(cmd, &o.Options)
 	f.BoolVarP(&o.PartScan, "partscan", "P", false, "make devices of the partitions inside, NAMEp1 and so on")
 	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "auto, immutable, swap or none")
+	f.StringVar((*string)(&o.Gate), "gate", lifecycle.GateAuto, "what denies opens of the image by others: auto, bpf, fanotify or none")
 	f.StringVar((*string)(&o.OnChange), "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")
 	f.StringVar(&o.UdevRules, "udev-rules", mapper.UdevLinks, "links: udev makes links and leaves LVM, md and bcache inside alone; or all")
 	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")

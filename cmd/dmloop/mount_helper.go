@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 	"dmloop/internal/fault"
 	"dmloop/internal/helper"
 	"dmloop/internal/image"
@@ -107,6 +108,8 @@ func (c mountCall) innerMount() (o lifecycle.MapOptions, fstype string, rest []s
 			o.Window.Limit, err = size.Parse(value)
 		case "pin":
 			o.Pin = value
+		case "gate":
+			o.Gate = guard.Gate(value)
 		case "fstype":
 			fstype = value
 		case "ro":

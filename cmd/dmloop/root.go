@@ -162,6 +162,7 @@ var commands = []struct {
 	{"unpin", "pins", newUnpinCommand},
 	{"seal", "pins", newSealCommand},
 	{"unseal", "pins", newUnsealCommand},
+	{"gate", "pins", newGateCommand},
 	{"guard", "pins", newGuardCommand},
 	{"shim", "boot", newShimCommand},
 	{"activate", "boot", newActivateCommand},

@@ -3,10 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"dmloop/guard"
 	"dmloop/internal/fault"
+	"dmloop/internal/gate"
 	"dmloop/internal/lifecycle"
 )
 
@@ -36,7 +40,7 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 	found, shims, err := statusOf(ctx, sys, args)
 	switch {
 	case env.json:
-		err = errors.Join(err, printMappings(env, opts, found, shims...))
+		err = errors.Join(err, printStatusJSON(env, found, shims, refusedOf(sys, found)))
 	case opts.raw || opts.output != "" || opts.all:
 		if len(found) > 0 || len(shims) == 0 {
 			err = errors.Join(err, printMappings(env, opts, found))
@@ -45,8 +49,12 @@ func runStatus(ctx context.Context, env *cliEnv, opts *listOptions, args []strin
 			err = errors.Join(err, printShims(env, opts, shimRows(shims)))
 		}
 	default:
+		refused := refusedOf(sys, found)
 		for _, s := range found {
 			printProperties(env.stdout, listColumns, toMappingJSON(s), opts.bs)
+			for _, d := range refused[s.Name] {
+				fmt.Fprintf(env.stdout, "%-8s %s\n", "REFUSED", refusedLine(d, nil))
+			}
 		}
 		for _, s := range shimRows(shims) {
 			printProperties(env.stdout, shimColumns, s, opts.bs)
@@ -78,4 +86,45 @@ func statusOf(ctx context.Context, sys *lifecycle.System, targets []string) (fou
 		return nil, nil
 	})
 	return found, shims, err
+}
+
+// shownRefusals is how many of the last refusals status prints for each mapping.
+const shownRefusals = 5
+
+// refusedOf collects what the gate in the kernel refused lately, by the mappings' names.
+func refusedOf(sys *lifecycle.System, found []lifecycle.Status) map[string][]gate.Denial {
+	refused := map[string][]gate.Denial{}
+	gated := func(s lifecycle.Status) bool { return s.Gate == guard.GateBPF }
+	if !slices.ContainsFunc(found, gated) {
+		return refused
+	}
+	st, err := sys.Gate()
+	if err != nil {
+		return refused // what the mappings are stays worth saying
+	}
+	names := gatedNames(st)
+	for _, d := range st.Recent {
+		if name := names[d.Mapping]; name != "" {
+			refused[name] = append(refused[name], d)
+		}
+	}
+	for name, all := range refused {
+		refused[name] = all[max(0, len(all)-shownRefusals):]
+	}
+	return refused
+}
+
+// printStatusJSON is what list prints, with the refusals.
+func printStatusJSON(env *cliEnv, found []lifecycle.Status, shims []lifecycle.ShimStatus, refused map[string][]gate.Denial) error {
+	rows := make([]mappingJSON, 0, len(found))
+	for _, s := range found {
+		row := toMappingJSON(s)
+		for _, d := range refused[s.Name] {
+			one := toRefusedJSON(d, nil)
+			one.Mapping = s.Name
+			row.Refused = append(row.Refused, one)
+		}
+		rows = append(rows, row)
+	}
+	return printJSON(env, mappingsJSON{Mappings: rows, Shims: shimRows(shims)})
 }

@@ -22,6 +22,8 @@ func newVersionCommand(env *cliEnv) *cobra.Command {
 				Version      string `json:"version"`
 				Go           string `json:"go"`
 				DeviceMapper string `json:"device_mapper"`
+				Gate         string `json:"gate"`     // what can deny opens by others
+				GateWhy      string `json:"gate_why"` // why it is not the one in the kernel, if it is not
 			}{Version: version}
 			if info, ok := debug.ReadBuildInfo(); ok {
 				out.Go = info.GoVersion
@@ -30,6 +32,8 @@ func newVersionCommand(env *cliEnv) *cobra.Command {
 			if v, err := sys.DeviceMapperVersion(); err == nil {
 				out.DeviceMapper = v
 			}
+			gate, why := sys.BestGate()
+			out.Gate, out.GateWhy = string(gate), lackText(why)
 			if env.json {
 				return printJSON(env, out)
 			}
@@ -37,6 +41,11 @@ func newVersionCommand(env *cliEnv) *cobra.Command {
 			if out.DeviceMapper != "" {
 				fmt.Fprintf(env.stdout, "device-mapper %s\n", out.DeviceMapper)
 			}
+			fmt.Fprintf(env.stdout, "gate %s", out.Gate)
+			if out.GateWhy != "" {
+				fmt.Fprintf(env.stdout, " (not bpf: %s)", out.GateWhy)
+			}
+			fmt.Fprintln(env.stdout)
 			return nil
 		},
 	}

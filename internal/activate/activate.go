@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"dmloop/guard"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/lifecycle"
@@ -131,6 +132,7 @@ func Options(e tab.Entry) lifecycle.MapOptions {
 			Window:     survey.Window{Offset: e.Offset, Limit: e.SizeLimit},
 			MaxExtents: e.MaxExtents,
 			Unattended: true,
+			Gate:       guard.Gate(e.Gate),
 		},
 		Name: e.Label, UUID: e.UUID, ReadOnly: e.ReadOnly, Pin: e.Pin, OnChange: e.OnChange, UdevRules: e.UdevRules,
 		NoGuard: e.NoGuard, Unsafe: e.Unsafe, PartScan: e.PartScan,

@@ -155,6 +155,9 @@ var (
 	ReachGuard      = extents.Remedy{Way: "reach-guard"}
 	MapWithoutGuard = extents.Remedy{Way: "map-without-guard"}
 	SeeGuardHelp    = extents.Remedy{Way: "see-guard-help"}
+	GateAuto        = extents.Remedy{Way: "gate-auto"}
+	AddParameter    = extents.Remedy{Way: "add-parameter"}
+	ClearGate       = extents.Remedy{Way: "clear-gate"}
 )
 
 // About the caller and the kernel.

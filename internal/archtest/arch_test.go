@@ -35,6 +35,7 @@ var level = map[string]int{
 	"internal/dm":         2,
 	"internal/size":       2,
 	"internal/swap":       2,
+	"internal/gate":       3, // the programs in the kernel that refuse
 	"internal/watch":      3,
 	"internal/btrfs":      3,
 	"internal/fstype":     3, // what is known of each file system, in one table
@@ -62,7 +63,7 @@ var level = map[string]int{
 }
 
 // testOnly packages never get into the program.
-var testOnly = []string{"internal/vmtest", "internal/dm/dmtest", "internal/cmd", "internal/archtest"}
+var testOnly = []string{"internal/gate/sum", "internal/gate/sums", "internal/vmtest", "internal/dm/dmtest", "internal/cmd", "internal/archtest"}
 
 // A ban keeps an import to the packages that need it. Packages are given
 // without the module's name; prefixes do.

@@ -28,6 +28,7 @@ type Claim struct {
 	Wait    image.Wait   // for those who have the image open at the moment
 	Want    *seal.Record // what was surveyed; nil when nothing was
 	Unsafe  bool         // the user accepts that others may open the image
+	Gated   bool         // the gate in the kernel lets nobody open it, pinned or not
 }
 
 var _ pin.Claim = (*Claim)(nil)

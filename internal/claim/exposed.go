@@ -13,15 +13,13 @@ import (
 // The group's stand for the whole of an access control list, too.
 const others = 0o077
 
-// gateOutlivesUs reports whether opens by others are denied also when no process of
-// dmloop runs. No gate does that so far: the guard's (fanotify) ends with the guard.
-func gateOutlivesUs() bool { return false }
-
 // Exposed says why an image must not be given to the kernel as swap space, or nil: the
 // kernel pages the memory of any process to it, so nobody but root may be able to open
-// it, from before swapon until the page is wiped. This is the one place that judges it.
-func Exposed(f image.Facts) *extents.Problem {
-	if gateOutlivesUs() {
+// it, from before swapon until the page is wiped. Gated says that opens by others are denied
+// so long, also when no process of dmloop runs. The guard's gate (fanotify) ends with the
+// guard. This is the one place that judges it.
+func Exposed(f image.Facts, gated bool) *extents.Problem {
+	if gated {
 		return nil
 	}
 	problem := func(message string, remedy extents.Remedy) *extents.Problem {
@@ -50,7 +48,7 @@ func (c *Claim) exposed() error {
 	if err != nil {
 		return err
 	}
-	p := Exposed(facts)
+	p := Exposed(facts, c.Gated)
 	switch {
 	case p == nil:
 		return nil

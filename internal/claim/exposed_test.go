@@ -31,7 +31,11 @@ func TestExposed(t *testing.T) {
 		{1000, 0o644, "rw", advice.RootsAlone},
 		{0, 0o600, "rw,relatime,idmapped", advice.OtherMount},
 	} {
-		p := Exposed(image.Facts{Owner: c.owner, Mode: c.mode, Mount: image.Mount{Options: strings.Split(c.options, ",")}})
+		facts := image.Facts{Owner: c.owner, Mode: c.mode, Mount: image.Mount{Options: strings.Split(c.options, ",")}}
+		if p := Exposed(facts, true); p != nil {
+			t.Errorf("owner %d, mode %04o, %s, and a gate that outlives us: %v", c.owner, c.mode, c.options, p)
+		}
+		p := Exposed(facts, false)
 		switch {
 		case p == nil && c.to == (extents.Remedy{}):
 		case p == nil || p.Rule != extents.Unpinnable || p.Remedy != c.to:

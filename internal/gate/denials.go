@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -35,6 +36,21 @@ const (
 	ChangePartition
 	ChangeLoop
 )
+
+// kinds are short names, for logs and metrics.
+var kinds = map[What]string{
+	OpenFile: "open", SetAttributes: "setattr", SetFileAttributes: "file-setattr", UnlinkFile: "unlink", RenameFile: "rename", SetXattr: "setxattr",
+	Ioctl: "ioctl", LoadTable: "dm-load", RemoveDevice: "dm-remove", RenameDevice: "dm-rename", RemoveAllDevices: "dm-remove-all",
+	ChangePartition: "partition", ChangeLoop: "loop",
+}
+
+// String returns a short name.
+func (w What) String() string {
+	if name, known := kinds[w]; known {
+		return name
+	}
+	return fmt.Sprintf("other-%d", uint32(w))
+}
 
 // Denial is one thing that was refused.
 type Denial struct {
@@ -91,11 +107,12 @@ func (g *Gate) Recent() ([]Denial, error) {
 
 // Count is how many things were refused since the gate was loaded.
 func (g *Gate) Count() (n uint64, err error) {
-	err = g.maps.Counter.Lookup(uint32(0), &n)
+	err = g.maps.Counters.Lookup(counterRefused, &n)
 	return n, err
 }
 
-// Follow hands every denial to told as it comes, until ctx ends. One reader at a time has each.
+// Follow hands every denial to told as it comes, until ctx ends or the gate is taken away.
+// One reader at a time has each.
 func (g *Gate) Follow(ctx context.Context, told func(Denial)) error {
 	r, err := ringbuf.NewReader(g.maps.Denials)
 	if err != nil {
@@ -105,8 +122,14 @@ func (g *Gate) Follow(ctx context.Context, told func(Denial)) error {
 	defer stop()
 	defer r.Close() //nolint:errcheck // nothing is lost
 	for {
+		r.SetDeadline(time.Now().Add(time.Second))
 		sample, err := r.Read()
 		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if err := g.locked(func() error { return nil }); err != nil {
+				return err
+			}
+			continue
 		case errors.Is(err, ringbuf.ErrClosed), errors.Is(err, os.ErrClosed):
 			return ctx.Err()
 		case err != nil:

@@ -34,6 +34,9 @@ type Entry struct {
 	Mapping UUID
 	Image   guard.FileID
 	Devices []Device // none before the mapping's own device is made
+	// Pinning says that the image's pins are being set or cleared, so that the file may have none
+	// for a moment. Meanwhile every open on the machine is looked up.
+	Pinning bool
 }
 
 // Kind says what a device is to a mapping.
@@ -53,7 +56,8 @@ type Device struct {
 	Kind   Kind
 	Name   string // mangled, of a device-mapper device
 	UUID   string
-	Rows   dmtable.Table // of a device-mapper device below: rows that every new table must have
+	Rows   dmtable.Table   // of the host device: rows that every new table must have
+	End    dmtable.Sectors // of another one below: a new table must reach as far, and lead somewhere
 
 	Partition uint32 // of a disk: the number of the one that has to stay
 	Bytes     int64  // and how long it has to be
@@ -68,9 +72,20 @@ const (
 	factName
 )
 
+// The counters of gate.c.
+const (
+	counterRefused uint32 = iota
+	counterPinning
+	counterDevices
+)
+
 // facts are what an entry is written down as, the device itself after what belongs to it.
 func (e *Entry) facts() []gateFact {
-	facts := []gateFact{{Kind: factInode, Device: kernelNumber(e.Image.Device()), A: e.Image.Inode, B: uint64(e.Image.Generation)}}
+	image := gateFact{Kind: factInode, Device: kernelNumber(e.Image.Device()), A: e.Image.Inode, B: uint64(e.Image.Generation)}
+	if e.Pinning {
+		image.C = 1
+	}
+	facts := []gateFact{image}
 	for i := range e.Devices {
 		d := &e.Devices[i]
 		number := kernelNumber(d.Number)
@@ -87,13 +102,17 @@ func (e *Entry) facts() []gateFact {
 		if d.UUID != "" {
 			facts = append(facts, gateFact{Kind: factName, Device: number, Name: nameKey('u', d.UUID)})
 		}
-		facts = append(facts, gateFact{Kind: factDevice, Device: number, A: uint64(d.Kind)})
+		facts = append(facts, gateFact{Kind: factDevice, Device: number, A: uint64(d.Kind), B: uint64(d.End)})
 	}
 	return facts
 }
 
 // kernelNumber is a device's number as the kernel has it (MKDEV in include/linux/kdev_t.h).
 func kernelNumber(d dmtable.Device) uint32 { return d.Major<<20 | d.Minor }
+
+func inodeKey(f guard.FileID) gateInodeKey {
+	return gateInodeKey{Number: f.Inode, Device: kernelNumber(f.Device()), Generation: f.Generation}
+}
 
 func userDevice(number uint32) dmtable.Device {
 	return dmtable.Device{Major: number >> 20, Minor: number & (1<<20 - 1)}
@@ -114,6 +133,7 @@ func digest(row dmtable.Row) uint64 {
 
 // index is what the programs look at, made of all facts.
 type index struct {
+	pinning uint64 // images
 	inodes  map[gateInodeKey]uint32
 	devices map[uint32]gateDevice
 	rows    map[gateRowKey]gateRow
@@ -124,14 +144,17 @@ type index struct {
 // indexOf makes the index. Two mappings that want a row to lead to different places cannot both be
 // right: that is an error.
 func indexOf(facts map[gateFactKey]gateFact) (index, error) {
-	x := index{map[gateInodeKey]uint32{}, map[uint32]gateDevice{}, map[gateRowKey]gateRow{}, map[gatePartKey]uint64{}, map[gateNameKey]uint32{}}
+	x := index{inodes: map[gateInodeKey]uint32{}, devices: map[uint32]gateDevice{}, rows: map[gateRowKey]gateRow{},
+		parts: map[gatePartKey]uint64{}, names: map[gateNameKey]uint32{}}
 	for _, f := range facts {
 		switch f.Kind {
 		case factInode:
 			x.inodes[gateInodeKey{Number: f.A, Device: f.Device, Generation: uint32(f.B)}] = 1
+			x.pinning += uint64(f.C)
 		case factDevice:
 			d := x.devices[f.Device]
 			d.Kinds |= uint32(f.A)
+			d.End = max(d.End, f.B)
 			x.devices[f.Device] = d
 		case factRow:
 			key := gateRowKey{Start: f.A, Device: f.Device}
@@ -230,6 +253,9 @@ func (g *Gate) apply() error {
 	if err != nil {
 		return err
 	}
+	if err := g.maps.Counters.Put(counterPinning, want.pinning); err != nil {
+		return fmt.Errorf("writing the gate's map: %w", err)
+	}
 	rows, err := makeEqual(g.maps.Rows, want.rows, never)
 	if err != nil {
 		return err
@@ -245,6 +271,9 @@ func (g *Gate) apply() error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := g.maps.Counters.Put(counterDevices, uint64(len(want.devices))); err != nil {
+		return fmt.Errorf("writing the gate's map: %w", err)
 	}
 	devices, err := makeEqual(g.maps.Devices, want.devices, never)
 	if err != nil {

@@ -56,6 +56,7 @@ struct inode_key {
 struct device {
 	__u32 kinds;
 	__u32 rows; // rows of its table that "rows" has, all of which a new table must have
+	__u64 end;  // a new table must lead somewhere up to here, in sectors
 };
 
 struct row_key {
@@ -125,6 +126,8 @@ struct desk {
 	__u32 length;  // bytes of text
 	__u32 device;  // whose table it is
 	__u32 ended;   // the text had its NUL
+	__u64 end;     // of the table offered, in sectors
+	__u64 needed;  // the device's end
 	__u32 matched; // rows
 	__u32 wrong;
 };
@@ -167,12 +170,19 @@ struct {
 	__type(value, struct denial);
 } recent SEC(".maps");
 
+enum counter { REFUSED, PINNING, DEVICES };
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 3);
 	__type(key, __u32);
 	__type(value, __u64);
-} counter SEC(".maps");
+} counters SEC(".maps");
+
+static __attribute__((always_inline)) __u64 *counter(__u32 which)
+{
+	return bpf_map_lookup_elem(&counters, &which);
+}
 
 static void process_of(struct task_struct *task, struct process *p)
 {
@@ -224,9 +234,9 @@ static void fill(struct denial *d, __u64 number, __u32 what, __u64 inode, __u32 
 // refuse notes what was refused, for whoever wonders, and says EPERM.
 static int refuse(__u32 what, __u64 inode, __u32 device)
 {
-	__u32 slot = 0;
-	__u64 *count = bpf_map_lookup_elem(&counter, &slot);
+	__u64 *count = counter(REFUSED);
 	__u64 number = 0;
+	__u32 slot;
 	struct denial *d;
 
 	if (count)
@@ -243,13 +253,18 @@ static int refuse(__u32 what, __u64 inode, __u32 device)
 	return -EPERM;
 }
 
-// gated judges what is about to be done to an inode. All but pinned files end at the flags.
+// gated judges what is about to be done to an inode. All but pinned files end at the flags,
+// unless a file is being pinned right now: swapon takes none that is immutable.
 static __attribute__((always_inline)) int gated(struct inode *inode, __u32 what)
 {
 	struct inode_key key;
+	__u64 *pinning;
 
-	if (!(inode->i_flags & (S_IMMUTABLE | S_SWAPFILE)))
-		return 0;
+	if (!(inode->i_flags & (S_IMMUTABLE | S_SWAPFILE))) {
+		pinning = counter(PINNING);
+		if (!pinning || !*pinning)
+			return 0;
+	}
 	key.number = inode->i_ino;
 	key.device = inode->i_sb->s_dev;
 	key.generation = inode->i_generation;
@@ -408,6 +423,13 @@ static void digest_text(struct desk *desk, __u32 length)
 		desk->wrong = 1;
 }
 
+// leads_nowhere: the targets "error" and "zero" have no device below.
+static int leads_nowhere(const char *type)
+{
+	return (type[0] == 'e' && type[1] == 'r' && type[2] == 'r' && type[3] == 'o' && type[4] == 'r' && !type[5]) ||
+	       (type[0] == 'z' && type[1] == 'e' && type[2] == 'r' && type[3] == 'o' && !type[4]);
+}
+
 // judge_row looks at one row of the table offered: one that must be as it was, is it?
 static long judge_row(__u64 i, struct desk **of)
 {
@@ -446,22 +468,29 @@ static long judge_row(__u64 i, struct desk **of)
 			desk->wrong = 1;
 		desk->matched++;
 	}
+	if (desk->row.start < desk->needed && leads_nowhere(desk->row.type))
+		desk->wrong = 1;
+	desk->end = desk->row.start + desk->row.length;
 	desk->at += desk->row.next;
 	return 0;
 }
 
 // judge_table: a new table may be loaded where every row that matters is as it was. Rows
 // follow one another in a table that the kernel takes, so one that is found by its first
-// sector, and is as long as it must be, is what the mapping stands on.
+// sector, and is as long as it must be, is what the mapping stands on. Of the host device
+// the rows matter, since the mapping's go past it; of a device that the mapping's rows name
+// only how far it reaches: whoever moves what it shows moves it for the mapping as well.
 static int judge_table(struct desk *desk, struct device *device)
 {
 	if (desk->request.target_count > ROWS_MAX)
 		return 0;
 	desk->at = desk->request.data_start;
+	desk->end = 0;
+	desk->needed = device->end;
 	desk->matched = 0;
 	desk->wrong = 0;
 	bpf_loop(desk->request.target_count, judge_row, &desk, 0);
-	return !desk->wrong && desk->matched == device->rows;
+	return !desk->wrong && desk->matched == device->rows && desk->end >= device->end;
 }
 
 // rename_below: the device keeps its number and its table, so it may have another name,
@@ -491,6 +520,14 @@ static int rename_below(struct desk *desk, __u32 device)
 	return !bpf_map_update_elem(&names, &desk->name, &device, BPF_ANY);
 }
 
+// guards_devices: without any, nobody needs to be refused anything about devices.
+static int guards_devices(void)
+{
+	__u64 *count = counter(DEVICES);
+
+	return count && *count;
+}
+
 static int dm_ioctl(__u32 number, unsigned long arg)
 {
 	struct device *device;
@@ -499,7 +536,7 @@ static int dm_ioctl(__u32 number, unsigned long arg)
 
 	if (number != DM_REMOVE_ALL && number != DM_DEV_REMOVE && number != DM_DEV_RENAME && number != DM_TABLE_LOAD)
 		return 0;
-	if (is_own())
+	if (!guards_devices() || is_own())
 		return 0;
 	if (number == DM_REMOVE_ALL)
 		return refuse(DM_WIPE, 0, 0);
@@ -586,7 +623,7 @@ int BPF_PROG(file_ioctl_compat, struct file *file, unsigned int cmd, unsigned lo
 	__u32 number = IOCTL_NUMBER(cmd);
 
 	if (type == S_IFCHR) {
-		if (inode->i_rdev != DM_CONTROL || IOCTL_TYPE(cmd) != DM_TYPE || is_own())
+		if (inode->i_rdev != DM_CONTROL || IOCTL_TYPE(cmd) != DM_TYPE || !guards_devices() || is_own())
 			return 0;
 		if (number == DM_REMOVE_ALL)
 			return refuse(DM_WIPE, 0, 0);

@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/guard"
 )
 
 // Folder is where the gate's maps and programs are pinned, and what keeps them in force.
@@ -82,7 +84,7 @@ func (g *Gate) openMaps() error {
 func (g *Gate) named() map[string]**ebpf.Map {
 	m := &g.maps
 	return map[string]**ebpf.Map{
-		gateMapAllowed: &m.Allowed, gateMapCounter: &m.Counter, gateMapDenials: &m.Denials, gateMapDesks: &m.Desks, gateMapDevices: &m.Devices,
+		gateMapAllowed: &m.Allowed, gateMapCounters: &m.Counters, gateMapDenials: &m.Denials, gateMapDesks: &m.Desks, gateMapDevices: &m.Devices,
 		gateMapFacts: &m.Facts, gateMapInodes: &m.Inodes, gateMapNames: &m.Names, gateMapOwn: &m.Own, gateMapParts: &m.Parts,
 		gateMapRecent: &m.Recent, gateMapRows: &m.Rows,
 	}
@@ -107,9 +109,19 @@ func (g *Gate) Close() error {
 	return errors.Join(g.maps.Close(), g.lock.Close())
 }
 
-// locked has one process at a time change the gate.
+// locked has one process at a time change the gate, as long as it is the one in force:
+// ErrNotLoaded says that it has been taken away meanwhile.
 func (g *Gate) locked(change func() error) error {
-	return withLock(g.lock, change)
+	return withLock(g.lock, func() error {
+		var now, mine unix.Stat_t
+		if err := unix.Fstat(int(g.lock.Fd()), &mine); err != nil {
+			return os.NewSyscallError("fstat", err)
+		}
+		if err := unix.Stat(Folder, &now); err != nil || now.Ino != mine.Ino {
+			return ErrNotLoaded
+		}
+		return change()
+	})
 }
 
 func withLock(folder *os.File, change func() error) error {
@@ -136,11 +148,33 @@ const (
 )
 
 // Enter makes this process one of dmloop's own, which every gate that is in force lets
-// pass until it ends. Where no gate is loaded there is nothing to pass.
-func Enter() error { return ask(gateRight{Op: beOwn}) }
+// pass until it ends, or has called Leave as often. Where no gate is loaded there is nothing
+// to pass. Only root may ask.
+func Enter() error {
+	entered.Lock()
+	defer entered.Unlock()
+	entered.times++
+	return ask(gateRight{Op: beOwn})
+}
 
 // Leave takes back what Enter gave.
-func Leave() error { return ask(gateRight{Op: beOwnNoMore}) }
+func Leave() error {
+	entered.Lock()
+	defer entered.Unlock()
+	if entered.times--; entered.times > 0 {
+		return nil
+	}
+	return ask(gateRight{Op: beOwnNoMore})
+}
+
+// Again has this process pass a gate that was put in force since Enter.
+func Again() error { return ask(gateRight{Op: beOwn}) }
+
+// entered counts how often this process has asked to pass.
+var entered struct {
+	sync.Mutex
+	times int
+}
 
 // Allow lets this process, and those that it starts, change the table of one device that
 // a mapping stands on, and remove it.
@@ -153,7 +187,7 @@ func Disallow() error { return ask(gateRight{Op: haveNoRight}) }
 
 func ask(right gateRight) error {
 	links, err := sets("links-")
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
 	if err != nil {
@@ -185,4 +219,33 @@ func askOne(path string, right gateRight) error {
 		return fmt.Errorf("asking the gate to let this process pass: %w", err)
 	}
 	return nil
+}
+
+// InForce reports whether the gate guards an image and, unless it is 0:0, the device made of it.
+func InForce(img guard.FileID, own dmtable.Device) (bool, error) {
+	links, err := sets("links-")
+	if err != nil || len(links) == 0 {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			err = nil
+		}
+		return false, err
+	}
+	in, err := has(gateMapInodes, inodeKey(img))
+	if err != nil || !in || own == (dmtable.Device{}) {
+		return in, err
+	}
+	return has(gateMapDevices, kernelNumber(own))
+}
+
+func has(name string, key any) (bool, error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(mapsFolder(), name), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening the gate's map %s: %w", name, err)
+	}
+	defer m.Close() //nolint:errcheck // nothing is lost
+	value, err := m.LookupBytes(key)
+	return value != nil, err
 }

@@ -60,15 +60,18 @@ type gateDesk struct {
 	Length  uint32
 	Device  uint32
 	Ended   uint32
+	_       [4]byte
+	End     uint64
+	Needed  uint64
 	Matched uint32
 	Wrong   uint32
-	_       [4]byte
 }
 
 type gateDevice struct {
 	_     structs.HostLayout
 	Kinds uint32
 	Rows  uint32
+	End   uint64
 }
 
 type gateFact struct {
@@ -137,7 +140,7 @@ type gateRowKey struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	gateMapAllowed          = "allowed"
-	gateMapCounter          = "counter"
+	gateMapCounters         = "counters"
 	gateMapDenials          = "denials"
 	gateMapDesks            = "desks"
 	gateMapDevices          = "devices"
@@ -220,18 +223,18 @@ type gateProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateMapSpecs struct {
-	Allowed *ebpf.MapSpec `ebpf:"allowed"`
-	Counter *ebpf.MapSpec `ebpf:"counter"`
-	Denials *ebpf.MapSpec `ebpf:"denials"`
-	Desks   *ebpf.MapSpec `ebpf:"desks"`
-	Devices *ebpf.MapSpec `ebpf:"devices"`
-	Facts   *ebpf.MapSpec `ebpf:"facts"`
-	Inodes  *ebpf.MapSpec `ebpf:"inodes"`
-	Names   *ebpf.MapSpec `ebpf:"names"`
-	Own     *ebpf.MapSpec `ebpf:"own"`
-	Parts   *ebpf.MapSpec `ebpf:"parts"`
-	Recent  *ebpf.MapSpec `ebpf:"recent"`
-	Rows    *ebpf.MapSpec `ebpf:"rows"`
+	Allowed  *ebpf.MapSpec `ebpf:"allowed"`
+	Counters *ebpf.MapSpec `ebpf:"counters"`
+	Denials  *ebpf.MapSpec `ebpf:"denials"`
+	Desks    *ebpf.MapSpec `ebpf:"desks"`
+	Devices  *ebpf.MapSpec `ebpf:"devices"`
+	Facts    *ebpf.MapSpec `ebpf:"facts"`
+	Inodes   *ebpf.MapSpec `ebpf:"inodes"`
+	Names    *ebpf.MapSpec `ebpf:"names"`
+	Own      *ebpf.MapSpec `ebpf:"own"`
+	Parts    *ebpf.MapSpec `ebpf:"parts"`
+	Recent   *ebpf.MapSpec `ebpf:"recent"`
+	Rows     *ebpf.MapSpec `ebpf:"rows"`
 }
 
 // gateVariableSpecs contains global variables before they are loaded into the kernel.
@@ -260,24 +263,24 @@ func (o *gateObjects) Close() error {
 //
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateMaps struct {
-	Allowed *ebpf.Map `ebpf:"allowed"`
-	Counter *ebpf.Map `ebpf:"counter"`
-	Denials *ebpf.Map `ebpf:"denials"`
-	Desks   *ebpf.Map `ebpf:"desks"`
-	Devices *ebpf.Map `ebpf:"devices"`
-	Facts   *ebpf.Map `ebpf:"facts"`
-	Inodes  *ebpf.Map `ebpf:"inodes"`
-	Names   *ebpf.Map `ebpf:"names"`
-	Own     *ebpf.Map `ebpf:"own"`
-	Parts   *ebpf.Map `ebpf:"parts"`
-	Recent  *ebpf.Map `ebpf:"recent"`
-	Rows    *ebpf.Map `ebpf:"rows"`
+	Allowed  *ebpf.Map `ebpf:"allowed"`
+	Counters *ebpf.Map `ebpf:"counters"`
+	Denials  *ebpf.Map `ebpf:"denials"`
+	Desks    *ebpf.Map `ebpf:"desks"`
+	Devices  *ebpf.Map `ebpf:"devices"`
+	Facts    *ebpf.Map `ebpf:"facts"`
+	Inodes   *ebpf.Map `ebpf:"inodes"`
+	Names    *ebpf.Map `ebpf:"names"`
+	Own      *ebpf.Map `ebpf:"own"`
+	Parts    *ebpf.Map `ebpf:"parts"`
+	Recent   *ebpf.Map `ebpf:"recent"`
+	Rows     *ebpf.Map `ebpf:"rows"`
 }
 
 func (m *gateMaps) Close() error {
 	return _GateClose(
 		m.Allowed,
-		m.Counter,
+		m.Counters,
 		m.Denials,
 		m.Desks,
 		m.Devices,

@@ -59,8 +59,13 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 // asks anew who has the image open, as long as the kernel does not hold it.
 func (a *actions) Restore(ctx context.Context, lost []guard.PinKind) error {
 	rec := a.m.record
+	if slices.Contains(lost, guard.PinBPF) {
+		if err := a.gateAgain(); err != nil || len(lost) == 1 {
+			return err
+		}
+	}
 	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
-		return !slices.Contains(lost, k) || k == pin.Swap && fstype.Of(rec.Image.Filesystem).SwapMoves
+		return k == guard.PinBPF || !slices.Contains(lost, k) || k == pin.Swap && fstype.Of(rec.Image.Filesystem).SwapMoves
 	})
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)
@@ -101,12 +106,19 @@ func (a *actions) pin(ctx context.Context, kinds []pin.Kind) error {
 	if len(kinds) == 0 {
 		return nil
 	}
+	kinds = slices.DeleteFunc(slices.Clone(kinds), func(k pin.Kind) bool { return k == pin.BPF })
 	if err := frozen.Ask(ctx, int(a.m.image.File().Fd()), thawPatience); err != nil {
 		return err // the next check tries again
 	}
 	rec := a.m.record
+	if slices.Contains(kinds, pin.Swap) && rec.Gate == guard.GateBPF {
+		if err := a.d.gatePinning(rec, true); err != nil {
+			return err
+		}
+		defer a.d.gatePinning(rec, false) //nolint:errcheck // the next check finds out
+	}
 	_, err := pin.Set(a.m.image.File(), rec.Image.Filesystem, rec.Name, kinds, &claim.Claim{
-		Context: ctx, Image: a.m.image, Log: a.d.Log, Unsafe: rec.Unsafe, Wait: image.Wait{Patience: briefly}})
+		Context: ctx, Image: a.m.image, Log: a.d.Log, Unsafe: rec.Unsafe, Gated: rec.Gate == guard.GateBPF, Wait: image.Wait{Patience: briefly}})
 	return err
 }
 

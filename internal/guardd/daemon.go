@@ -110,6 +110,9 @@ func Run(ctx context.Context, c Config) error {
 	inner, cancel := context.WithCancel(ctx)
 	defer d.stopWatches()
 	defer cancel()
+	d.openKernelGate()
+	defer d.closeKernelGate()
+	d.running.Go(func() { d.followKernelGate(inner) })
 	c.Log.Info("the guard starts", "pid", os.Getpid(), "folder", c.Dir, "denies", d.denies, "interval", c.Pace.Tick)
 	d.adoptAll(inner)
 	if err := d.listen(d.home); err != nil {

@@ -304,7 +304,7 @@ func TestPreparedImageIsWatchedThroughTheSameDescription(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := c.Prepare(t.Context(), f); err != nil {
+	if _, err := c.Prepare(t.Context(), f, true); err != nil {
 		t.Fatal(err)
 	}
 	r.add(c)
@@ -356,7 +356,7 @@ func TestNothingGrows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := other.Prepare(t.Context(), f); err != nil {
+		if _, err := other.Prepare(t.Context(), f, true); err != nil {
 			t.Fatal(err)
 		}
 		r.add(other)

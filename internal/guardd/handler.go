@@ -62,18 +62,21 @@ func (d *Daemon) Begin() (end func(), err error) {
 }
 
 // Prepare implements guardrpc.Handler.
-func (d *Daemon) Prepare(_ context.Context, s *guardrpc.Session, f *os.File) (guardrpc.Prepared, error) {
+func (d *Daemon) Prepare(_ context.Context, s *guardrpc.Session, f *os.File, deny bool) (guardrpc.Prepared, error) {
 	id, err := watch.IDOf(f)
 	if err != nil {
 		f.Close()
 		return guardrpc.Prepared{}, err
 	}
-	p := prepared{file: f, id: id, marked: d.mark(id, f)}
+	p := prepared{file: f, id: id, marked: deny && d.mark(id, f)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.sessions[s].images = append(d.sessions[s].images, p)
-	if p.marked {
+	switch {
+	case p.marked:
 		return guardrpc.Prepared{Denies: guardrpc.Yes}, nil
+	case !deny:
+		return guardrpc.Prepared{Denies: guardrpc.No, Why: "nobody asked for it"}, nil
 	}
 	denies, why := d.denies, d.gateWhy
 	if denies == guardrpc.Yes {

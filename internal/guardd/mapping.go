@@ -76,7 +76,7 @@ func (m *mapping) attach(img *image.Image) error {
 	if err != nil {
 		return err
 	}
-	marked := m.d.mark(id, img.File())
+	marked := m.denied() && m.d.mark(id, img.File())
 	if m.d.files != nil {
 		err := m.d.files.Watch(m.record.Name, img.File(), m.record.Image.Path)
 		switch {
@@ -92,6 +92,10 @@ func (m *mapping) attach(img *image.Image) error {
 	m.image, m.id, m.marked, m.reader = img, id, marked, reader
 	return nil
 }
+
+// denied reports whether the guard is to deny opens of the image: where the gate in the
+// kernel does not, and the image was mapped so.
+func (m *mapping) denied() bool { return m.record.Gate == "" || m.record.Gate == guard.GateFanotify }
 
 // Quick implements guard.World.
 func (m *mapping) Quick(ctx context.Context, fresh bool) guard.Observed {

@@ -22,9 +22,10 @@ var buckets = []float64{0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 
 
 // counters are what the metrics show apart from the mappings themselves.
 type counters struct {
-	mu     sync.Mutex
-	checks map[bool]*histogram // full or not
-	stops  map[string]uint64   // labels -> count
+	mu       sync.Mutex
+	checks   map[bool]*histogram // full or not
+	stops    map[string]uint64   // labels -> count
+	refusals map[string]uint64   // by the gate in the kernel, by kind
 }
 
 type histogram struct {
@@ -37,7 +38,7 @@ type histogram struct {
 const denialOpen = "open"
 
 func newCounters() *counters {
-	c := &counters{checks: map[bool]*histogram{}, stops: map[string]uint64{}}
+	c := &counters{checks: map[bool]*histogram{}, stops: map[string]uint64{}, refusals: map[string]uint64{}}
 	for _, full := range []bool{false, true} {
 		c.checks[full] = &histogram{counts: make([]uint64, len(buckets)+1)}
 	}
@@ -59,6 +60,22 @@ func (c *counters) stopped(reason guard.Kind, state guard.State) {
 	c.stops[fmt.Sprintf("reason=%q,state=%q", reason, state)]++
 }
 
+// refused counts what the gate in the kernel refused.
+func (c *counters) refused(kind string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusals[kind]++
+}
+
+// addRefusals adds them to what the guard's own gate denied.
+func (c *counters) addRefusals(denied map[string]uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for kind, n := range c.refusals {
+		denied[kind] += n
+	}
+}
+
 // Metrics implements guardrpc.Handler: Prometheus' text format, version 0.0.4.
 func (d *Daemon) Metrics(context.Context) (string, error) {
 	var b strings.Builder
@@ -66,6 +83,7 @@ func (d *Daemon) Metrics(context.Context) (string, error) {
 	if d.gate != nil {
 		denied[denialOpen] = d.gate.AllDenied()
 	}
+	d.counts.addRefusals(denied)
 	d.counts.write(&b, denied)
 	states := map[guard.State]int{guard.Healthy: 0, guard.Weakened: 0, guard.Stale: 0, guard.Failed: 0, guard.Suspended: 0}
 	d.mu.Lock()

@@ -17,7 +17,7 @@ type Own struct{ d *Daemon }
 func (o *Own) Ensure(context.Context) error { return nil }
 
 // Prepare is for commands that map, which finishing never does.
-func (o *Own) Prepare(context.Context, *os.File) (denies bool, err error) {
+func (o *Own) Prepare(context.Context, *os.File, bool) (denies bool, err error) {
 	return false, errors.New("a guard maps nothing itself")
 }
 

@@ -51,8 +51,8 @@ func (c *Client) Close() error { return c.c.Close() }
 // lease that proves that nobody has the image open: the descriptor is passed on, and
 // a duplicate does not break a lease. The guard keeps a read-only descriptor
 // and watches through it, so the image is never opened twice.
-func (c *Client) Prepare(ctx context.Context, image *os.File) (Prepared, error) {
-	a, _, err := c.call(ctx, request{Op: opPrepare}, image)
+func (c *Client) Prepare(ctx context.Context, image *os.File, deny bool) (Prepared, error) {
+	a, _, err := c.call(ctx, request{Op: opPrepare, WatchOnly: !deny}, image)
 	if err != nil {
 		return Prepared{}, err
 	}

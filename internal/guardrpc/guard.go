@@ -57,15 +57,15 @@ func (g *Guard) dial(ctx context.Context) (*Client, error) {
 	return client, nil
 }
 
-// Prepare marks the image before it is pinned, and says whether opens by others are
-// denied from then on. A guard that ended between Ensure and here, because it was idle, is
+// Prepare hands the guard the image before it is pinned, has it deny opens by others if
+// deny is set, and says whether it does from then on. A guard that ended between Ensure and here, because it was idle, is
 // started again.
-func (g *Guard) Prepare(ctx context.Context, image *os.File) (denies bool, err error) {
-	p, err := g.client.Prepare(ctx, image)
+func (g *Guard) Prepare(ctx context.Context, image *os.File, deny bool) (denies bool, err error) {
+	p, err := g.client.Prepare(ctx, image, deny)
 	var refused *Error
 	if err != nil && !errors.As(err, &refused) {
 		if err = g.Ensure(ctx); err == nil {
-			p, err = g.client.Prepare(ctx, image)
+			p, err = g.client.Prepare(ctx, image, deny)
 		}
 	}
 	return p.Denies == Yes, err

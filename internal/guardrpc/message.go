@@ -54,6 +54,8 @@ type request struct {
 	Major uint32 `json:"major,omitempty"`
 	Minor uint32 `json:"minor,omitempty"`
 	Path  string `json:"path,omitempty"`
+	// Prepare: opens need not be denied. A guard of an earlier version denies them.
+	WatchOnly bool `json:"watch_only,omitempty"`
 }
 
 // answer is the line the guard sends back.

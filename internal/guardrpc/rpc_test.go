@@ -43,7 +43,7 @@ func (h *fakeHandler) Begin() (end func(), err error) {
 	return func() {}, nil
 }
 
-func (h *fakeHandler) Prepare(_ context.Context, _ *Session, f *os.File) (Prepared, error) {
+func (h *fakeHandler) Prepare(_ context.Context, _ *Session, f *os.File, _ bool) (Prepared, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.prepared = append(h.prepared, f)
@@ -181,7 +181,7 @@ func TestCalls(t *testing.T) {
 	h.mu.Lock()
 	h.image = f
 	h.mu.Unlock()
-	p, err := c.Prepare(ctx, f)
+	p, err := c.Prepare(ctx, f, true)
 	if err != nil || p != (Prepared{Denies: No, Why: "fake"}) {
 		t.Errorf("Prepare: %+v, %v", p, err)
 	}

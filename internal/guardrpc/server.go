@@ -28,7 +28,7 @@ type Handler interface {
 	// of Serve, so that the client asks the next guard.
 	Begin() (end func(), err error)
 	// Prepare owns image from then on.
-	Prepare(ctx context.Context, s *Session, image *os.File) (Prepared, error)
+	Prepare(ctx context.Context, s *Session, image *os.File, deny bool) (Prepared, error)
 	Add(ctx context.Context, s *Session, name string) (MappingState, error)
 	Drop(ctx context.Context, name string) error
 	// Open returns a descriptor of the caller's own. Of want only the path and which inode
@@ -163,7 +163,7 @@ func serveClient(ctx context.Context, c *conn, h Handler) error {
 // handle runs one request. f is what came with it.
 func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (answer, *os.File, error) {
 	if r.Op == opPrepare && f != nil {
-		p, err := h.Prepare(ctx, s, f)
+		p, err := h.Prepare(ctx, s, f, !r.WatchOnly)
 		return answer{Prepared: &p}, nil, err
 	}
 	if f != nil {

@@ -19,7 +19,7 @@ import (
 // itself when it finishes what a command left.
 type Guard interface {
 	Ensure(ctx context.Context) error
-	Prepare(ctx context.Context, image *os.File) (denies bool, err error)
+	Prepare(ctx context.Context, image *os.File, deny bool) (denies bool, err error)
 	Add(ctx context.Context, name string) error
 	Drop(ctx context.Context, name string) error
 	Record(ctx context.Context, name string) (record.Record, error)

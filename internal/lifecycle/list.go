@@ -14,6 +14,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/gate"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
@@ -39,7 +40,9 @@ type Status struct {
 	Reason   string
 	Guard    bool // the guard watches it now
 	Open     int
-	stopped  bool // the guard found it different and suspended it
+	Gate     guard.Gate // what denies opens by others; empty when the mapping has no record
+	GateWhy  string     // why it is not the gate in the kernel, if it is not
+	stopped  bool       // the guard found it different and suspended it
 }
 
 // Broken reports whether the mapping was found different from what was mapped. One that
@@ -186,6 +189,7 @@ func (s *System) status(ctx context.Context, conn *mapper.Mapper, m record.Recor
 		Name: m.Name, UUID: m.UUID, Image: m.Image.Path, Size: m.Size, ReadOnly: m.ReadOnly,
 		Extents: m.Extents, State: m.State, Reason: m.Reason, stopped: m.State == guard.Suspended,
 	}
+	st.Gate, st.GateWhy = s.gateOf(m)
 	info, err := conn.Info(dm.ByUUID(m.UUID))
 	switch {
 	case err == nil:
@@ -299,6 +303,8 @@ func (s *System) judgeLoss(st *Status, m record.Record, now []pin.Kind, grade pi
 	}
 	switch {
 	case len(lost) == 0:
+	case len(lost) == 1 && lost[0] == pin.BPF && grade != pin.Unsafe:
+		st.State, st.Reason = guard.Weakened, fmt.Sprintf("the gate in the kernel is gone; grade %s became %s", m.Grade, grade)
 	case grade == m.Grade:
 		st.State, st.Reason = guard.Weakened, "pin lost: "+strings.Join(guard.PinNames(lost), ", ")
 	default:
@@ -361,12 +367,18 @@ func listedClaim(f *os.File) (bool, error) {
 // which it asks claimed: swap.Active or listedClaim.
 func pinsInForce(img *image.Image, m record.Record, claimed func(*os.File) (bool, error)) ([]pin.Kind, error) {
 	kinds, err := pin.InForce(img.File(), m.Image.Filesystem)
-	if err != nil || !m.Sealed {
+	if err == nil && m.Sealed {
+		var active bool
+		if active, err = claimed(img.File()); active {
+			kinds = append(kinds, pin.Swap)
+		}
+	}
+	if err != nil || m.Gate != guard.GateBPF {
 		return kinds, err
 	}
-	active, err := claimed(img.File())
-	if active {
-		kinds = append(kinds, pin.Swap)
+	gated, err := gate.InForce(m.Image.FileID, m.Device)
+	if gated {
+		kinds = append(kinds, pin.BPF)
 	}
 	return kinds, err
 }

@@ -15,6 +15,7 @@ import (
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/fstype"
+	"dmloop/internal/gate"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/pin"
@@ -111,10 +112,14 @@ type mapJob struct {
 	lease   *image.Lease   // the proof that nobody else has the image open; nil while there is none
 	probe   *swap.Probe    // asks whether the kernel holds the image
 	denies  bool           // the guard denies opens of the image by others
+	ground  []gate.Device  // what the gate in the kernel guards; none without it
 	staged  *record.Staged // the record that is about to be seen; nil before and after
 }
 
 func (j *mapJob) run(ctx context.Context) error {
+	if err := j.chooseGate(); err != nil {
+		return err
+	}
 	if err := j.prepareGuard(ctx); err != nil {
 		return err
 	}
@@ -126,7 +131,7 @@ func (j *mapJob) run(ctx context.Context) error {
 		return err
 	}
 	steps := []func(context.Context) error{
-		j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.proveClaim, j.record, j.proveAlone, j.goLive,
+		j.gateImage, j.setPins, j.locateAgain, j.loadTable, j.proveStill, j.proveClaim, j.record, j.proveAlone, j.goLive,
 		j.watch, j.lookOnceMore, j.addPartitions,
 	}
 	for _, step := range steps {
@@ -146,7 +151,7 @@ func (j *mapJob) run(ctx context.Context) error {
 // way to the file meets the gate, the flag or the lease (docs/pinning.md).
 func (j *mapJob) setPins(ctx context.Context) error {
 	hold := j.claim(ctx, j.img)
-	hold.Unsafe = j.options.Unsafe
+	hold.Unsafe, hold.Gated = j.options.Unsafe, j.m.Gate == guard.GateBPF
 	if j.survey.Sealed {
 		hold.Want = &j.survey.Record
 	}
@@ -165,7 +170,7 @@ func (j *mapJob) setPins(ctx context.Context) error {
 		j.m.Proof = true
 	}
 	for _, k := range inForce {
-		j.m.Pins = append(j.m.Pins, record.Pin{Kind: k, Ours: slices.Contains(ours, k)})
+		j.m.Pins = append(j.m.Pins, record.Pin{Kind: k, Ours: k == pin.BPF || slices.Contains(ours, k)})
 	}
 	grade := pin.GradeOf(evidence(j.m, inForce))
 	j.m.Grade = grade
@@ -192,8 +197,8 @@ func (j *mapJob) prepareGuard(ctx context.Context) error {
 		return &fault.Error{Class: fault.ClassOf(err), Subject: j.m.Name, Message: "no guard could be started", Err: err,
 			Remedy: advice.SeeGuardHelp}
 	}
-	denies, err := j.guard.Prepare(ctx, j.img.File())
-	j.denies = denies
+	denies, err := j.guard.Prepare(ctx, j.img.File(), j.m.Gate == guard.GateFanotify)
+	j.denies = j.denies || denies
 	return refusal(err)
 }
 
@@ -252,6 +257,9 @@ func (j *mapJob) loadTable(context.Context) error {
 		return err
 	}
 	j.m.Device = info.Device
+	if err := j.gateDevices(); err != nil {
+		return err
+	}
 	// The record is written while the kernel reads the table: both take long when
 	// the rows are many, and nothing in it changes any more.
 	var write errgroup.Group

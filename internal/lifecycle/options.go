@@ -53,6 +53,16 @@ func (o *MapOptions) validate() error {
 	if o.OnChange == "" {
 		o.OnChange = guard.OnChangeError
 	}
+	switch o.Gate {
+	case GateAuto:
+		o.Gate = ""
+	case "", guard.GateBPF, guard.GateFanotify, guard.GateNone:
+	default:
+		return &fault.Error{Class: fault.Usage, Message: "--gate takes auto, bpf, fanotify or none, not " + string(o.Gate)}
+	}
+	if o.Gate == guard.GateFanotify && o.NoGuard {
+		return &fault.Error{Class: fault.Usage, Message: "--gate=fanotify needs a guard"}
+	}
 	if o.UdevRules == "" {
 		o.UdevRules = mapper.UdevLinks
 	}

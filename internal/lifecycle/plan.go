@@ -34,8 +34,8 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		return nil, fault.Refuse(path, problems)
 	}
 	p := &MapPlan{Name: name, UUID: uuid, Survey: v}
-	p.Grade = survey.Resulting(v.Facts, wantedPins(v, o.Pin))
-	denies := o.Unsafe || o.NoGuard || o.GuardLater || !s.surveyor().LacksGate(v.File, wantedPins(v, o.Pin))
+	p.Grade = s.surveyor().Resulting(v.Facts, wantedPins(v, o.Pin), o.Gate)
+	denies := o.Unsafe || o.NoGuard || o.GuardLater || !s.surveyor().LacksGate(v.File, wantedPins(v, o.Pin), o.Gate)
 	if err := o.accept(path, p.Grade, denies); err != nil {
 		return nil, err
 	}
@@ -44,6 +44,9 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 		Grade: p.Grade, State: guard.Mapping, Guard: !o.NoGuard,
 	}
 	p.Status.Pins = pin.Resulting(v.Facts.Filesystem, wantedPins(v, o.Pin))
+	if s.surveyor().Gated(v.Facts, o.Gate) == nil {
+		p.Status.Pins = append(p.Status.Pins, pin.BPF)
+	}
 	return p, nil
 }
 
@@ -51,7 +54,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 // are in the survey, not in the error.
 func (s *System) Check(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
 	v, err := s.look(ctx, path, o)
-	if err == nil && !v.Breaks(extents.Unpinnable) && s.surveyor().LacksGate(v.File, pin.Wanted(v.Facts.Filesystem, v.Sealed)) {
+	if err == nil && !v.Breaks(extents.Unpinnable) && s.surveyor().LacksGate(v.File, pin.Wanted(v.Facts.Filesystem, v.Sealed), o.Gate) {
 		v.Problems = append(v.Problems, survey.Gateless())
 	}
 	return v, err

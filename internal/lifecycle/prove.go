@@ -12,6 +12,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/gate"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -48,7 +49,7 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 	if diff := j.m.Table.Standing(j.survey.Stack.HostTable, host); diff != "" {
 		return fault.Refuse(j.survey.Path, []extents.Problem{survey.Unstable("the host device was changed: " + diff)})
 	}
-	return nil
+	return j.proveNoneWaits()
 }
 
 // provePins proves that the flags are still set that were when the image was pinned: who
@@ -58,6 +59,15 @@ func (j *mapJob) provePins() error {
 	now, err := pin.InForce(j.img.File(), j.m.Image.Filesystem)
 	if err != nil {
 		return err
+	}
+	if j.m.Gate == guard.GateBPF {
+		gated, err := gate.InForce(j.m.Image.FileID, j.m.Device)
+		if err != nil {
+			return err
+		}
+		if gated {
+			now = append(now, pin.BPF)
+		}
 	}
 	for _, p := range j.m.Pins {
 		if k := p.Kind; k != pin.Swap && !slices.Contains(now, k) {

@@ -62,7 +62,10 @@ func (s *System) takeDown(ctx context.Context, m *record.Record, img *image.Imag
 	if err := s.guard.drop(ctx, m.Name); err != nil {
 		s.log.Warn("the guard was not told that the mapping is gone", "mapping", m.Name, "error", err)
 	}
-	return s.releasePins(ctx, m, img)
+	if err := s.releasePins(ctx, m, img); err != nil {
+		return err
+	}
+	return s.ungate(ctx, *m)
 }
 
 // releasePins drops the file's page cache, so that it reads what the device wrote,
@@ -82,6 +85,9 @@ func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.I
 	if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil {
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 	}
+	if err := repinning(*m); err != nil {
+		return err
+	}
 	cache, err := img.DropCache(ctx)
 	if err != nil {
 		return fmt.Errorf("dropping the page cache of %s: %w", m.Image.Path, err)
@@ -90,7 +96,9 @@ func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.I
 		s.log.Warn("pages of the image stay in memory and may be older than what the device wrote: somebody has it mapped",
 			"image", m.Image.Path, "pages", cache.Cached)
 	}
-	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, s.claim(ctx, img)); err != nil {
+	hold := s.claim(ctx, img)
+	hold.Gated = m.Gate == guard.GateBPF
+	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, hold); err != nil {
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, pinningError(m.Image.Path, err))
 	}
 	return nil

@@ -104,7 +104,7 @@ func (s *System) seal(ctx context.Context, found *image.Found, said bool) error 
 		}
 		survey.NoteLooks(s.log, path, st)
 		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(survey.File{Path: path, Facts: facts}, img, rw) })
-		if p := claim.Exposed(facts); err == nil && p != nil {
+		if p := claim.Exposed(facts, s.surveyor().Gated(facts, "") == nil); err == nil && p != nil {
 			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", fault.HowTo{Image: path, Remedy: p.Remedy})
 		}
 		return err

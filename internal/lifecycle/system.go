@@ -12,6 +12,7 @@ import (
 
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/gate"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/record"
@@ -44,6 +45,9 @@ type System struct {
 
 // NewSystem returns the system of this machine with its state in stateDir.
 func NewSystem(stateDir string, log *slog.Logger) *System {
+	if err := gate.Enter(); err != nil {
+		log.Debug("the gate does not let this process pass", "error", err)
+	}
 	return &System{log: log, stateDir: stateDir, sysfs: "/sys", guard: &watchdog{log: log}, patience: usualPatience, kernelDenies: watch.KernelDenies}
 }
 
@@ -55,6 +59,9 @@ func (s *System) WithConn(conn *dm.Conn) *System {
 
 // Close gives back what was opened, the connection to the guard with it.
 func (s *System) Close() error {
+	if err := gate.Leave(); err != nil {
+		s.log.Debug("the gate goes on to let this process pass", "error", err)
+	}
 	if s.guard.Guard != nil {
 		s.guard.Close()
 	}
@@ -80,7 +87,7 @@ func (s *System) mapper() (*mapper.Mapper, error) {
 
 // surveyor returns what looks at images.
 func (s *System) surveyor() survey.Surveyor {
-	return survey.Surveyor{Log: s.log, Sysfs: s.sysfs, Mapper: s.mapper, Openers: s.patience.openers, KernelDenies: s.kernelDenies}
+	return survey.Surveyor{Log: s.log, Sysfs: s.sysfs, Mapper: s.mapper, Openers: s.patience.openers, KernelDenies: s.kernelDenies, Gate: gate.Unavailable}
 }
 
 // Waiting says how a command that writes to the image at path waits for those who have

@@ -53,6 +53,7 @@ func (s *System) lock(ctx context.Context) (*turn, error) {
 		t.end()
 		return nil, err
 	}
+	s.sweepGate(ctx, t)
 	return t, nil
 }
 

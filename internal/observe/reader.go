@@ -18,6 +18,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/frozen"
+	"dmloop/internal/gate"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
 	"dmloop/internal/pin"
@@ -186,9 +187,21 @@ func (r *Reader) identity() (guard.Stamp, guard.Reading[guard.Identity]) {
 // waits for a frozen file system, or a check would, and with it the guard's end.
 func (r *Reader) inForce() ([]pin.Kind, error) {
 	kinds, err := pin.InForce(r.Image.File(), r.Record.Image.Filesystem)
-	if err != nil || !r.Record.Sealed {
+	if err == nil && r.Record.Sealed {
+		kinds, err = r.withClaim(kinds)
+	}
+	if err != nil || r.Record.Gate != guard.GateBPF {
 		return kinds, err
 	}
+	gated, err := gate.InForce(r.Record.Image.FileID, r.Record.Device)
+	if gated {
+		kinds = append(kinds, pin.BPF)
+	}
+	return kinds, err
+}
+
+// withClaim adds the kernel's claim to what pins the image.
+func (r *Reader) withClaim(kinds []pin.Kind) ([]pin.Kind, error) {
 	if r.claim == nil {
 		r.claim = swap.NewProbe(r.Image.File())
 		r.claim.Awake = func() error { return frozen.Ask(context.Background(), int(r.Image.File().Fd()), thawPatience) }

@@ -22,6 +22,7 @@ const (
 	NoDefrag  = guard.PinNoDefrag
 	F2FS      = guard.PinF2FS
 	Swap      = guard.PinSwap
+	BPF       = guard.PinBPF
 
 	Kernel  = guard.GradeKernel
 	Guarded = guard.GradeGuarded
@@ -41,7 +42,9 @@ type Evidence struct {
 // An active swap file is refused by the kernel to every mover, older descriptors
 // included (IS_SWAPFILE checks, Linux 6.1 to 7.3), except for a collector that asks for the
 // file system's own pin alone. The immutable flag stops every open for writing, so it is
-// worth as much where no older descriptor exists and no operation needs one.
+// worth as much where no older descriptor exists and no operation needs one. On a file
+// system that can share extents a reader can have them shared: there the gate in the
+// kernel has to keep readers out, or a guard.
 func GradeOf(e Evidence) Grade {
 	has := func(k Kind) bool { return slices.Contains(e.InForce, k) }
 	fs := fstype.Of(e.Filesystem)
@@ -52,7 +55,7 @@ func GradeOf(e Evidence) Grade {
 		return Kernel
 	case !has(Immutable) || !e.Proof:
 		return Unsafe
-	case fs.Immutable == Kernel && e.Reflink:
+	case fs.Immutable == Kernel && e.Reflink && !has(BPF):
 		return Guarded
 	}
 	return fs.Immutable

@@ -96,6 +96,7 @@ type Record struct {
 	OnChange  guard.Policy   `json:"on_change"`
 	UdevRules string         `json:"udev_rules,omitempty"` // "all": udev may put together what the content is a part of
 	Guard     bool           `json:"guard"`                // wanted: started with a guard
+	Gate      guard.Gate     `json:"gate,omitempty"`       // what denies opens by others; records of earlier versions do not say: the guard then
 	Unsafe    bool           `json:"unsafe,omitempty"`
 	Parts     []Part         `json:"parts,omitempty"` // partition devices on top, to be removed first
 	Created   time.Time      `json:"created"`

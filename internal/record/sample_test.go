@@ -21,7 +21,7 @@ func sample(name string) Record {
 			Size: 12288, Filesystem: "xfs", Reflink: true, Handle: Handle{Type: 1, Hex: "0a0b"}},
 		Offset: 4096, Size: 8192, ReadOnly: true, Sealed: true, Extents: 2,
 		Pins: []Pin{{Kind: "nodefrag", Ours: true}, {Kind: "immutable"}}, Grade: "guarded", Proof: true,
-		OnChange: "suspend", UdevRules: "all", Guard: true, Unsafe: true, Parts: []Part{{Name: name + "p1", Number: 1}},
+		OnChange: "suspend", UdevRules: "all", Guard: true, Gate: guard.GateBPF, Unsafe: true, Parts: []Part{{Name: name + "p1", Number: 1}},
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 		Below:   []Below{{Device: dmtable.Device{Major: 8, Minor: 1}, Name: "sda1"}},
 		Base:    Base{Device: dev, Name: "host", UUID: "LVM-x", Table: "0 100 linear 8:1 0\n"},

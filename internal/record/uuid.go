@@ -69,3 +69,11 @@ func hexPart(id string) (string, error) {
 	}
 	return hex.EncodeToString(raw[:]), nil
 }
+
+// Number returns the 32 hexadecimal digits in the uuid of a mapping's device.
+func Number(uuid string) (digits string, ok bool) {
+	if _, ok := NameInUUID(uuid); !ok {
+		return "", false
+	}
+	return uuid[len(UUIDPrefix) : len(UUIDPrefix)+32], true
+}

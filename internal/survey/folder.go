@@ -39,7 +39,7 @@ func (s Surveyor) Folder(path string) (FolderReport, error) {
 	}
 	r.Filesystem = facts.Filesystem
 	fs := fstype.Of(facts.Kind())
-	r.Grade = Resulting(facts, pin.Wanted(fs.Name, false))
+	r.Grade = s.Resulting(facts, pin.Wanted(fs.Name, false), "")
 	if r.Problems = facts.FolderProblems(); len(r.Problems) > 0 {
 		return r, nil
 	}
@@ -61,7 +61,7 @@ func (s Surveyor) Folder(path string) (FolderReport, error) {
 	if problem != nil {
 		r.Problems = append(r.Problems, forRoot(*problem, facts.Mount.Point))
 	}
-	if s.LacksGate(File{Path: path, Facts: facts}, pin.Wanted(fs.Name, false)) {
+	if s.LacksGate(File{Path: path, Facts: facts}, pin.Wanted(fs.Name, false), "") {
 		r.Problems = append(r.Problems, Gateless())
 	}
 	return r, nil

@@ -43,7 +43,7 @@ func TestLacksGate(t *testing.T) {
 	} {
 		log, asked := &strings.Builder{}, false
 		s := Surveyor{Log: slog.New(slog.NewTextHandler(log, nil)), KernelDenies: func() (bool, error) { asked = true; return c.denies, c.err }}
-		got := s.LacksGate(File{Path: "image", Facts: c.facts}, pin.Wanted(c.facts.Filesystem, c.sealed && !c.without))
+		got := s.LacksGate(File{Path: "image", Facts: c.facts}, pin.Wanted(c.facts.Filesystem, c.sealed && !c.without), "")
 		if got != c.want || asked != c.asked || (log.Len() > 0) != (c.told != "") || !strings.Contains(log.String(), c.told) {
 			t.Errorf("%s: %v, asked %v, told %q", c.name, got, asked, log)
 		}

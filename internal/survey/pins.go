@@ -2,9 +2,12 @@ package survey
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"slices"
 
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/fstype"
 	"dmloop/internal/image"
@@ -50,7 +53,29 @@ func unpinnable(f File, s Sealing, p Pins) *extents.Problem {
 	return nil
 }
 
+// Gated says why the gate in the kernel cannot guard an image; nil where it can, and is
+// wanted. What btrfs calls a device is none that the kernel's programs see.
+func (s Surveyor) Gated(f image.Facts, wanted guard.Gate) error {
+	switch {
+	case wanted != "" && wanted != guard.GateBPF:
+		return fmt.Errorf("the gate is %s", wanted)
+	case fstype.Of(f.Filesystem).OwnAddresses:
+		return fmt.Errorf("images on %s are sealed, and the kernel refuses what would move them", f.Filesystem)
+	case s.Gate == nil:
+		return errors.New("nobody asked the kernel")
+	}
+	return s.Gate()
+}
+
 // Resulting is the grade when every pin that is wanted can be set.
+func (s Surveyor) Resulting(f image.Facts, wanted []pin.Kind, how guard.Gate) pin.Grade {
+	if s.Gated(f, how) == nil {
+		wanted = append(slices.Clone(wanted), pin.BPF)
+	}
+	return Resulting(f, wanted)
+}
+
+// Resulting is the grade when these pins and no other are in force.
 func Resulting(f image.Facts, wanted []pin.Kind) pin.Grade {
 	return pin.GradeOf(pin.Evidence{Filesystem: f.Filesystem, Reflink: f.Reflink,
 		InForce: pin.Resulting(f.Filesystem, wanted), Proof: true})
@@ -58,8 +83,8 @@ func Resulting(f image.Facts, wanted []pin.Kind) pin.Grade {
 
 // LacksGate reports whether a guard has to deny opens of the image when these pins are
 // set, and this kernel lets none do so. Where the kernel does not tell, that is said.
-func (s Surveyor) LacksGate(f File, wanted []pin.Kind) bool {
-	if Resulting(f.Facts, wanted) != pin.Guarded {
+func (s Surveyor) LacksGate(f File, wanted []pin.Kind, how guard.Gate) bool {
+	if Resulting(f.Facts, wanted) != pin.Guarded || s.Gated(f.Facts, how) == nil {
 		return false
 	}
 	denies, err := s.KernelDenies()

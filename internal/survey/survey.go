@@ -15,6 +15,7 @@ import (
 
 	"dmloop/dmtable"
 	"dmloop/extents"
+	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/blockdev"
 	"dmloop/internal/claim"
@@ -54,11 +55,12 @@ func (w Window) Of(path string, size extents.Bytes) (extents.Bytes, error) {
 // Options say how an image is to be judged.
 type Options struct {
 	Window     Window
-	MaxExtents int    // 0 is DefaultMaxExtents
-	AsSealed   bool   // the administrator says that the image is sealed, and wants nothing else
-	Unattended bool   // nobody reads a note: an image that only looks sealed is refused
-	Look       bool   // only look: what an unprivileged caller may not ask is left out, and said
-	Own        string // uuid of a live device that may lie on the image
+	MaxExtents int        // 0 is DefaultMaxExtents
+	AsSealed   bool       // the administrator says that the image is sealed, and wants nothing else
+	Unattended bool       // nobody reads a note: an image that only looks sealed is refused
+	Look       bool       // only look: what an unprivileged caller may not ask is left out, and said
+	Own        string     // uuid of a live device that may lie on the image
+	Gate       guard.Gate // what is to deny opens by others; empty: the best that can be had
 }
 
 // File is what a file is, whatever it holds.
@@ -109,6 +111,7 @@ type Surveyor struct {
 	Mapper       func() (*mapper.Mapper, error)
 	Openers      time.Duration        // how long those who have an image open are waited for
 	KernelDenies func() (bool, error) // whether this kernel lets a guard deny opens
+	Gate         func() error         // why the gate in the kernel cannot be had; nil where it can
 }
 
 // Survey runs all rules over img, which the user called path. The write lease under which
@@ -221,7 +224,7 @@ func (s Surveyor) blocks(ctx context.Context, img *image.Image, r *Report, o Opt
 		r.add(*p)
 	}
 	if r.Sealed && !r.Foreign {
-		if r.Exposed = claim.Exposed(r.Facts); r.Exposed != nil {
+		if r.Exposed = claim.Exposed(r.Facts, s.Gated(r.Facts, o.Gate) == nil); r.Exposed != nil {
 			r.add(*r.Exposed)
 		}
 	}

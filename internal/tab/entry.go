@@ -35,6 +35,7 @@ type Entry struct {
 	NoGuard    bool
 	Unsafe     bool
 	Pin        string       // as map --pin; empty for the default
+	Gate       string       // as map --gate; empty for the default
 	OnChange   guard.Policy // as map --on-change; empty for the default
 	UdevRules  string       // as map --udev-rules; empty for the default
 	Offset     extents.Bytes

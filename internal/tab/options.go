@@ -42,6 +42,7 @@ var values = map[string]func(*Entry, string) error{
 		}
 		return err
 	},
+	"gate":       func(e *Entry, v string) error { return oneOf(&e.Gate, v, "auto", "bpf", "fanotify", "none") },
 	"udev-rules": func(e *Entry, v string) error { return oneOf(&e.UdevRules, v, "links", "all") },
 	"offset":     func(e *Entry, v string) error { return sectors(&e.Offset, v) },
 	"sizelimit":  func(e *Entry, v string) error { return sectors(&e.SizeLimit, v) },

@@ -80,6 +80,11 @@ func buildRoot(jobFile string) (vm.Job, error) {
 	if err != nil {
 		return job, err
 	}
+	if _, err := os.Stat(root + "/sys/fs/bpf"); err == nil { // as systemd does
+		if err := doMounts(mount{"bpf", root + "/sys/fs/bpf", "bpf", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=0700"}); err != nil {
+			return job, err
+		}
+	}
 	return job, enter(root)
 }
 
