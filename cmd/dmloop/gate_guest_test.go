@@ -30,6 +30,7 @@ func refusedTo(t *testing.T, commands ...string) {
 // TestQemuGateHolds maps without a guard what only the gate in the kernel holds, and tries
 // everything on it.
 func TestQemuGateHolds(t *testing.T) {
+	withGate(t)
 	for _, kind := range []hostKind{xfsHost, ext4Host} {
 		t.Run(kind.name, func(t *testing.T) {
 			h := newHost(t, kind, "shim")
@@ -83,6 +84,7 @@ func dmloopOK(t *testing.T, args ...string) string {
 
 // TestQemuGateClear takes the gate away below a mapping.
 func TestQemuGateClear(t *testing.T) {
+	withGate(t)
 	h := newHost(t, xfsHost, "shim")
 	image := h.image(t, "image.img", "4M")
 	dmloopOK(t, "map", "--no-guard", image)

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"dmloop/guard"
+	"dmloop/internal/gate"
 	"dmloop/internal/guardrpc"
 	"dmloop/internal/vmtest"
 )
@@ -21,7 +23,14 @@ import (
 // somebody who attacks an image.
 const roleVariable = "DMLOOP_TEST_ROLE"
 
+// gateVariable says "bpf" where the gate in the kernel is to be used. Most tests do without: they
+// attack what it would refuse, and see what the guard finds.
+const gateVariable = "DMLOOP_TEST_GATE"
+
+func gateOff() bool { return os.Getenv(gateVariable) != string(guard.GateBPF) }
+
 func init() {
+	gate.Off = gateOff()
 	switch os.Getenv(roleVariable) {
 	case "dmloop":
 		leasePatience, _ = time.ParseDuration(os.Getenv("DMLOOP_LEASE_PATIENCE")) // none: as it is
@@ -41,6 +50,23 @@ func init() {
 	case "clear":
 		clearMain(os.Args[1])
 	}
+}
+
+// withGate has the test, and the programs that it starts, use the gate in the kernel.
+func withGate(t testing.TB) {
+	t.Helper()
+	vmtest.RequireGuest(t)
+	endGuard(t, "TERM")
+	before, set := os.LookupEnv(gateVariable)
+	os.Setenv(gateVariable, string(guard.GateBPF))
+	gate.Off = false
+	t.Cleanup(func() {
+		endGuard(t, "TERM")
+		if os.Unsetenv(gateVariable); set {
+			os.Setenv(gateVariable, before)
+		}
+		gate.Off = gateOff()
+	})
 }
 
 func TestMain(m *testing.M) { vmtest.Main(m) }
