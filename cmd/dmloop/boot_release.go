@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,7 +38,11 @@ system is unmounted; dmloop-guard.service runs it with --going-down when it stop
 					}
 				}
 			}
-			return each(args, func(name string) error { return sys.ReleaseClaim(cmd.Context(), name, !goingDown) })
+			err := each(args, func(name string) error { return sys.ReleaseClaim(cmd.Context(), name, !goingDown) })
+			if goingDown { // what is mapped still is systemd's to take down
+				err = errors.Join(err, sys.ClearGate())
+			}
+			return err
 		},
 		ValidArgsFunction: completeMappings(env),
 	}

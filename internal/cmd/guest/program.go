@@ -57,6 +57,7 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 	fs.DurationVar(&c.Silence, "silence", c.Silence, "kill the guest when it prints nothing for this time; 0 for never")
 	fs.BoolVar(&c.AllowWarn, "allow-warn", c.AllowWarn, "faults in the kernel log are no failure")
 	envFlag(fs, &c.Env)
+	appendFlag(fs, &c.KernelArgs)
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
@@ -66,6 +67,14 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 	cmd, err := commandOf(fs.Args())
 	c.Commands = []vm.Command{cmd}
 	return c, err
+}
+
+// appendFlag adds the option that fills args.
+func appendFlag(fs *flag.FlagSet, args *[]string) {
+	fs.Func("append", "`word` for the kernel's command line (qemu only); may be given several times", func(v string) error {
+		*args = append(*args, v)
+		return nil
+	})
 }
 
 // envFlag adds the option that fills env.

@@ -25,6 +25,7 @@ type Config struct {
 	Silence    time.Duration // a guest that prints nothing for so long is ended; 0 for no limit
 	AllowWarn  bool          // a fault in the kernel log is no failure
 	Env        []string      // for the commands
+	KernelArgs []string      // more for the kernel's command line
 	Commands   []Command
 	Transcript bool // see Job
 	Stdout     io.Writer

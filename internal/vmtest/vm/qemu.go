@@ -21,7 +21,7 @@ func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile s
 		"-accel", c.Accel, "-cpu", Processor, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image, "-initrd", initrd,
-		"-append", strings.Join(qemuKernelArgs(jobFile), " "),
+		"-append", strings.Join(append(qemuKernelArgs(jobFile), c.KernelArgs...), " "),
 		"-chardev", "file,id=klog,path=" + logFile, "-serial", "chardev:klog",
 		"-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci",
