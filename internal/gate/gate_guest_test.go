@@ -3,8 +3,10 @@
 package gate
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -148,7 +150,22 @@ func TestQemuGateRefusesFiles(t *testing.T) {
 			if err := g.Take(entry.Mapping); err != nil {
 				t.Fatal(err)
 			}
-			vmtest.Must(t, "sh", "-c", "cat "+image+" >/dev/null && chattr -i "+image+" && rm "+image)
+			vmtest.Must(t, "sh", "-c", "cat "+image+" >/dev/null && chattr -i "+image)
+			// While it is being pinned it need have no pin.
+			entry.Pinning = true
+			if err := g.Put(entry); err != nil {
+				t.Fatal(err)
+			}
+			attack{"cat " + image, false}.run(t)
+			attack{"rm " + image, false}.run(t)
+			entry.Pinning = false
+			if err := g.Put(entry); err != nil {
+				t.Fatal(err)
+			}
+			attack{"cat " + image, true}.run(t)
+			if err := g.Take(entry.Mapping); err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
 }
@@ -246,4 +263,58 @@ func TestQemuGateRefusesDeviceMapper(t *testing.T) {
 		fmt.Fprintln(&told, d)
 	}
 	t.Log(told.String())
+}
+
+// TestQemuGateReplaced puts the programs of other builds in the place of those in force, again and
+// again, while somebody tries to get through.
+func TestQemuGateReplaced(t *testing.T) {
+	g := inForce(t)
+	disk := vmtest.Disk(t, 0)
+	vmtest.Mkfs(t, "ext4", disk)
+	image := filepath.Join(vmtest.Mount(t, disk), "image")
+	vmtest.RandomFile(t, image, 4096, 1)
+	vmtest.Must(t, "chattr", "+i", image)
+	if err := g.Put(Entry{Mapping: UUID{1}, Image: idOf(t, image)}); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	cmd := exec.Command("sh", "-c", fmt.Sprintf("while :; do cat %s >/dev/null 2>&1 && echo through >>%s; echo try >>%s; done", image, log, log))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	mine := edition
+	for i := range 5 {
+		edition = fmt.Sprintf("test%d", i)
+		if err := Load(); err != nil {
+			t.Fatal(err)
+		}
+		links, err := sets("links-")
+		if err != nil || len(links) != 1 || links[0] != linksFolder() {
+			t.Errorf("in force: %q, %v", links, err)
+		}
+		if _, err := os.ReadFile(image); err != nil {
+			t.Errorf("the right that was given before does not count any more: %v", err)
+		}
+	}
+	edition = mine
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	got, err := os.ReadFile(log)
+	if err != nil || !strings.Contains(string(got), "try\ntry\n") || strings.Contains(string(got), "through") {
+		t.Errorf("somebody got through, or did not try: %v\n%s", err, got)
+	}
+	// One of another format can be read by nobody.
+	format++
+	if _, err := Open(); !errors.Is(err, ErrOtherFormat) {
+		t.Errorf("another format: %v", err)
+	}
+	if err := Load(); !errors.Is(err, ErrOtherFormat) {
+		t.Errorf("another format: %v", err)
+	}
+	format--
+	if err := g.Take(UUID{1}); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -237,6 +237,29 @@ func Clear() error {
 	return withLock(folder, clearAll)
 }
 
+// Tidy takes away what a process left that was killed while it put the gate in force, or took
+// it away. A gate that is in force stays.
+func Tidy() error {
+	folder, err := os.Open(Folder)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer folder.Close() //nolint:errcheck // nothing is lost
+	return withLock(folder, func() error {
+		links, err := sets("links-")
+		if errors.Is(err, fs.ErrNotExist) || len(links) > 0 {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return clearAll()
+	})
+}
+
 // clearAll ends programs before it takes their maps away.
 func clearAll() error {
 	for _, prefix := range []string{"links-", "new-", "maps-"} {

@@ -156,10 +156,12 @@ func (s *System) ungate(ctx context.Context, m record.Record) error {
 func (s *System) sweepGate(ctx context.Context, t *turn) {
 	g, err := gate.Open()
 	if errors.Is(err, gate.ErrNotLoaded) {
-		return
+		err = gate.Tidy()
 	}
 	if err != nil {
 		s.log.Warn("the gate cannot be looked at", "error", err)
+	}
+	if g == nil {
 		return
 	}
 	defer g.Close() //nolint:errcheck // nothing is lost
@@ -170,7 +172,7 @@ func (s *System) sweepGate(ctx context.Context, t *turn) {
 
 func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Gate) error {
 	guarded, err := g.Mappings()
-	if err != nil || len(guarded) == 0 {
+	if err != nil {
 		return err
 	}
 	known, err := s.knownNumbers(store)
@@ -183,12 +185,14 @@ func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Ga
 			strays = append(strays, m.Mapping)
 		}
 	}
-	if len(strays) == 0 {
-		return nil
+	if len(strays) > 0 {
+		s.log.Info("the gate guarded what is mapped no more", "mappings", len(strays))
+		if err := g.Take(strays...); err != nil {
+			return err
+		}
 	}
-	s.log.Info("the gate guarded what is mapped no more", "mappings", len(strays))
-	if err := g.Take(strays...); err != nil || s.guard.watched(ctx) != nil {
-		return err
+	if len(strays) < len(guarded) || s.guard.watched(ctx) != nil {
+		return nil
 	}
 	return g.Unload()
 }
