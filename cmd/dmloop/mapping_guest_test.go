@@ -276,7 +276,7 @@ func TestListAndStatus(t *testing.T) {
 	}
 	m := listed.Mappings[0]
 	want := mappingJSON{Name: name, Device: "/dev/mapper/" + name, MajMin: m.MajMin, Image: image, Size: 8 << 20, Extents: m.Extents,
-		Pin: []string{"nodefrag", "immutable"}, Grade: "guarded", State: "healthy", UUID: "DMLOOP-" + uuid + "-" + name}
+		Pin: []string{"nodefrag", "immutable"}, Grade: "guarded", State: "healthy", UUID: "DMLOOP-" + uuid + "-" + name, Gate: "none", GateWhy: "it is switched off"}
 	for what, got := range map[string]mappingJSON{"map": made.Mappings[0], "list": m, "status": status.Mappings[0]} {
 		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 			t.Errorf("%s: %+v\nwant %+v", what, got, want)

@@ -398,17 +398,34 @@ func cString(b []byte) string {
 	return string(b)
 }
 
-// Renamed tells the gate the names of the device-mapper devices of now: those that it learnt
-// from renamings and nobody has any more are forgotten.
-func (g *Gate) Renamed(names map[dmtable.Device]string) error {
+// Renamed tells the gate the names that the device-mapper devices have now, as List gives them:
+// names of before, and those that it learnt from renamings, are forgotten.
+func (g *Gate) Renamed(now map[dmtable.Device]string) error {
 	return g.locked(func() error {
-		have, err := all[gateNameKey, uint32](g.maps.Names)
+		facts, err := all[gateFactKey, gateFact](g.maps.Facts)
+		if err != nil {
+			return err
+		}
+		for key, f := range facts {
+			name, there := now[userDevice(f.Device)]
+			if f.Kind != factName || f.Name.Kind != 'n' || !there || f.Name == nameKey('n', name) {
+				continue
+			}
+			f.Name = nameKey('n', name)
+			if err := g.maps.Facts.Put(key, f); err != nil {
+				return fmt.Errorf("writing the gate's map: %w", err)
+			}
+		}
+		if err := g.apply(); err != nil {
+			return err
+		}
+		known, err := all[gateNameKey, uint32](g.maps.Names)
 		if err != nil {
 			return err
 		}
 		var gone []gateNameKey
-		for key, device := range have {
-			if now, there := names[userDevice(device)]; key.Kind == 'n' && there && now != cString(key.Text[:]) {
+		for key, device := range known {
+			if name, there := now[userDevice(device)]; key.Kind == 'n' && there && key != nameKey('n', name) {
 				gone = append(gone, key)
 			}
 		}

@@ -240,10 +240,21 @@ func TestQemuGateRefusesDeviceMapper(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	names := map[dmtable.Device]string{deviceOf(t, host): "hostess", deviceOf(t, own): "own", deviceOf(t, base): "base"}
 	// Last: Linux 6.1 frees a digest twice when a renamed device's next table is cleared (dm-ima).
 	for _, a := range []attack{
 		{"dmsetup rename host hostess", true}, {load("hostess", row1), false}, {"dmsetup remove hostess", false},
-		{"dmsetup rename hostess host", true}, {load("host", row1), false},
+	} {
+		a.run(t)
+	}
+	// Once the names of now are told, the old one is anybody's.
+	vmtest.DmsetupCreate(t, "next", "0 64 linear "+number+" 400\n")
+	if err := g.Renamed(names); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []attack{
+		{"dmsetup rename next host", true}, {"echo '0 64 error' | dmsetup load host", true}, {"dmsetup remove host", true},
+		{load("hostess", row1), false}, {"dmsetup rename hostess host", true}, {load("host", row1), false},
 	} {
 		a.run(t)
 	}

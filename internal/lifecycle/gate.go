@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/guard"
 	"dmloop/internal/advice"
@@ -175,7 +176,7 @@ func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Ga
 	if err != nil {
 		return err
 	}
-	known, err := s.knownNumbers(store)
+	known, names, err := s.knownNumbers(store)
 	if err != nil {
 		return err
 	}
@@ -191,27 +192,28 @@ func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Ga
 			return err
 		}
 	}
-	if len(strays) < len(guarded) || s.guard.watched(ctx) != nil {
-		return nil
+	if len(strays) == len(guarded) && s.guard.watched(ctx) == nil {
+		return g.Unload()
 	}
-	return g.Unload()
+	return g.Renamed(names)
 }
 
-// knownNumbers lists the mappings that have a record or a device.
-func (s *System) knownNumbers(store *record.Store) ([]gate.UUID, error) {
+// knownNumbers lists the mappings that have a record or a device, and the names of all
+// device-mapper devices.
+func (s *System) knownNumbers(store *record.Store) (known []gate.UUID, names map[dmtable.Device]string, err error) {
 	records, err := allRecords(store, store.Head)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	conn, err := s.mapper()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	devices, err := conn.List()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var known []gate.UUID
+	names = map[dmtable.Device]string{}
 	add := func(uuid string) {
 		if digits, ok := record.Number(uuid); ok {
 			if id, err := gate.ParseUUID(digits); err == nil {
@@ -224,6 +226,7 @@ func (s *System) knownNumbers(store *record.Store) ([]gate.UUID, error) {
 	}
 	for _, d := range devices {
 		add(d.UUID)
+		names[d.Device] = d.Name
 	}
-	return known, nil
+	return known, names, nil
 }

@@ -126,7 +126,7 @@ func (s *System) AllowBelow(ctx context.Context, device string, command func() e
 		return nil, failed
 	}
 	checked, err := s.Verify(ctx, on...)
-	return checked, errors.Join(failed, err, s.gateAnew(names, checked))
+	return checked, errors.Join(failed, err, s.gateAnew(checked))
 }
 
 // gatedDevice finds the number of a device that the gate guards.
@@ -168,7 +168,7 @@ func (s *System) deviceNumber(name string) (dmtable.Device, error) {
 }
 
 // gateAnew has the gate guard the tables of now below the mappings that are sound.
-func (s *System) gateAnew(names map[gate.UUID]record.Record, checked []Verified) error {
+func (s *System) gateAnew(checked []Verified) error {
 	conn, err := s.mapper()
 	if err != nil {
 		return err
