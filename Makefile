@@ -50,14 +50,14 @@ PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fd
 BOOT_PACKAGES := bc bison cryptsetup-bin debootstrap flex libelf-dev libssl-dev lintian make rpm
 
 # What every change has to show on the oldest and the newest kernel.
-SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|TablesAreDmsetups)$$
+SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|QemuGate(Holds|Refuses.*|OutlivesTheGuard)|TablesAreDmsetups)$$
 
 ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le riscv64 s390x
 
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench guests clean
+.PHONY: generate test-gate all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench guests clean
 
 all: build
 
@@ -97,6 +97,17 @@ test-unit:
 
 test-guest: deps
 	$(GUEST) test -kernel '$(KERNEL)' -jobs $(JOBS) -run '$(RUN)' $(if $(V),-v) $(PKG)
+
+# The programs of the gate in the kernel, from their source. Building dmloop needs none of it.
+generate:
+	$(MAKE) --no-print-directory deps PACKAGES='clang-14 llvm-14 libbpf-dev linux-libc-dev'
+	$(GO) generate ./internal/gate
+
+# The gate in the kernel: all its tests, and what comes in its place where it cannot be had.
+test-gate: deps
+	$(GUEST) test -kernel 6.1,6.12,new -timeout 2h -jobs $(JOBS) -run '^Test(QemuGate|GateFallback)' $(if $(V),-v) ./cmd/dmloop ./internal/gate
+	$(GUEST) test -kernel 6.1,6.12,new -jobs $(JOBS) -append lsm=landlock,yama,apparmor -env 'DMLOOP_GATE_LACK=bpf is not in lsm=' -run '^TestGateFallback$$' ./cmd/dmloop
+	$(GUEST) test -kernel 6.1,6.12,new -jobs $(JOBS) -append lockdown=integrity -run '^TestGateFallback$$' ./cmd/dmloop
 
 # Hours under emulation: a guest has eight of them, and is ended when it says nothing for twenty minutes.
 test-matrix: deps

@@ -129,13 +129,9 @@ func TestQemuGateSealedForOthers(t *testing.T) {
 	nothingLeft(t, image)
 }
 
-// TestFullGateKilled kills map and unmap at the calls by which the gate comes into force and
+// TestQemuGateKilled kills map and unmap at the calls by which the gate comes into force and
 // goes, and expects nothing left after the next command.
-func TestFullGateKilled(t *testing.T) {
-	if vmtest.Kernel(t) == "uml" {
-		t.Log("there is no gate in User Mode Linux: TestGateFallback")
-		return
-	}
+func TestQemuGateKilled(t *testing.T) {
 	withGate(t)
 	h := newHost(t, xfsHost, "shim")
 	image := h.image(t, "image.img", "2M")

@@ -33,6 +33,9 @@ done
 	echo "Copyright 2026 the dmloop authors."
 	printf '\nLicensed under the Apache License, Version 2.0: /usr/share/common-licenses/Apache-2.0 on\n'
 	echo "Debian, https://www.apache.org/licenses/LICENSE-2.0 elsewhere."
+	printf '\nThe programs that it loads into the kernel (internal/gate) are GPL-2.0-only OR BSD-2-Clause:\n'
+	echo "/usr/share/common-licenses/GPL-2 and /usr/share/common-licenses/BSD on Debian,"
+	echo "https://spdx.org/licenses elsewhere."
 	go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/dmloop | sort -u |
 		while read -r module version dir; do
 			printf '\nThe program contains %s %s:\n\n' "$module" "$version"
