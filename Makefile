@@ -57,7 +57,7 @@ ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 p
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: generate test-gate all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench guests clean
+.PHONY: generate test-gate bench-gate all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench guests clean
 
 all: build
 
@@ -108,6 +108,10 @@ test-gate: deps
 	$(GUEST) test -kernel 6.1,6.12,new -timeout 2h -jobs $(JOBS) -run '^Test(QemuGate|GateFallback)' $(if $(V),-v) ./cmd/dmloop ./internal/gate
 	$(GUEST) test -kernel 6.1,6.12,new -jobs $(JOBS) -append lsm=landlock,yama,apparmor -env 'DMLOOP_GATE_LACK=bpf is not in lsm=' -run '^TestGateFallback$$' ./cmd/dmloop
 	$(GUEST) test -kernel 6.1,6.12,new -jobs $(JOBS) -append lockdown=integrity -run '^TestGateFallback$$' ./cmd/dmloop
+
+# What the gate in the kernel costs calls that it has nothing to do with, in instructions.
+bench-gate: deps
+	$(GUEST) test -virtual -kernel 6.1,6.12,new -jobs 1 -v -run '^TestQemuGateCost$$' ./internal/gate | grep -E 'GATECOST|passed|FAIL'
 
 # Hours under emulation: a guest has eight of them, and is ended when it says nothing for twenty minutes.
 test-matrix: deps

@@ -30,6 +30,7 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int
 	fs.DurationVar(&o.Silence, "silence", 0, "end a test that prints nothing for this time, and have it say where it hangs; 0 for never")
 	envFlag(fs, &o.Env)
 	appendFlag(fs, &o.Kernel)
+	fs.BoolVar(&o.Virtual, "virtual", false, "qemu's guests count their instructions, one a nanosecond, and that is their clock")
 	fs.BoolVar(&o.Verbose, "v", false, "show all that the tests print")
 	if err := fs.Parse(args); err != nil {
 		return exitUsage, err

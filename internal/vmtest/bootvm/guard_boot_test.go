@@ -2,7 +2,10 @@
 
 package bootvm
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // TestGuardUnit runs the guard as systemd runs it, with all that its unit forbids,
 // and has it do everything that a guard does.
@@ -15,7 +18,21 @@ func guardUnit(t *testing.T, p platform) {
 	m.WaitUp()
 	const tries = "for i in $(seq 100); do "
 	m.Must(p.script("dmsetup create host --table \"0 819200 linear /dev/vdb 0\" && mkfs.xfs -q /dev/mapper/host && mount /dev/mapper/host /mnt"))
-	m.Must("dmloop create /mnt/image.img 16M && dmloop map /mnt/image.img")
+	m.Must("dmloop create /mnt/image.img 16M")
+	// Its sandbox lets it use the gate in the kernel, where there is one.
+	if version := m.Must("dmloop version"); strings.Contains(version, "gate bpf") {
+		m.Must("dmloop map /mnt/image.img")
+		if got := m.Must("dmloop list --noheadings -o GRADE,STATE,GUARD,GATE image"); got != "kernel  healthy  1  bpf" {
+			t.Errorf("mapped: %q", got)
+		}
+		m.Must("systemctl kill -s KILL dmloop-guard; ! cat /mnt/image.img; " + tries + "dmloop list --noheadings -o GUARD image | grep -q 1 && exit 0; sleep 0.1; done; exit 1")
+		m.Must("! cat /mnt/image.img; " + tries + "journalctl -u dmloop-guard --no-pager | grep -q 'an open of a pinned image was denied.*mapping=image' && exit 0; sleep 0.1; done; exit 1")
+		m.Must("dmloop gate --clear && " + tries + "dmloop list --noheadings -o GRADE,STATE image | grep -q 'kernel *healthy' && exit 0; sleep 0.1; done; exit 1")
+		m.Must("! cat /mnt/image.img && dmloop verify image && dmloop unmap image && cat /mnt/image.img >/dev/null")
+	} else if p.name == qemu.name {
+		t.Errorf("no gate in the kernel: %s", version)
+	}
+	m.Must("dmloop map --gate=fanotify /mnt/image.img")
 	if got := m.Must("dmloop list --noheadings -o GRADE,STATE,GUARD image"); got != "guarded  healthy  1" {
 		t.Errorf("mapped: %q", got)
 	}
@@ -31,7 +48,7 @@ func guardUnit(t *testing.T, p platform) {
 
 	// Its sandbox lets it set a pin again: the flag goes while it is stopped, and the
 	// kernel's claim on a sealed image keeps the grade.
-	m.Must("dmloop unmap image && dmloop seal /mnt/image.img && dmloop map /mnt/image.img")
+	m.Must("dmloop unmap image && dmloop seal /mnt/image.img && dmloop map --gate=fanotify /mnt/image.img")
 	m.Must("systemctl stop dmloop-guard && chattr -i /mnt/image.img && systemctl start dmloop-guard")
 	m.Must(tries + "dmloop list --noheadings -o PIN,STATE image | grep -q 'immutable.*healthy' && exit 0; sleep 0.1; done; exit 1")
 
@@ -47,7 +64,7 @@ func guardUnit(t *testing.T, p platform) {
 	const unit = "/usr/lib/systemd/system/dmloop-guard.service"
 	m.Must("systemctl stop dmloop-guard && mv " + unit + " /root/ && systemctl daemon-reload")
 	m.Must(p.script("dmsetup create host --table \"0 819200 linear /dev/vdb 0\" && mount /dev/mapper/host /mnt"))
-	m.Must("systemd-run --quiet --scope --unit=session-of-somebody dmloop map /mnt/image.img && ! systemctl stop session-of-somebody.scope")
+	m.Must("systemd-run --quiet --scope --unit=session-of-somebody dmloop map --gate=fanotify /mnt/image.img && ! systemctl stop session-of-somebody.scope")
 	if got := m.Must("systemctl show -P ControlGroup dmloop-guard; dmloop list --noheadings -o STATE,GUARD image"); got != "/system.slice/dmloop-guard.service\nhealthy  1" {
 		t.Errorf("without the unit's file: %q", got)
 	}

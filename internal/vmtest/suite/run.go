@@ -28,6 +28,7 @@ type Options struct {
 	Silence  time.Duration // of each guest: a test that prints nothing for so long has failed
 	Env      []string      // K=V for the tests in the guests
 	Kernel   []string      // more for the command line of qemu's kernels
+	Virtual  bool          // guests in virtual time, see vm.Config
 	Verbose  bool          // stream what the tests print
 	Out      io.Writer
 }
@@ -164,7 +165,7 @@ func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPac
 		return Counts{}, fmt.Errorf("%s: no guest test matches %q", kernel, o.Pattern)
 	}
 	cfg := vm.Default(kernel)
-	cfg.Timeout, cfg.Silence, cfg.Env, cfg.KernelArgs, cfg.Transcript = o.Timeout, o.Silence, o.Env, o.Kernel, true
+	cfg.Timeout, cfg.Silence, cfg.Env, cfg.KernelArgs, cfg.Virtual, cfg.Transcript = o.Timeout, o.Silence, o.Env, o.Kernel, o.Virtual, true
 	for _, pkg := range chosen {
 		cfg.Commands = append(cfg.Commands, vm.Command{
 			Args: []string{binary(bins, pkg), "-test.v=test2json", "-test.paniconexit0",

@@ -26,6 +26,7 @@ type Config struct {
 	AllowWarn  bool          // a fault in the kernel log is no failure
 	Env        []string      // for the commands
 	KernelArgs []string      // more for the kernel's command line
+	Virtual    bool          // qemu: the guest's clock counts its instructions, one a nanosecond
 	Commands   []Command
 	Transcript bool // see Job
 	Stdout     io.Writer

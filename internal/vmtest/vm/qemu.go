@@ -16,18 +16,22 @@ const Processor = "Nehalem,+rdrand,+aes,+pclmulqdq"
 // qemuCommand returns the argument vector that boots a Debian kernel. The
 // kernel log goes to logFile, the channels to the inherited descriptors.
 func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile string) []string {
-	argv := []string{
-		"qemu-system-x86_64",
-		"-accel", c.Accel, "-cpu", Processor, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.MemoryMiB),
+	accel, cpus := []string{"-accel", c.Accel}, c.CPUs
+	if c.Virtual {
+		accel, cpus = []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"}, 1
+	}
+	argv := append([]string{"qemu-system-x86_64"}, accel...)
+	argv = append(argv,
+		"-cpu", Processor, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(c.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image, "-initrd", initrd,
 		"-append", strings.Join(append(qemuKernelArgs(jobFile), c.KernelArgs...), " "),
-		"-chardev", "file,id=klog,path=" + logFile, "-serial", "chardev:klog",
+		"-chardev", "file,id=klog,path="+logFile, "-serial", "chardev:klog",
 		"-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci",
 		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
-		"-device", "virtio-9p-pci,fsdev=root,mount_tag=" + HostTag,
-	}
+		"-device", "virtio-9p-pci,fsdev=root,mount_tag="+HostTag,
+	)
 	for i, name := range Channels {
 		argv = append(argv,
 			"-chardev", fmt.Sprintf("file,id=ch%d,path=/proc/self/fd/%d", i, i+3),
