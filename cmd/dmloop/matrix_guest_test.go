@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"dmloop/guard"
+	"dmloop/internal/gate"
 	"dmloop/internal/vmtest"
 )
 
@@ -33,6 +34,7 @@ const (
 	guardStopped         guardFate = "stopped"          // SIGSTOP before the attack, SIGCONT after it
 	guardKilled          guardFate = "killed"           // SIGKILL before the attack, another guard half a second after it
 	guardKilledMeanwhile guardFate = "killed meanwhile" // SIGSTOP, the attack begins, SIGKILL while it is under way
+	guardNever           guardFate = "never started"    // only with the gate in the kernel
 )
 
 // dead reports whether the guard of before the attack is gone after it.
@@ -87,6 +89,9 @@ func matrix(t *testing.T, fs string) {
 		// Without permission events nobody is kept from taking the flag away first.
 		protected := !c.unsafe && c.guard == guardRunning && (!c.lifted || kernel != "uml")
 		elsewhere := c.attack.below || c.attack.outside
+		if !gate.Off { // whatever becomes of the guard, and whatever is attacked
+			protected, elsewhere = !c.unsafe, false
+		}
 		switch {
 		case strings.HasPrefix(out.result, "NOT"):
 			t.Errorf("%s, %s: %s, %s\nguard: %s", fs, c.key(), out.call, out.result, guardLog())
@@ -140,13 +145,17 @@ func cells(fs, kernel string) []cell {
 		}
 		all = append(all, cell{fs: fs, guard: guardRunning, attack: a, unsafe: true})
 	}
-	for _, fate := range []guardFate{guardStopped, guardKilled, guardKilledMeanwhile} {
+	fates := []guardFate{guardStopped, guardKilled, guardKilledMeanwhile}
+	if !gate.Off && fs != "f2fs" { // whose pin needs a guard
+		fates = append(fates, guardNever)
+	}
+	for _, fate := range fates {
 		for _, a := range here {
 			if !a.alone {
 				continue
 			}
 			all = append(all, cell{fs: fs, guard: fate, attack: a})
-			if a.lifted && fate.dead() {
+			if a.lifted && (fate.dead() || fate == guardNever) {
 				all = append(all, cell{fs: fs, guard: fate, attack: a, lifted: true})
 			}
 		}
@@ -162,7 +171,7 @@ func listed(list, word string) bool {
 func (h *matrixHost) try(t *testing.T, c cell) outcome {
 	t.Helper()
 	out := outcome{cell: c}
-	if h.target == nil || h.target.unsafe != c.unsafe || c.attack.still || c.attack.older {
+	if h.target == nil || h.target.unsafe != c.unsafe || h.target.unguarded != (c.guard == guardNever) || c.attack.still || c.attack.older {
 		h.release(t)
 		if refusal := h.prepare(t, c); refusal != "" {
 			out.grade, out.call, out.result = cmp.Or(h.grades[c.unsafe], "-"), "map "+refusal, "untouched"
@@ -220,7 +229,9 @@ func (h *matrixHost) settle(t *testing.T, c cell, done time.Time, out *outcome) 
 		return
 	}
 	if dmloop(t, "verify", "vol").Code == 0 {
-		h.checkNow(t) // the guard sees it in the same way
+		if c.guard != guardNever {
+			h.checkNow(t) // the guard sees it in the same way
+		}
 		failed(20 * time.Millisecond)
 		return
 	}

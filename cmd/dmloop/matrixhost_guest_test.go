@@ -40,11 +40,12 @@ type matrixHost struct {
 
 // target is an image that is mapped and written to.
 type target struct {
-	unsafe   bool
-	grade    string
-	segments []dmtable.Segment
-	writer   *writer
-	holder   *holder // of an older descriptor, or nil
+	unsafe    bool
+	unguarded bool // mapped without a guard
+	grade     string
+	segments  []dmtable.Segment
+	writer    *writer
+	holder    *holder // of an older descriptor, or nil
 }
 
 // pieces is the number of extents of an image.
@@ -124,13 +125,17 @@ func (h *matrixHost) prepare(t *testing.T, c cell) (refusal string) {
 		h.makePieces(t)
 		h.neighbours[img+".neighbour"] = onDisk(t, img+".neighbour") // between the pieces
 	}
-	h.target = &target{unsafe: c.unsafe}
+	h.target = &target{unsafe: c.unsafe, unguarded: c.guard == guardNever}
 	if c.attack.older {
 		h.target.holder = startHolder(t, c.attack.name, img)
 	}
 	args := []string{"map", "--json"}
 	if c.unsafe {
 		args = append(args, "--pin", "none", "--unsafe")
+	}
+	if h.target.unguarded {
+		endGuard(t, "TERM")
+		args = append(args, "--no-guard")
 	}
 	r := dmloop(t, append(args, img, "vol")...)
 	if r.Code != 0 {
