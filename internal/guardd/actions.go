@@ -65,7 +65,7 @@ func (a *actions) Restore(ctx context.Context, lost []guard.PinKind) error {
 		}
 	}
 	kinds := slices.DeleteFunc(a.ours(), func(k pin.Kind) bool {
-		return k == guard.PinBPF || !slices.Contains(lost, k) || k == pin.Swap && fstype.Of(rec.Image.Filesystem).SwapMoves
+		return !slices.Contains(lost, k) || k == pin.Swap && fstype.Of(rec.Image.Filesystem).SwapMoves
 	})
 	if len(kinds) == 0 {
 		return fmt.Errorf("dmloop did not set the pins %v and leaves them to their owner", lost)
@@ -106,7 +106,6 @@ func (a *actions) pin(ctx context.Context, kinds []pin.Kind) error {
 	if len(kinds) == 0 {
 		return nil
 	}
-	kinds = slices.DeleteFunc(slices.Clone(kinds), func(k pin.Kind) bool { return k == pin.BPF })
 	if err := frozen.Ask(ctx, int(a.m.image.File().Fd()), thawPatience); err != nil {
 		return err // the next check tries again
 	}

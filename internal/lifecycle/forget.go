@@ -54,7 +54,9 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 			left.Pins = mark.Kinds
 		}
 	}
-	return left, s.forgetRecord(ctx, t.store, m.Name)
+	err = s.forgetRecord(ctx, t.store, m.Name)
+	s.sweepGate(ctx, t)
+	return left, err
 }
 
 // forgetUnreadable gives up a record that cannot be read: only its name is known.

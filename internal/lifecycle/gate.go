@@ -96,6 +96,29 @@ func repinning(m record.Record) error {
 	return putInGate(e)
 }
 
+// gateAgain puts the gate in force again for a live mapping that had it, such as one that an
+// initramfs mapped from its record. Where it cannot, the pins have to do, and verify says so.
+func (s *System) gateAgain(m record.Record, pinning bool) {
+	if m.Gate != guard.GateBPF {
+		return
+	}
+	conn, err := s.mapper()
+	var e gate.Entry
+	if err == nil {
+		e, err = observe.Guarded(conn, s.sysfs, m)
+	}
+	if err == nil {
+		err = inForce()
+	}
+	if err == nil {
+		e.Pinning = pinning
+		err = putInGate(e)
+	}
+	if err != nil {
+		s.log.Warn("the gate in the kernel does not guard the mapping", "mapping", m.Name, "error", err)
+	}
+}
+
 // gateDevices has the gate guard the devices as well, before the mapping's own has a table.
 func (j *mapJob) gateDevices() error {
 	if j.m.Gate != guard.GateBPF {

@@ -117,10 +117,11 @@ func (m Record) PinKinds() []guard.PinKind {
 	return kinds
 }
 
-// OurPins lists the pins that dmloop set, the only ones that it sets again or clears.
+// OurPins lists the pins that dmloop set on the file, the only ones that it sets again or
+// clears. The gate in the kernel is none of the file's: see Gate.
 func (m Record) OurPins() (kinds []guard.PinKind) {
 	for _, p := range m.Pins {
-		if p.Ours {
+		if p.Ours && p.Kind != guard.PinBPF {
 			kinds = append(kinds, p.Kind)
 		}
 	}
