@@ -28,7 +28,7 @@ func newGroup(t *testing.T) group {
 		g.must(t, "pvremove", "-q", a, b)
 	})
 	for _, name := range []string{"host", "other"} {
-		g.must(t, "lvcreate", "-q", "-Wn", "-Zn", "-n", name, "-L", "160M", "vg", a)
+		g.must(t, "lvcreate", "-q", "-Wn", "-Zn", "-n", name, "-L", "320M", "vg", a)
 	}
 	return g
 }
@@ -175,6 +175,6 @@ func (g group) undo(t *testing.T, args []string) {
 		if strings.Contains(line, "thin") {
 			g.must(t, "lvremove", "-q", "-f", "vg/pool")
 		}
-		g.must(t, "lvcreate", "-q", "-Wn", "-Zn", "-n", "other", "-L", "160M", "vg", g.a)
+		g.must(t, "lvcreate", "-q", "-Wn", "-Zn", "-n", "other", "-L", "320M", "vg", g.a)
 	}
 }

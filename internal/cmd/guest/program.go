@@ -58,6 +58,7 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 	fs.BoolVar(&c.AllowWarn, "allow-warn", c.AllowWarn, "faults in the kernel log are no failure")
 	envFlag(fs, &c.Env)
 	appendFlag(fs, &c.KernelArgs)
+	fs.BoolVar(&c.Virtual, "virtual", c.Virtual, "qemu's guest counts its instructions, one a nanosecond, and that is its clock")
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
