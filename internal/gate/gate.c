@@ -384,20 +384,26 @@ static int make_name(struct desk *desk, char kind)
 }
 
 // find tells the device of the request, by what of uuid, name and number it has (the kernel
-// takes one, and none where there are two), and 0 where it is none that matters.
-static __u32 find(struct desk *desk)
+// takes one, and none where there are two; to rename it takes the name alone), and 0 where it
+// is none that matters.
+static __u32 find(struct desk *desk, int by_name)
 {
 	__u32 *device;
 	__u32 number;
 
+	if (by_name)
+		goto name;
 	__builtin_memcpy(desk->text, desk->request.uuid, DM_UUID_LEN);
 	desk->text[DM_UUID_LEN] = 0;
 	if (make_name(desk, 'u') && (device = bpf_map_lookup_elem(&names, &desk->name)))
 		return *device;
+name:
 	__builtin_memcpy(desk->text, desk->request.name, DM_NAME_LEN);
 	desk->text[DM_NAME_LEN] = 0;
 	if (make_name(desk, 'n') && (device = bpf_map_lookup_elem(&names, &desk->name)))
 		return *device;
+	if (by_name)
+		return 0;
 	number = decoded(desk->request.dev);
 	return number && bpf_map_lookup_elem(&devices, &number) ? number : 0;
 }
@@ -553,7 +559,7 @@ static int dm_ioctl(__u32 number, unsigned long arg)
 		return refuse(number == DM_TABLE_LOAD ? DM_LOAD : DM_REMOVE, 0, 0);
 	if (bpf_copy_from_user(&desk->request, sizeof desk->request, (void *)arg))
 		return 0; // the kernel cannot read it either
-	dev = find(desk);
+	dev = find(desk, number == DM_DEV_RENAME);
 	if (!dev)
 		return 0;
 	device = bpf_map_lookup_elem(&devices, &dev);

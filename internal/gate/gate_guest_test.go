@@ -262,7 +262,7 @@ func TestQemuGateRefusesDeviceMapper(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || !list[0].Has(entry.Image, deviceOf(t, own)) || !slices.ContainsFunc(list[0].Devices, func(d Device) bool { return d.Name == "host" && d.Kind == Below }) {
+	if len(list) != 1 || !list[0].Has(entry.Image, deviceOf(t, own)) || !slices.ContainsFunc(list[0].Devices, func(d Device) bool { return d.Name == "hostess" && d.Kind == Below }) { // as it was told last
 		t.Errorf("guarded: %+v", list)
 	}
 	denials, err := g.Recent()
