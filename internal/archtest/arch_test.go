@@ -75,6 +75,7 @@ type ban struct {
 
 var bans = []ban{
 	{"unsafe", []string{"internal/ioctl", "internal/swap", "internal/frozen"}, "pointers are handed to the kernel in three places"},
+	{"github.com/cilium/ebpf", []string{"internal/gate"}, "programs are loaded into the kernel in one place"},
 	{"github.com/spf13/cobra", []string{"cmd/dmloop"}, "only the command knows that it is a command"},
 	{"os/exec", []string{"internal/helper", "internal/guardrpc"}, "the kernel is asked by calls, not through other programs; a guard is started, and what internal/helper finds"},
 	{"testing", nil, "test code stays out of the program"},
