@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,11 +24,14 @@ const Folder = "/sys/fs/bpf/dmloop"
 // format share them, so that a newer dmloop replaces programs without a moment between.
 var format = 1
 
-// edition tells the programs of one build from those of another; tests pretend.
-var edition = programsSum()
+// edition tells the programs of one build from those of another: empty for the sum of them.
+// Tests pretend.
+var edition string
 
-func mapsFolder() string  { return filepath.Join(Folder, fmt.Sprintf("maps-%d", format)) }
-func linksFolder() string { return filepath.Join(Folder, fmt.Sprintf("links-%d-%s", format, edition)) }
+func mapsFolder() string { return filepath.Join(Folder, fmt.Sprintf("maps-%d", format)) }
+func linksFolder() string {
+	return filepath.Join(Folder, fmt.Sprintf("links-%d-%s", format, cmp.Or(edition, programsSum())))
+}
 
 // ErrNotLoaded means that no gate is in force.
 var ErrNotLoaded = errors.New("no gate is loaded")

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -16,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func programsSum() string {
+var programsSum = sync.OnceValue(func() string {
 	sum := sha256.Sum256(_GateBytes)
 	return fmt.Sprintf("%x", sum[:6])
-}
+})
 
 // hooks are the kernel's functions that the programs are attached to. One that an older kernel
 // has not is about something that kernel cannot do.
