@@ -284,7 +284,7 @@ func TestQemuReaderFromBeforeTheGuard(t *testing.T) {
 // answers them.
 func TestQemuStoppedGuard(t *testing.T) {
 	img := lifeHost(t, "ext4")
-	mustDmloop(t, "map", img, "vol")
+	mustDmloop(t, "map", "--gate=fanotify", img, "vol")
 	pid := strconv.Itoa(guardPID())
 	vmtest.Must(t, "kill", "-STOP", pid)
 	cmd := command(t, "attack", "read", img)
@@ -297,7 +297,8 @@ func TestQemuStoppedGuard(t *testing.T) {
 	go func() { done <- cmd.Wait() }()
 	select {
 	case <-done:
-		t.Errorf("the open did not wait: %s", said.String())
+		vmtest.Must(t, "kill", "-CONT", pid)
+		t.Fatalf("the open did not wait: %s", said.String())
 	case <-time.After(2 * time.Second):
 	}
 	// dmloop's own commands do not wait for ever.

@@ -67,7 +67,7 @@ func TestUnmapWithoutRecord(t *testing.T) {
 // Root who is denied an open by a guard out of reach is not told to be root.
 func TestQemuDeniedByGuardOutOfReach(t *testing.T) {
 	img := lifeHost(t, "ext4")
-	mustDmloop(t, "map", img, "vol")
+	mustDmloop(t, "map", "--gate=fanotify", img, "vol")
 	r := elsewhere(t, "check", img)
 	if r.Code == 0 || strings.Contains(r.Stdout+r.Stderr, "sudo") || !strings.Contains(r.Stdout+r.Stderr, "guard") {
 		t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)

@@ -78,8 +78,8 @@ func TestQemuStormOfOpens(t *testing.T) {
 	if err := errors.Join(os.Chown(img, owner, owner), os.Chmod(img, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	mustDmloop(t, "map", img, "vol")
-	mustDmloop(t, "map", quiet, "quiet")
+	mustDmloop(t, "map", "--gate=fanotify", img, "vol")
+	mustDmloop(t, "map", "--gate=fanotify", quiet, "quiet")
 	denied := func(name string) uint64 {
 		for _, m := range guardStatus(t).Mappings {
 			if m.Name == name {
