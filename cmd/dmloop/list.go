@@ -45,7 +45,7 @@ func toMappingJSON(s lifecycle.Status) mappingJSON {
 	return mappingJSON{
 		Name: s.Name, Device: s.Device, MajMin: s.MajMin, Image: s.Image, Size: s.Size, RO: s.ReadOnly,
 		Extents: s.Extents, Pin: guard.PinNames(s.Pins), Grade: string(s.Grade), State: string(s.State), Reason: s.Reason,
-		Guard: s.Guard, Open: s.Open, UUID: s.UUID, Gate: string(s.Gate), GateWhy: s.GateWhy,
+		Guard: s.Guard, Open: s.Open, UUID: s.UUID, Gate: string(s.Gate), GateWhy: lackText(s.GateWhy),
 	}
 }
 

@@ -173,8 +173,10 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil { // setting pins anew may lift them for a moment
 		return err
 	}
-	s.gateAgain(m, true)
-	defer s.gateAgain(m, false)
+	gated := s.gateAgain(m, true)
+	if gated {
+		defer s.gateAgain(m, false)
+	}
 	kinds := m.OurPins()
 	if slices.Contains(kinds, pin.Swap) && fstype.Of(m.Image.Filesystem).SwapMoves {
 		active, err := swap.Active(img.File())
@@ -189,7 +191,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	}
 	set := func(kinds []pin.Kind) error {
 		hold := s.claim(ctx, img)
-		hold.Unsafe, hold.Gated = m.Unsafe, m.Gate == guard.GateBPF
+		hold.Unsafe, hold.Gated = m.Unsafe, gated
 		_, err := pin.Set(img.File(), m.Image.Filesystem, m.Name, kinds, hold)
 		return pinningError(img.Path(), err)
 	}

@@ -97,10 +97,11 @@ func repinning(m record.Record) error {
 }
 
 // gateAgain puts the gate in force again for a live mapping that had it, such as one that an
-// initramfs mapped from its record. Where it cannot, the pins have to do, and verify says so.
-func (s *System) gateAgain(m record.Record, pinning bool) {
+// initramfs mapped from its record, and reports whether it guards it. Where it does not, the
+// pins have to do, and verify says so; an image that others may open is not claimed then.
+func (s *System) gateAgain(m record.Record, pinning bool) (gated bool) {
 	if m.Gate != guard.GateBPF {
-		return
+		return false
 	}
 	conn, err := s.mapper()
 	var e gate.Entry
@@ -117,6 +118,7 @@ func (s *System) gateAgain(m record.Record, pinning bool) {
 	if err != nil {
 		s.log.Warn("the gate in the kernel does not guard the mapping", "mapping", m.Name, "error", err)
 	}
+	return err == nil
 }
 
 // gateDevices has the gate guard the devices as well, before the mapping's own has a table.

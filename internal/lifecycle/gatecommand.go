@@ -211,18 +211,15 @@ func (s *System) BestGate() (best guard.Gate, why error) {
 
 // gateOf returns what denies opens of a mapping's image by others, and why that is not the gate
 // in the kernel. Records of earlier versions do not say: it was the guard then.
-func (s *System) gateOf(m record.Record) (is guard.Gate, why string) {
+func (s *System) gateOf(m record.Record) (is guard.Gate, why error) {
 	is = cmp.Or(m.Gate, guard.GateFanotify)
 	if is == guard.GateBPF {
-		return is, ""
+		return is, nil
 	}
-	err := s.surveyor().Gated(image.Facts{Filesystem: m.Image.Filesystem}, "")
-	var lack *gate.Lack
-	switch {
-	case err == nil:
-		return is, "it was mapped so"
-	case errors.As(err, &lack) && lack.Parameter != "":
-		return is, lack.Error() + "; boot with " + lack.Parameter
+	if why = s.surveyor().Gated(image.Facts{Filesystem: m.Image.Filesystem}, ""); why == nil {
+		why = errMappedSo
 	}
-	return is, err.Error()
+	return is, why
 }
+
+var errMappedSo = errors.New("it was mapped so")

@@ -41,7 +41,7 @@ type Status struct {
 	Guard    bool // the guard watches it now
 	Open     int
 	Gate     guard.Gate // what denies opens by others; empty when the mapping has no record
-	GateWhy  string     // why it is not the gate in the kernel, if it is not
+	GateWhy  error      // why it is not the gate in the kernel, if it is not
 	stopped  bool       // the guard found it different and suspended it
 }
 
