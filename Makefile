@@ -13,9 +13,12 @@
 #   FUZZTIME  how long each fuzz target runs: a number of inputs with x, or a time (30000x)
 #   HOSTFS    the host file system in the demo: ext4 or xfs (ext4)
 #   TREE      the folder that the demo makes an image of (part of Go's sources)
-#   BENCH     kernels that benchmarks run on (uml,new)
-#   ROUNDS    how often each side of a benchmark is measured (7)
+#   BENCH     kernels that benchmarks run on (6.1,6.12,new)
+#   ROUNDS    how often a benchmark measures each thing, in each of two passes (5)
+#   ONLY    what benchmarks measure (all)
+#   UPDATE    1: bench-check keeps its figures instead of comparing them
 #   BOOT      machines of the boot tests: uml, qemu (a minute a boot) or all (uml)
+#   MATRIX    guests of test-matrix (uml,6.1,6.12,new)
 #   REBOOTS   how often the boot tests reboot a machine, and cut its power (1)
 # The environment's DMLOOP_CACHE names the folder that keeps guest kernels.
 
@@ -31,10 +34,13 @@ V           ?=
 FUZZTIME    ?= 30000x
 HOSTFS      ?= ext4
 TREE        ?= $(shell $(GO) env GOROOT)/src/crypto
-BENCH       ?= uml,new
-ROUNDS      ?= 7
+BENCH       ?= 6.1,6.12,new
+ROUNDS      ?= 5
+ONLY      ?=
+UPDATE      ?=
 BOOT        ?= uml
 REBOOTS     ?= 1
+MATRIX      ?= uml,6.1,6.12,new
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNPARAM     := mvdan.cc/unparam@v0.0.0-20260823230713-2fa3d841b0c8
@@ -57,7 +63,7 @@ ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 p
 GUEST := CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/guest
 
 .DELETE_ON_ERROR:
-.PHONY: generate test-gate bench-gate all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench guests clean
+.PHONY: generate test-gate bench-gate all build install uninstall demo man packages test test-boot test-unit test-guest test-matrix fuzz lint golangci cross deps bench bench-check guests clean
 
 all: build
 
@@ -89,7 +95,7 @@ packages: build man
 # Everything, ending in one line of counts. All guest tests run in User Mode Linux;
 # the other kernels run those that SMOKE names, and all of them in test-matrix.
 test: deps
-	$(MAKE) --no-print-directory build lint fuzz
+	$(MAKE) --no-print-directory build lint fuzz bench-check
 	$(GUEST) test -unit -timeout 60m -silence 10m -kernel uml,6.1,6.12,new -smoke '$(SMOKE)' -jobs $(JOBS) $(if $(V),-v) ./...
 
 test-unit:
@@ -115,7 +121,7 @@ bench-gate: deps
 
 # Hours under emulation: a guest has eight of them, and is ended when it says nothing for twenty minutes.
 test-matrix: deps
-	$(GUEST) test -kernel uml,6.1,6.12,new -timeout 8h -silence 20m -jobs $(JOBS) $(if $(RUN),-run '$(RUN)') $(if $(V),-v) $(PKG)
+	$(GUEST) test -kernel '$(MATRIX)' -env DMLOOP_EVERYTHING=1 -timeout 8h -silence 20m -jobs $(JOBS) $(if $(RUN),-run '$(RUN)') $(if $(V),-v) $(PKG)
 
 # Boots of whole Debian guests, with systemd and udev. docs/testing.md says how long
 # that takes. With -v, a failure is printed when it happens and not at the end.
@@ -170,9 +176,15 @@ deps:
 		apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
 	fi
 
-# dmloop against the tools of today, in guests; the table goes into the docs.
+# dmloop against the tools of today, in guests whose clock counts instructions; results,
+# table and pictures go into docs. ONLY= measures some of it (start pair seal extents map
+# request table jobs guard idle scale) and keeps the rest.
 bench: deps build
-	CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/bench -kernel $(BENCH) -rounds $(ROUNDS) -out docs/benchmarks.md
+	CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/bench -kernel $(BENCH) -rounds $(ROUNDS) -only '$(ONLY)' -docs docs
+
+# A few figures against those of docs/bench/check.json; with UPDATE=1 they are kept instead.
+bench-check: deps build
+	CGO_ENABLED=0 $(GO) run -trimpath ./internal/cmd/bench -check $(if $(UPDATE),-update) -docs docs
 
 # The kernels of the guests; the tests fetch them as well.
 guests: deps

@@ -18,7 +18,11 @@ import (
 func TestDataPath(t *testing.T) {
 	for _, kind := range []hostKind{ext4Host, ext4Host1K, xfsHost, xfsHost1K} {
 		for _, stack := range []string{"shim", "linear", "striped"} {
-			t.Run(kind.name+" on "+stack, func(t *testing.T) { dataPath(t, kind, stack) })
+			// Emulated kernels take a third, in which each file system and each stack is.
+			chosen := map[string]string{ext4Host.name: "shim", ext4Host1K.name: "linear", xfsHost.name: "striped", xfsHost1K.name: "linear"}
+			if stack == chosen[kind.name] || vmtest.Kernel(t) == "uml" || everything() {
+				t.Run(kind.name+" on "+stack, func(t *testing.T) { dataPath(t, kind, stack) })
+			}
 		}
 	}
 }

@@ -92,9 +92,13 @@ func (g *Gate) Recent() ([]Denial, error) {
 		return nil, err
 	}
 	var list []Denial
-	for slot := range g.maps.Recent.MaxEntries() {
+	recent, err := g.open(gateMapRecent)
+	if err != nil {
+		return nil, err
+	}
+	for slot := range recent.MaxEntries() {
 		var d gateDenial
-		if err := g.maps.Recent.Lookup(slot, &d); err != nil {
+		if err := recent.Lookup(slot, &d); err != nil {
 			return nil, err
 		}
 		if d.Number != 0 {
@@ -106,15 +110,16 @@ func (g *Gate) Recent() ([]Denial, error) {
 }
 
 // Count is how many things were refused since the gate was loaded.
-func (g *Gate) Count() (n uint64, err error) {
-	err = g.maps.Counters.Lookup(counterRefused, &n)
-	return n, err
-}
+func (g *Gate) Count() (uint64, error) { return g.count(counterRefused) }
 
 // Follow hands every denial to told as it comes, until ctx ends or the gate is taken away.
 // One reader at a time has each.
 func (g *Gate) Follow(ctx context.Context, told func(Denial)) error {
-	r, err := ringbuf.NewReader(g.maps.Denials)
+	denials, err := g.open(gateMapDenials)
+	if err != nil {
+		return err
+	}
+	r, err := ringbuf.NewReader(denials)
 	if err != nil {
 		return err
 	}

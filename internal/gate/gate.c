@@ -80,20 +80,26 @@ struct name_key {
 	__u8 text[131];
 };
 
-// What user space notes of each mapping, one fact at a time; the programs look at what is
-// made of it, the maps "inodes" to "names".
-struct fact_key {
+// What user space notes of each mapping, some facts to a page; the programs look at what is
+// made of it, the maps "inodes" to "names". Few large values, since reading a whole map takes the
+// longer the more entries it may have.
+struct page_key {
 	__u8 uuid[16];
 	__u32 number; // 0 and up
 };
 
 struct fact {
-	__u32 kind;
+	__u32 kind; // 0: none, and none after it
 	__u32 device;
 	__u64 a;
 	__u64 b;
+	__u64 c;
 	struct name_key name;
-	__u32 c;
+	__u32 zero;
+};
+
+struct page {
+	struct fact facts[16];
 };
 
 struct process {
@@ -142,12 +148,12 @@ struct desk {
 		__type(value, value_type); \
 	} name SEC(".maps")
 
-TABLE(facts, 524288, struct fact_key, struct fact);
+TABLE(pages, 8192, struct page_key, struct page);
 TABLE(inodes, 4096, struct inode_key, __u32);
 TABLE(devices, 16384, __u32, struct device);
 TABLE(rows, 262144, struct row_key, struct row);
 TABLE(parts, 4096, struct part_key, __u64);
-TABLE(names, 32768, struct name_key, __u32);
+TABLE(names, 16384, struct name_key, __u32);
 TABLE(own, 4096, struct process, __u32);
 TABLE(allowed, 1024, struct process, __u32);
 
@@ -170,11 +176,14 @@ struct {
 	__type(value, struct denial);
 } recent SEC(".maps");
 
-enum counter { REFUSED, PINNING, DEVICES };
+// PINNING: images whose pins are being set or cleared. DEVICES: those in "devices". LEARNT: names that
+// the gate has put in "names" itself. User space's own: SEEN, how many of these it has looked at, and
+// CHANGING, which is not 0 while a change has not come to its end.
+enum counter { REFUSED, PINNING, DEVICES, LEARNT, SEEN, CHANGING, COUNTERS };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 3);
+	__uint(max_entries, COUNTERS);
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
@@ -515,6 +524,7 @@ static int rename_below(struct desk *desk, __u32 device)
 	__u64 start = desk->request.data_start;
 	__u64 length = desk->request.data_size - start;
 	char kind = desk->request.flags & DM_UUID_FLAG ? 'u' : 'n';
+	__u64 *learnt;
 
 	if (start > desk->request.data_size)
 		return 0;
@@ -531,6 +541,10 @@ static int rename_below(struct desk *desk, __u32 device)
 		desk->text[length] = 0;
 	if (!make_name(desk, kind))
 		return 1; // no name: the kernel refuses it
+	learnt = counter(LEARNT);
+	if (!learnt)
+		return 0;
+	__sync_fetch_and_add(learnt, 1);
 	return !bpf_map_update_elem(&names, &desk->name, &device, BPF_ANY);
 }
 

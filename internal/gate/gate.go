@@ -22,7 +22,7 @@ const Folder = "/sys/fs/bpf/dmloop"
 
 // format is the version of the maps and of what is written in them. Programs of the same
 // format share them, so that a newer dmloop replaces programs without a moment between.
-var format = 1
+var format = 2
 
 // edition tells the programs of one build from those of another: empty for the sum of them.
 // Tests pretend.
@@ -39,10 +39,10 @@ var ErrNotLoaded = errors.New("no gate is loaded")
 // ErrOtherFormat means that another version of dmloop's gate is in force, which this one cannot read.
 var ErrOtherFormat = errors.New("the gate of another version of dmloop is in force: unmap what it guards with that version, or take it away (dmloop gate --clear)")
 
-// Gate is the gate in force. The maps are open.
+// Gate is the gate in force. Its methods are for one goroutine at a time.
 type Gate struct {
-	maps gateMaps
-	lock *os.File // the folder, open
+	lock   *os.File             // the folder, open
+	opened map[string]*ebpf.Map // by their names in gate.c; opened when they are needed
 }
 
 // Open opens the gate that is in force. It returns ErrNotLoaded where none is, and
@@ -55,14 +55,15 @@ func Open() (*Gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gate{lock: folder}
-	if err := g.openMaps(); err != nil {
+	g := &Gate{lock: folder, opened: map[string]*ebpf.Map{}}
+	if err := isInForce(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
 }
 
-func (g *Gate) openMaps() error {
+// isInForce tells whether there is a gate, and one that this version can read.
+func isInForce() error {
 	found, err := sets("maps-")
 	if err != nil {
 		return err
@@ -76,22 +77,20 @@ func (g *Gate) openMaps() error {
 	case len(found) > 1, found[0] != mapsFolder():
 		return ErrOtherFormat
 	}
-	for name, m := range g.named() {
-		if *m, err = ebpf.LoadPinnedMap(filepath.Join(mapsFolder(), name), nil); err != nil {
-			return fmt.Errorf("opening the gate's map %s: %w", name, err)
-		}
-	}
 	return nil
 }
 
-// named are the maps by their names in gate.c.
-func (g *Gate) named() map[string]**ebpf.Map {
-	m := &g.maps
-	return map[string]**ebpf.Map{
-		gateMapAllowed: &m.Allowed, gateMapCounters: &m.Counters, gateMapDenials: &m.Denials, gateMapDesks: &m.Desks, gateMapDevices: &m.Devices,
-		gateMapFacts: &m.Facts, gateMapInodes: &m.Inodes, gateMapNames: &m.Names, gateMapOwn: &m.Own, gateMapParts: &m.Parts,
-		gateMapRecent: &m.Recent, gateMapRows: &m.Rows,
+// open opens one of the maps.
+func (g *Gate) open(name string) (*ebpf.Map, error) {
+	if m := g.opened[name]; m != nil {
+		return m, nil
 	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(mapsFolder(), name), nil)
+	if err != nil {
+		return nil, fmt.Errorf("opening the gate's map %s: %w", name, err)
+	}
+	g.opened[name] = m
+	return m, nil
 }
 
 // sets lists the folders of pins that are complete; one that is being made is called new-.
@@ -110,7 +109,11 @@ func sets(prefix string) (paths []string, err error) {
 
 // Close closes the maps. The gate stays in force.
 func (g *Gate) Close() error {
-	return errors.Join(g.maps.Close(), g.lock.Close())
+	err := g.lock.Close()
+	for _, m := range g.opened {
+		err = errors.Join(err, m.Close())
+	}
+	return err
 }
 
 // locked has one process at a time change the gate, as long as it is the one in force:

@@ -80,14 +80,9 @@ type gateFact struct {
 	Device uint32
 	A      uint64
 	B      uint64
+	C      uint64
 	Name   gateNameKey
-	C      uint32
-}
-
-type gateFactKey struct {
-	_      structs.HostLayout
-	Uuid   [16]uint8
-	Number uint32
+	Zero   uint32
 }
 
 type gateInodeKey struct {
@@ -101,6 +96,17 @@ type gateNameKey struct {
 	_    structs.HostLayout
 	Kind uint8
 	Text [131]uint8
+}
+
+type gatePage struct {
+	_     structs.HostLayout
+	Facts [16]gateFact
+}
+
+type gatePageKey struct {
+	_      structs.HostLayout
+	Uuid   [16]uint8
+	Number uint32
 }
 
 type gatePartKey struct {
@@ -144,10 +150,10 @@ const (
 	gateMapDenials          = "denials"
 	gateMapDesks            = "desks"
 	gateMapDevices          = "devices"
-	gateMapFacts            = "facts"
 	gateMapInodes           = "inodes"
 	gateMapNames            = "names"
 	gateMapOwn              = "own"
+	gateMapPages            = "pages"
 	gateMapParts            = "parts"
 	gateMapRecent           = "recent"
 	gateMapRows             = "rows"
@@ -228,10 +234,10 @@ type gateMapSpecs struct {
 	Denials  *ebpf.MapSpec `ebpf:"denials"`
 	Desks    *ebpf.MapSpec `ebpf:"desks"`
 	Devices  *ebpf.MapSpec `ebpf:"devices"`
-	Facts    *ebpf.MapSpec `ebpf:"facts"`
 	Inodes   *ebpf.MapSpec `ebpf:"inodes"`
 	Names    *ebpf.MapSpec `ebpf:"names"`
 	Own      *ebpf.MapSpec `ebpf:"own"`
+	Pages    *ebpf.MapSpec `ebpf:"pages"`
 	Parts    *ebpf.MapSpec `ebpf:"parts"`
 	Recent   *ebpf.MapSpec `ebpf:"recent"`
 	Rows     *ebpf.MapSpec `ebpf:"rows"`
@@ -268,10 +274,10 @@ type gateMaps struct {
 	Denials  *ebpf.Map `ebpf:"denials"`
 	Desks    *ebpf.Map `ebpf:"desks"`
 	Devices  *ebpf.Map `ebpf:"devices"`
-	Facts    *ebpf.Map `ebpf:"facts"`
 	Inodes   *ebpf.Map `ebpf:"inodes"`
 	Names    *ebpf.Map `ebpf:"names"`
 	Own      *ebpf.Map `ebpf:"own"`
+	Pages    *ebpf.Map `ebpf:"pages"`
 	Parts    *ebpf.Map `ebpf:"parts"`
 	Recent   *ebpf.Map `ebpf:"recent"`
 	Rows     *ebpf.Map `ebpf:"rows"`
@@ -284,10 +290,10 @@ func (m *gateMaps) Close() error {
 		m.Denials,
 		m.Desks,
 		m.Devices,
-		m.Facts,
 		m.Inodes,
 		m.Names,
 		m.Own,
+		m.Pages,
 		m.Parts,
 		m.Recent,
 		m.Rows,

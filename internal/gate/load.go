@@ -2,9 +2,11 @@ package gate
 
 import (
 	"crypto/sha256"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,8 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// sums are those of the source and the objects, from which no sum is made at every start.
+//
+//go:embed gate.sum
+var sums []byte
+
 var programsSum = sync.OnceValue(func() string {
-	sum := sha256.Sum256(_GateBytes)
+	sum := sha256.Sum256(sums)
 	return fmt.Sprintf("%x", sum[:6])
 })
 
@@ -43,6 +50,9 @@ var hooks = map[string]struct {
 // Load puts the gate in force, or this version's programs in the place of another's, which
 // go on until the new ones are in force. Where the gate is in force already it does nothing.
 func Load() error {
+	if links, err := sets("links-"); err == nil && len(links) == 1 && links[0] == linksFolder() {
+		return nil
+	}
 	if why := Unavailable(); why != nil {
 		return why
 	}
@@ -217,8 +227,8 @@ func drop(folder string) error {
 // Unload takes the gate away if nothing is guarded any more.
 func (g *Gate) Unload() error {
 	return g.locked(func() error {
-		facts, err := all[gateFactKey, gateFact](g.maps.Facts)
-		if err != nil || len(facts) > 0 {
+		guarded, err := g.pages()
+		if err != nil || len(guarded) > 0 {
 			return err
 		}
 		return clearAll()
@@ -299,18 +309,14 @@ func (g *Gate) sweep() error {
 	if err := unix.Stat("/proc/self/ns/pid", &s); err != nil || s.Ino != initial {
 		return nil
 	}
-	for _, m := range []*ebpf.Map{g.maps.Own, g.maps.Allowed} {
-		have, err := all[gateProcess, uint32](m)
+	for _, name := range []string{gateMapOwn, gateMapAllowed} {
+		have, err := all[gateProcess, uint32](g, name)
 		if err != nil {
 			return err
 		}
-		var gone []gateProcess
-		for p := range have {
-			if !lives(p) {
-				gone = append(gone, p)
-			}
-		}
-		if err := remove(m, gone); err != nil {
+		alive := maps.Clone(have)
+		maps.DeleteFunc(alive, func(p gateProcess, _ uint32) bool { return !lives(p) })
+		if err := remove(g, name, have, alive); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -197,35 +196,26 @@ func (s *System) sweepGate(ctx context.Context, t *turn) {
 }
 
 func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Gate) error {
-	guarded, err := g.Mappings()
-	if err != nil {
-		return err
-	}
 	known, names, err := s.knownNumbers(store)
 	if err != nil {
 		return err
 	}
-	var strays []gate.UUID
-	for _, m := range guarded {
-		if !slices.Contains(known, m.Mapping) {
-			strays = append(strays, m.Mapping)
-		}
+	gone, left, err := g.Settle(known, names)
+	if err != nil {
+		return err
 	}
-	if len(strays) > 0 {
-		s.log.Info("the gate guarded what is mapped no more", "mappings", len(strays))
-		if err := g.Take(strays...); err != nil {
-			return err
-		}
+	if gone > 0 {
+		s.log.Info("the gate guarded what is mapped no more", "mappings", gone)
 	}
-	if len(strays) == len(guarded) && s.guard.watched(ctx) == nil {
+	if left == 0 && s.guard.watched(ctx) == nil {
 		return g.Unload()
 	}
-	return g.Renamed(names)
+	return nil
 }
 
-// knownNumbers lists the mappings that have a record or a device, and the names of all
-// device-mapper devices.
-func (s *System) knownNumbers(store *record.Store) (known []gate.UUID, names map[dmtable.Device]string, err error) {
+// knownNumbers lists the mappings that have a record or a device, and tells how to ask for the
+// names of all device-mapper devices.
+func (s *System) knownNumbers(store *record.Store) (known []gate.UUID, names func() (map[dmtable.Device]string, error), err error) {
 	records, err := allRecords(store, store.Head)
 	if err != nil {
 		return nil, nil, err
@@ -238,7 +228,6 @@ func (s *System) knownNumbers(store *record.Store) (known []gate.UUID, names map
 	if err != nil {
 		return nil, nil, err
 	}
-	names = map[dmtable.Device]string{}
 	add := func(uuid string) {
 		if digits, ok := record.Number(uuid); ok {
 			if id, err := gate.ParseUUID(digits); err == nil {
@@ -251,7 +240,13 @@ func (s *System) knownNumbers(store *record.Store) (known []gate.UUID, names map
 	}
 	for _, d := range devices {
 		add(d.UUID)
-		names[d.Device] = d.Name
 	}
-	return known, names, nil
+	return known, func() (map[dmtable.Device]string, error) {
+		devices, err := conn.List()
+		names := map[dmtable.Device]string{}
+		for _, d := range devices {
+			names[d.Device] = d.Name
+		}
+		return names, err
+	}, nil
 }

@@ -3,86 +3,165 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime"
+	"path/filepath"
 	"strings"
-	"time"
+
+	"dmloop/internal/vmtest/vm"
 )
 
-// The table of the last run stands in the file between these lines.
+// The tables stand in the file between these lines.
 const (
 	blockBegin = "<!-- make bench writes from here -->"
 	blockEnd   = "<!-- to here -->"
 )
 
-// render makes the table: a line for each comparison, a column for each kernel.
-func render(columns []column, machine string, now time.Time) string {
+// goalTable has a line for each goal and a column for each kernel.
+func goalTable(all []result) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Measured on %s; %s.\n\n", now.UTC().Format("2006-01-02"), machine)
-	b.WriteString("| what | goal |")
-	for _, c := range columns {
-		fmt.Fprintf(&b, " %s (%s) |", c.kernel, c.release)
-	}
-	b.WriteString("\n|---|---|" + strings.Repeat("---|", len(columns)) + "\n")
-	for _, what := range order(columns) {
-		goal, cells := "", ""
-		for _, c := range columns {
-			r, ok := c.find(what)
-			if !ok {
-				cells += " - |"
-				continue
-			}
-			if goal == "" {
-				goal = r.goal()
-			} else if g := r.goal(); g != goal {
-				goal += ", " + g
-			}
-			cells += " " + r.String() + " |"
+	header(&b, "| what | goal |", all)
+	for _, g := range goals {
+		fmt.Fprintf(&b, "| %s | %s |", g.what, g.limit())
+		for _, r := range all {
+			fmt.Fprintf(&b, " %s |", g.cell(r))
 		}
-		fmt.Fprintf(&b, "| %s | %s |%s\n", what, goal, cells)
+		b.WriteString("\n")
 	}
 	return b.String()
 }
 
-// order lists what was measured, in the order of measuring.
-func order(columns []column) []string {
-	var names []string
+func header(b *strings.Builder, first string, all []result) {
+	b.WriteString(first)
+	for _, r := range all {
+		fmt.Fprintf(b, " %s (%s) |", r.Kernel, r.Release)
+	}
+	b.WriteString("\n" + strings.Repeat("|---", strings.Count(first, "|")-1+len(all)) + "|\n")
+}
+
+// figureTable has a line for each figure of a group.
+func figureTable(all []result, groups ...string) string {
+	var b strings.Builder
+	header(&b, "| what | unit |", all)
+	for _, name := range names(all, groups) {
+		var cells string
+		unit := ""
+		for _, r := range all {
+			f, ok := r.find(name)
+			if !ok {
+				cells += " - |"
+				continue
+			}
+			unit = f.Unit
+			cells += " " + f.String() + " |"
+		}
+		fmt.Fprintf(&b, "| %s | %s |%s\n", name, unit, cells)
+	}
+	return b.String()
+}
+
+// String is a cell of a table.
+func (f figure) String() string {
+	text := fmt.Sprintf("%.0f", f.value())
+	if f.value() < 100 {
+		text = fmt.Sprintf("%.3g", f.value())
+	}
+	if f.unsteady() {
+		text += " ~"
+	}
+	return text
+}
+
+// names lists the figures of some groups, in the order of measuring.
+func names(all []result, groups []string) []string {
+	var list []string
 	seen := map[string]bool{}
-	for _, c := range columns {
-		for _, r := range c.rows {
-			if !seen[r.What] {
-				seen[r.What] = true
-				names = append(names, r.What)
+	for _, group := range groups {
+		for _, r := range all {
+			for _, f := range r.Figures {
+				if f.Group == group && !seen[f.Name] {
+					seen[f.Name] = true
+					list = append(list, f.Name)
+				}
 			}
 		}
 	}
-	return names
+	return list
 }
 
-func (c column) find(what string) (row, bool) {
-	for _, r := range c.rows {
-		if r.What == what {
-			return r, true
+// ways is the order of the targets in tables and pictures.
+var ways = []string{onDisk, onMapped, onFile, onLoop}
+
+// wayTable has a line for each job on each kernel, and a column for each way to the blocks.
+func wayTable(all []result, group string) string {
+	var b strings.Builder
+	b.WriteString("| job | kernel | unit |")
+	for _, w := range ways {
+		b.WriteString(" " + w + " |")
+	}
+	b.WriteString(" loop / mapped |\n" + strings.Repeat("|---", 4+len(ways)) + "|\n")
+	for _, name := range names(all, []string{group}) {
+		j, ok := strings.CutSuffix(name, ": "+onDisk)
+		if !ok {
+			continue
+		}
+		for _, r := range all {
+			wayRow(&b, r, j)
 		}
 	}
-	return row{}, false
+	return b.String()
 }
 
-// describe tells what the host is, with the load that it has beside ours.
-func describe() string {
-	model := "unknown processor"
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for _, line := range strings.Split(string(text), "\n") {
-			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				model = strings.TrimSpace(value)
-				break
-			}
+func wayRow(b *strings.Builder, r result, job string) {
+	var cells []string
+	var unit string
+	var mapped, loop float64
+	for _, w := range ways {
+		f, ok := r.find(job + ": " + w)
+		if !ok {
+			return
+		}
+		unit = f.Unit
+		cells = append(cells, f.String())
+		switch w {
+		case onMapped:
+			mapped = f.value()
+		case onLoop:
+			loop = f.value()
 		}
 	}
-	load := "unknown"
-	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load = strings.Join(strings.Fields(string(text))[:3], " ")
+	fmt.Fprintf(b, "| %s | %s | %s | %s | %.2f |\n", job, r.Kernel, unit, strings.Join(cells, " | "), loop/mapped)
+}
+
+// writeDocs writes the tables and the pictures of all results that are kept.
+func writeDocs(docs string) error {
+	var all []result
+	for _, kernel := range vm.Kernels {
+		r, err := readResult(filepath.Join(docs, "bench", kernel+".json"))
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		all = append(all, r)
 	}
-	return fmt.Sprintf("%d x %s, load at the end %s", runtime.NumCPU(), model, load)
+	var b strings.Builder
+	b.WriteString("Measured")
+	for i, r := range all {
+		fmt.Fprintf(&b, "%s on %s (%s)", map[bool]string{true: "", false: ","}[i == 0], r.Date, r.Kernel)
+	}
+	b.WriteString(". `~` marks a figure whose second measurement in the same run differs by more than 1 %.\n\n### Goals\n\n")
+	b.WriteString(goalTable(all))
+	b.WriteString("\n### A request\n\n" + wayTable(all, "request"))
+	b.WriteString("\n### Twelve jobs\n\n" + wayTable(all, "jobs"))
+	b.WriteString("\n### Programs\n\n" + figureTable(all, "start", "pair", "seal", "extents", "map", "table", "guard", "idle", "scale"))
+	if err := replaceBlock(filepath.Join(docs, "benchmarks.md"), b.String()); err != nil {
+		return err
+	}
+	last := all[len(all)-1]
+	if err := os.WriteFile(filepath.Join(docs, "bench", "request.svg"), []byte(requestPicture(last)), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(docs, "bench", "map.svg"), []byte(mapPicture(last)), 0o644)
 }
 
 // replaceBlock puts text between the marks in the file.
