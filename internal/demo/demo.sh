@@ -84,27 +84,8 @@ compare() {
 	passed "what was written is in the file, read without any device"
 }
 
-speed() {
-	say "8. How long is the way to the blocks: on a ramdisk, against loop with direct I/O"
-	modprobe brd rd_nr=1 rd_size=400000
-	mkdir -p /mnt/fast
-	dmloop shim /dev/ram0 fast >/dev/null 2>&1
-	mkfs."$hostfs" -q /dev/mapper/fast
-	mount /dev/mapper/fast /mnt/fast
-	show 0 dmloop create /mnt/fast/a.img 32M
-	show 0 dmloop create /mnt/fast/b.img 32M
-	show 0 dmloop map "${options[@]}" /mnt/fast/a.img
-	show 0 losetup --direct-io=on /dev/loop0 /mnt/fast/b.img
-	printf '%-18s %14s %14s\n' "reads a second" "4 KiB, depth 1" "1 MiB, depth 8"
-	printf '%-18s %s\n' "dm-linear" "$(rates /dev/mapper/a)" "loop, direct I/O" "$(rates /dev/loop0)"
-	losetup -d /dev/loop0
-	dmloop unmap a
-	umount /mnt/fast
-	dmsetup remove --retry fast
-}
-
 finish() {
-	say "9. Nothing is left behind"
+	say "8. Nothing is left behind"
 	same "no mapping is listed" "$(dmloop list)" ""
 	same "only the shim is left of device-mapper's devices" "$(dmsetup ls | cut -f1)" host
 	case $(lsattr "$image") in ????i*) fail "the image is still immutable" ;; esac
@@ -118,6 +99,5 @@ finish() {
 	prepare
 	map
 	compare
-	speed
 	finish
 } 2>&1 | cat

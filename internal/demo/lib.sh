@@ -41,18 +41,3 @@ refused() {
 }
 
 sum() { md5sum <"$1" | cut -d' ' -f1; }
-
-# reads DEVICE OPTIONS... prints how many reads a second fio gets.
-reads() {
-	fio --name=x --filename="$1" --direct=1 --runtime=1 --time_based --minimal --terse-version=3 "${@:2}" | cut -d';' -f8
-}
-
-# rates DEVICE prints the medians of three runs: small reads one by one, and
-# large ones side by side.
-rates() {
-	local job
-	for job in "--rw=randread --bs=4k --ioengine=psync" "--rw=read --bs=1M --ioengine=libaio --iodepth=8"; do
-		# shellcheck disable=SC2086 # the words of a job are options of their own
-		for _ in 1 2 3; do reads "$1" $job; done | sort -n | sed -n 2p
-	done | xargs printf '%14s %14s\n'
-}

@@ -46,23 +46,25 @@ func groupNames() []string {
 // failure is what check panics with: every step here either works or ends the run.
 type failure struct{ err error }
 
+// check prints the error at once: what is undone on the way out may fail as well, and hide it.
 func check(err error) {
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
 		panic(failure{err})
 	}
 }
 
 // measure runs the groups and prints their figures.
 func measure(o options) (err error) {
+	b := &bed{rounds: o.rounds, pick: median}
 	defer func() {
 		if f, ok := recover().(failure); ok {
-			err = f.err
+			err = fmt.Errorf("group %s: %w", b.group, f.err)
 		}
 	}()
 	must("modprobe", "null_blk", "nr_devices=0")
 	must("mount", "-t", "configfs", "configfs", "/sys/kernel/config")
 	enterRoot(o.programs)
-	b := &bed{rounds: o.rounds, pick: median}
 	if o.only == checkGroup {
 		b.group = checkGroup
 		b.checks()
