@@ -73,10 +73,10 @@ func (r *Row) checkPlace(next Sectors) string {
 
 // checkWords tells why target and arguments cannot stand in a table, or "".
 func (r *Row) checkWords() string {
-	if r.Target == "" || len(r.Target) > maxTargetName || strings.ContainsFunc(r.Target, notGraphic) {
+	if r.Target != Linear && (r.Target == "" || len(r.Target) > maxTargetName || strings.ContainsFunc(r.Target, notGraphic)) {
 		return fmt.Sprintf("has an impossible target name %q", r.Target)
 	}
-	if strings.ContainsAny(r.Args, "\x00\n") {
+	if strings.IndexByte(r.Args, 0) >= 0 || strings.IndexByte(r.Args, '\n') >= 0 { // of 100,000 rows, quicker than ContainsAny
 		return fmt.Sprintf("has impossible arguments %q", r.Args)
 	}
 	return ""

@@ -27,7 +27,7 @@ func TestExamples(t *testing.T) {
 		}
 	}
 	walk(fresh())
-	for path, text := range examples {
+	for path, text := range examples() {
 		if !known[path] {
 			t.Errorf("there is no command %q", path)
 		}

@@ -57,10 +57,10 @@ func TestHintsOfOddPaths(t *testing.T) {
 				t.Errorf("%s of %q:\n%s\nwant\n%s", of, path, got, want)
 			}
 		}
-		for r, words := range hints {
+		for r, words := range hints() {
 			check(string(r.Way), words, hint(path, r.Of(name).At(low, high)))
 		}
-		for rule, words := range usualHints {
+		for rule, words := range usualHints() {
 			if strings.Contains(words, "{name}") || strings.Contains(words, "{low}") {
 				t.Errorf("%s: what is usual for a rule knows the image only: %s", rule, words)
 			}
@@ -85,8 +85,8 @@ var ownWays = map[extents.Rule][]extents.Remedy{
 // Every rule has a usual way out, or those who judge it know a better one each time.
 func TestEveryRuleHasAHint(t *testing.T) {
 	for _, r := range extents.Rules() {
-		if (usualHints[r.Rule] == "") != (len(ownWays[r.Rule]) > 0) {
-			t.Errorf("%s: usual is %q, of its own %v", r.Rule, usualHints[r.Rule], ownWays[r.Rule])
+		if (usualHints()[r.Rule] == "") != (len(ownWays[r.Rule]) > 0) {
+			t.Errorf("%s: usual is %q, of its own %v", r.Rule, usualHints()[r.Rule], ownWays[r.Rule])
 		}
 	}
 }
@@ -99,11 +99,11 @@ func TestRulesPage(t *testing.T) {
 	var table strings.Builder
 	general := strings.NewReplacer("{image}", "IMAGE", "{name}", "NAME", "{text}", "NAME", "{low}", "N", "{high}", "N", "|", `\|`)
 	for _, r := range extents.Rules() {
-		words := []string{usualHints[r.Rule]}
+		words := []string{usualHints()[r.Rule]}
 		if ways := ownWays[r.Rule]; len(ways) > 0 {
 			words = nil
 			for _, w := range ways {
-				words = append(words, hints[w])
+				words = append(words, hints()[w])
 			}
 		}
 		fmt.Fprintf(&table, "| `%s` | %s | %s |\n", r.Rule, r.Meaning, general.Replace(strings.Join(words, "<br>")))
@@ -139,10 +139,10 @@ func TestEveryAdviceHasWords(t *testing.T) {
 		}
 		return true
 	})
-	if declared < 100 || declared != len(hints) {
-		t.Errorf("%d ways are declared, %d have words", declared, len(hints))
+	if declared < 100 || declared != len(hints()) {
+		t.Errorf("%d ways are declared, %d have words", declared, len(hints()))
 	}
-	if hints[advice.Seal] != "dmloop seal {image}" {
-		t.Errorf("%q", hints[advice.Seal])
+	if hints()[advice.Seal] != "dmloop seal {image}" {
+		t.Errorf("%q", hints()[advice.Seal])
 	}
 }

@@ -45,13 +45,16 @@ func otherWayRound(command string, args []string) error {
 		Remedy: advice.DidYouMean.Of(fmt.Sprintf("dmloop %s %s %s", command, shellWord(args[1]), shellWord(args[0])))}
 }
 
-var unknownCommand = regexp.MustCompile(`^unknown command "(.*)" for "(dmloop[^"]*)"`)
+const unknownCommand = `^unknown command "(.*)" for "(dmloop[^"]*)"`
 
 // explainUnknown replaces cobra's complaint about a command that is not there, which has
 // several lines. Any other error is returned as it is.
 func explainUnknown(root *cobra.Command, err error) error {
-	m := unknownCommand.FindStringSubmatch(fmt.Sprint(err))
-	if err == nil || m == nil {
+	if err == nil {
+		return nil
+	}
+	m := regexp.MustCompile(unknownCommand).FindStringSubmatch(err.Error())
+	if m == nil {
 		return err
 	}
 	e := &fault.Error{Class: fault.Usage, Message: fmt.Sprintf("unknown command %q", m[1]), Remedy: advice.SeeHelp}

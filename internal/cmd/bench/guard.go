@@ -67,6 +67,23 @@ func (b *bed) latency() {
 	}
 	must("dmloop", "unmap", "other")
 	endGuard()
+	b.exchange(conn, dev)
+}
+
+// exchange measures what the kernel alone takes to put an error table in the place of another.
+func (b *bed) exchange(conn *dm.Conn, dev string) {
+	linear := dmtable.Table{{Start: 0, Length: 2048, Target: dmtable.Linear, Args: numbers(dev) + " 0"}}
+	must("dmsetup", "create", "plain", "--noudevsync", "--table", linear.String())
+	b.measure(thing{"an error table in the place of a table: the kernel alone", microseconds, func() float64 {
+		start := time.Now()
+		_, err := conn.ReplaceNow(dm.ByName("plain"), dmtable.ErrorTable(2048), 0)
+		took := micro(time.Since(start))
+		check(err)
+		_, err = conn.ReplaceNow(dm.ByName("plain"), linear, 0)
+		check(err)
+		return took
+	}})
+	must("dmsetup", "remove", "--noudevsync", "plain")
 }
 
 // untilItFails reads a device block by block from the end of a change until a read fails.
