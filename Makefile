@@ -96,7 +96,7 @@ packages: build man
 # the other kernels run those that SMOKE names, and all of them in test-matrix.
 test: deps
 	$(MAKE) --no-print-directory build lint fuzz bench-check
-	$(GUEST) test -unit -timeout 60m -silence 10m -kernel uml,6.1,6.12,new -smoke '$(SMOKE)' -jobs $(JOBS) $(if $(V),-v) ./...
+	$(GUEST) test -unit -timeout 60m -silence 10m -kernel uml,6.1,6.12,new -parts 2 -smoke '$(SMOKE)' -jobs $(JOBS) $(if $(V),-v) ./...
 
 test-unit:
 	$(GO) test -race $(if $(RUN),-run '$(RUN)') $(PKG)

@@ -41,6 +41,7 @@ func (f figure) unsteady() bool {
 type result struct {
 	Kernel  string   `json:"kernel"`
 	Release string   `json:"release"`
+	Go      string   `json:"go"` // that dmloop was built with
 	Date    string   `json:"date"`
 	Figures []figure `json:"figures"`
 }

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -130,5 +131,5 @@ func runGuest(ctx context.Context, o options, kernel string) (result, error) {
 		return result{}, fmt.Errorf("kernel %s: measuring failed", kernel)
 	}
 	figures, err := readFigures(&out)
-	return result{Kernel: kernel, Release: res.Release, Date: time.Now().UTC().Format(time.DateOnly), Figures: figures}, err
+	return result{Kernel: kernel, Release: res.Release, Go: runtime.Version(), Date: time.Now().UTC().Format(time.DateOnly), Figures: figures}, err
 }

@@ -26,6 +26,7 @@ func runTests(ctx context.Context, args []string, stdout, stderr io.Writer) (int
 	fs.StringVar(&o.Smoke, "smoke", "", "on kernels other than uml only those tests that match this too")
 	fs.BoolVar(&o.Unit, "unit", false, "also run the tests that need no guest")
 	fs.IntVar(&o.Jobs, "jobs", 2, "guests at a time")
+	fs.IntVar(&o.Parts, "parts", 1, "divide the tests of uml among so many guests")
 	fs.DurationVar(&o.Timeout, "timeout", 30*time.Minute, "kill a guest after this time")
 	fs.DurationVar(&o.Silence, "silence", 0, "end a test that prints nothing for this time, and have it say where it hangs; 0 for never")
 	envFlag(fs, &o.Env)

@@ -24,6 +24,7 @@ type Options struct {
 	Unit     bool          // also the tests that need no guest, with the race detector
 	Kernels  []string      // empty: no guest tests
 	Jobs     int           // guests at a time
+	Parts    int           // guests among which uml's tests are divided; 0 is 1
 	Timeout  time.Duration // of each guest
 	Silence  time.Duration // of each guest: a test that prints nothing for so long has failed
 	Env      []string      // K=V for the tests in the guests
@@ -122,6 +123,52 @@ func compile(ctx context.Context, pkg guestPackage, bins string) error {
 	return nil
 }
 
+// A share is what one guest has to run: a part of a kernel's tests, or all of them.
+type share struct {
+	kernel      string
+	part, parts int
+}
+
+// label names the share in what is printed.
+func (s share) label() string {
+	if s.parts == 1 {
+		return s.kernel
+	}
+	return fmt.Sprintf("%s %d/%d", s.kernel, s.part+1, s.parts)
+}
+
+// shares divides the tests among guests. Those of uml take longest.
+func shares(o Options) (all []share) {
+	for _, kernel := range o.Kernels {
+		parts := 1
+		if kernel == vm.KernelUML {
+			parts = max(1, o.Parts)
+		}
+		for part := range parts {
+			all = append(all, share{kernel, part, parts})
+		}
+	}
+	return all
+}
+
+// of picks the share's tests, one in parts of them.
+func (s share) of(packages []guestPackage) (picked []guestPackage) {
+	n := 0
+	for _, pkg := range packages {
+		var tests []string
+		for _, test := range pkg.Tests {
+			if n%s.parts == s.part {
+				tests = append(tests, test)
+			}
+			n++
+		}
+		if len(tests) > 0 {
+			picked = append(picked, guestPackage{Path: pkg.Path, Dir: pkg.Dir, Tests: tests})
+		}
+	}
+	return picked
+}
+
 // guests runs the packages with each kernel, some guests at a time.
 func guests(ctx context.Context, o Options, packages []guestPackage, bins string) (Counts, error) {
 	type outcome struct {
@@ -129,22 +176,23 @@ func guests(ctx context.Context, o Options, packages []guestPackage, bins string
 		err    error
 	}
 	outcomes := make(chan outcome)
-	queue := make(chan string, len(o.Kernels))
-	for _, kernel := range o.Kernels {
-		queue <- kernel
+	all := shares(o)
+	queue := make(chan share, len(all))
+	for _, s := range all {
+		queue <- s
 	}
 	close(queue)
 	for range max(1, o.Jobs) {
 		go func() {
-			for kernel := range queue {
-				c, err := oneGuest(ctx, o, kernel, packages, bins)
+			for s := range queue {
+				c, err := oneGuest(ctx, o, s, packages, bins)
 				outcomes <- outcome{c, err}
 			}
 		}()
 	}
 	var total Counts
 	var errs []error
-	for range o.Kernels {
+	for range all {
 		got := <-outcomes
 		total.Add(got.counts)
 		errs = append(errs, got.err)
@@ -152,8 +200,9 @@ func guests(ctx context.Context, o Options, packages []guestPackage, bins string
 	return total, errors.Join(errs...)
 }
 
-// oneGuest boots kernel once and runs all packages in it.
-func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPackage, bins string) (Counts, error) {
+// oneGuest boots a kernel once and runs its share of the packages in it.
+func oneGuest(ctx context.Context, o Options, s share, packages []guestPackage, bins string) (Counts, error) {
+	kernel, label := s.kernel, s.label()
 	chosen, err := choose(packages, kernel, o.Pattern)
 	if err == nil && kernel != vm.KernelUML {
 		chosen, err = choose(chosen, kernel, o.Smoke)
@@ -164,6 +213,9 @@ func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPac
 	if len(chosen) == 0 {
 		return Counts{}, fmt.Errorf("%s: no guest test matches %q", kernel, o.Pattern)
 	}
+	if chosen = s.of(chosen); len(chosen) == 0 {
+		return Counts{}, nil // fewer tests than guests
+	}
 	cfg := vm.Default(kernel)
 	cfg.Timeout, cfg.Silence, cfg.Env, cfg.KernelArgs, cfg.Virtual, cfg.Transcript = o.Timeout, o.Silence, o.Env, o.Kernel, o.Virtual, true
 	for _, pkg := range chosen {
@@ -173,12 +225,12 @@ func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPac
 			Dir: pkg.Dir,
 		})
 	}
-	judge := newJudge(kernel, chosen, o.Out)
-	cfg.Stdout = io.MultiWriter(judge, &progress{label: kernel, out: o.Out, all: o.Verbose})
+	judge := newJudge(label, chosen, o.Out)
+	cfg.Stdout = io.MultiWriter(judge, &progress{label: label, out: o.Out, all: o.Verbose})
 	cfg.Stderr = io.Discard // a transcript has both outputs in it
 	cfg.Exited = judge.exited
 	cfg.Restarted = func(died *vm.GuestError) {
-		fmt.Fprintf(o.Out, "%s: is started again: %v\n", kernel, died)
+		fmt.Fprintf(o.Out, "%s: is started again: %v\n", label, died)
 	}
 	res, guestErr := vm.Run(ctx, cfg)
 	c, err := judge.end(guestErr)
@@ -187,6 +239,6 @@ func oneGuest(ctx context.Context, o Options, kernel string, packages []guestPac
 		return c, err
 	}
 	fmt.Fprintf(o.Out, "%s (%s): %d passed, %d failed (boot %.1f s, all %.0f s)\n",
-		kernel, res.Release, c.Passed, len(c.Failures), res.Boot.Seconds(), res.Total.Seconds())
+		label, res.Release, c.Passed, len(c.Failures), res.Boot.Seconds(), res.Total.Seconds())
 	return c, nil
 }

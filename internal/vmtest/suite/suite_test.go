@@ -234,3 +234,26 @@ func TestSlowest(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+func TestShares(t *testing.T) {
+	all := shares(Options{Kernels: []string{"uml", "6.1"}, Parts: 2})
+	if len(all) != 3 || all[0].label() != "uml 1/2" || all[1].label() != "uml 2/2" || all[2].label() != "6.1" {
+		t.Fatalf("%+v", all)
+	}
+	packages := []guestPackage{{Path: "a", Tests: []string{"Test1", "Test2", "Test3"}}, {Path: "b", Tests: []string{"Test4", "Test5"}}, {Path: "c", Tests: []string{"Test6"}}}
+	var ran []string
+	for _, s := range all[:2] {
+		for _, pkg := range s.of(packages) {
+			for _, test := range pkg.Tests {
+				ran = append(ran, pkg.Path+" "+test)
+			}
+		}
+	}
+	slices.Sort(ran)
+	if want := []string{"a Test1", "a Test2", "a Test3", "b Test4", "b Test5", "c Test6"}; !slices.Equal(ran, want) {
+		t.Errorf("%q, want %q", ran, want)
+	}
+	if one := all[2].of(packages); len(one) != 3 || len(one[0].Tests) != 3 {
+		t.Errorf("%+v", one)
+	}
+}
