@@ -79,7 +79,7 @@ func NewGate() (*Gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := probe(fd); err != nil {
+	if err := answered(fd); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
@@ -96,30 +96,34 @@ func NewGate() (*Gate, error) {
 	return g, nil
 }
 
-// KernelDenies reports whether the kernel has permission events, without using them: some
-// kernels are tainted as soon as a mark asks for them (Debian's 7.3).
-// It takes CAP_SYS_ADMIN.
+// KernelDenies reports whether the kernel has permission events. It takes CAP_SYS_ADMIN.
 func KernelDenies() (bool, error) {
 	fd, err := newGroup()
+	if err == nil {
+		defer unix.Close(fd)
+		err = answered(fd)
+	}
 	if errors.Is(err, ErrNoGate) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(fd)
+	return err == nil, err
+}
+
+// answered finds out whether the kernel has permission events, and is ErrNoGate where it has
+// not. It asks for none: some kernels are tainted as soon as a mark does (Debian's 7.3).
+func answered(group int) error {
 	// An answer that nobody has asked for. Without permission events no answer is taken at
 	// all (fanotify_write in fs/notify/fanotify/fanotify_user.c).
-	_, err = unix.Write(fd, response(0, unix.FAN_ALLOW))
+	_, err := unix.Write(group, response(0, unix.FAN_ALLOW))
 	switch {
 	case errors.Is(err, unix.EINVAL):
-		return false, nil
+		return ErrNoGate
 	case errors.Is(err, unix.ENOENT):
-		return true, nil
+		return nil
 	case err == nil:
-		return false, errors.New("fanotify: the kernel takes an answer to no question")
+		return errors.New("fanotify: the kernel takes an answer to no question")
 	}
-	return false, fmt.Errorf("fanotify: an answer: %w", err)
+	return fmt.Errorf("fanotify: an answer: %w", err)
 }
 
 // newGroup opens a fanotify group.
@@ -137,24 +141,6 @@ func newGroup() (int, error) {
 		return -1, fmt.Errorf("fanotify_init: %w", err)
 	}
 	return fd, nil
-}
-
-// probe marks a file of ours and takes the mark away again: kernels without
-// permission events refuse the mask with EINVAL.
-func probe(fd int) error {
-	mfd, err := unix.MemfdCreate("dmloop-probe", unix.MFD_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("memfd_create: %w", err)
-	}
-	defer unix.Close(mfd)
-	err = unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM, mfd, "")
-	if errors.Is(err, unix.EINVAL) {
-		return ErrNoGate
-	}
-	if err != nil {
-		return fmt.Errorf("fanotify_mark: %w", err)
-	}
-	return unix.FanotifyMark(fd, unix.FAN_MARK_REMOVE, unix.FAN_OPEN_PERM, mfd, "")
 }
 
 // Close takes all marks away and ends the gate.
