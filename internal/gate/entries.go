@@ -167,10 +167,7 @@ func (g *Gate) Mappings() ([]Guarded, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []Guarded
-	for _, id := range have.mappings() {
-		list = append(list, have.guarded(id))
-	}
+	list := slices.Collect(maps.Values(have.guarded()))
 	slices.SortFunc(list, func(a, b Guarded) int {
 		return cmp.Or(cmp.Compare(binary.BigEndian.Uint64(a.Mapping[:8]), binary.BigEndian.Uint64(b.Mapping[:8])),
 			cmp.Compare(binary.BigEndian.Uint64(a.Mapping[8:]), binary.BigEndian.Uint64(b.Mapping[8:])))

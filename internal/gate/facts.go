@@ -107,12 +107,12 @@ func (p pages) mappings() (list []UUID) {
 	return list
 }
 
-// each calls back for each fact, in no order.
-func (p pages) each(do func(gateFact)) {
-	for _, page := range p {
+// each calls back for each fact, with the mapping that it is of, in no order.
+func (p pages) each(do func(UUID, gateFact)) {
+	for key, page := range p {
 		for _, f := range page.Facts {
 			if f.Kind != 0 {
-				do(f)
+				do(key.Uuid, f)
 			}
 		}
 	}
@@ -131,13 +131,13 @@ func (p pages) rename(now map[dmtable.Device]string) {
 	}
 }
 
-// guarded puts a mapping's facts together again.
-func (p pages) guarded(mapping UUID) Guarded {
-	m := Guarded{Mapping: mapping}
+// guarded puts the facts of each mapping together again.
+func (p pages) guarded() map[UUID]Guarded {
+	all := map[UUID]Guarded{}
 	names := map[dmtable.Device]string{}
-	own := maps.Clone(p)
-	maps.DeleteFunc(own, func(key gatePageKey, _ gatePage) bool { return key.Uuid != mapping })
-	own.each(func(f gateFact) {
+	p.each(func(mapping UUID, f gateFact) {
+		m := all[mapping]
+		m.Mapping = mapping
 		number := userDevice(f.Device)
 		switch f.Kind {
 		case factInode:
@@ -149,12 +149,15 @@ func (p pages) guarded(mapping UUID) Guarded {
 				names[number] = cString(f.Name.Text[:])
 			}
 		}
+		all[mapping] = m
 	})
-	for i := range m.Devices {
-		m.Devices[i].Name = names[m.Devices[i].Number]
+	for _, m := range all {
+		for i := range m.Devices {
+			m.Devices[i].Name = names[m.Devices[i].Number]
+		}
+		slices.SortFunc(m.Devices, func(a, b Device) int {
+			return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(kernelNumber(a.Number), kernelNumber(b.Number)))
+		})
 	}
-	slices.SortFunc(m.Devices, func(a, b Device) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(kernelNumber(a.Number), kernelNumber(b.Number)))
-	})
-	return m
+	return all
 }

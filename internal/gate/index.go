@@ -55,7 +55,7 @@ func indexOf(p pages) (index, error) {
 	x := index{inodes: map[gateInodeKey]uint32{}, devices: map[uint32]gateDevice{}, rows: map[gateRowKey]gateRow{},
 		parts: map[gatePartKey]uint64{}, names: map[gateNameKey]uint32{}}
 	var err error
-	p.each(func(f gateFact) {
+	p.each(func(_ UUID, f gateFact) {
 		switch f.Kind {
 		case factInode:
 			x.inodes[gateInodeKey{Number: f.A, Device: f.Device, Generation: uint32(f.B)}] = 1

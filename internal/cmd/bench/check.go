@@ -1,15 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 // checkGroup is measured by -check alone: a few figures, in under three minutes.
@@ -54,13 +51,8 @@ func (b *bed) checks() {
 
 // ran runs dmloop and returns the nanoseconds that it was on the processor.
 func ran(args ...string) float64 {
-	cmd := exec.Command("dmloop", args...)
-	var errOut bytes.Buffer
-	cmd.Stderr = &errOut
-	if err := cmd.Run(); err != nil {
-		check(fmt.Errorf("dmloop %s: %w\n%s", strings.Join(args, " "), err, errOut.String()))
-	}
-	return float64(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime())
+	state, _, _ := runTo(nil, "dmloop", args...)
+	return float64(state.UserTime() + state.SystemTime())
 }
 
 // The most that a figure may grow: with the kernel and the Go of last time, and with others.

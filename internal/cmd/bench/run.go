@@ -22,31 +22,31 @@ func must(name string, args ...string) string {
 
 // execute runs a program that has to succeed: its outputs, and its time in microseconds.
 func execute(name string, args ...string) (stdout, stderr string, took float64) {
-	var out, errOut bytes.Buffer
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	start := time.Now()
-	err := cmd.Run()
-	took = micro(time.Since(start))
-	if err != nil {
-		check(fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, errOut.String()))
-	}
-	return out.String(), errOut.String(), took
+	var out bytes.Buffer
+	_, stderr, took = runTo(&out, name, args...)
+	return out.String(), stderr, took
 }
 
 // silent runs a program with its output thrown away by the kernel, so that nobody's pipe
 // is measured, and returns the time in microseconds and the most memory it had.
 func silent(name string, args ...string) (took, mib float64) {
+	state, _, took := runTo(nil, name, args...)
+	return took, float64(state.SysUsage().(*syscall.Rusage).Maxrss) / 1024
+}
+
+// runTo runs a program that has to succeed, with its output to a writer or, without one,
+// thrown away. It took so many microseconds.
+func runTo(stdout io.Writer, name string, args ...string) (state *os.ProcessState, stderr string, took float64) {
 	var errOut bytes.Buffer
 	cmd := exec.Command(name, args...)
-	cmd.Stderr = &errOut
+	cmd.Stdout, cmd.Stderr = stdout, &errOut
 	start := time.Now()
 	err := cmd.Run()
 	took = micro(time.Since(start))
 	if err != nil {
 		check(fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, errOut.String()))
 	}
-	return took, float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) / 1024
+	return cmd.ProcessState, errOut.String(), took
 }
 
 func micro(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
