@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -217,4 +218,47 @@ func TestQemuGateCycles(t *testing.T) {
 		}
 	}
 	t.Logf("%d cycles, %d commands killed", cycles, kills)
+}
+
+// TestQemuGateAfterStart puts the gate in force while a command waits for the lock: it passes
+// all the same.
+func TestQemuGateAfterStart(t *testing.T) {
+	withGate(t)
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "2M")
+	dmloopOK(t, "map", image)
+	endGuard(t, "KILL")
+	expect(t, 0, "gate", "--clear")
+	lock, err := os.Open("/run/dmloop/.lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	unmap := command(t, "dmloop", "unmap", "image")
+	out := bytes.Buffer{}
+	unmap.Stdout, unmap.Stderr = &out, &out
+	if err := unmap.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	for _, err := range []error{unmap.Process.Signal(unix.SIGSTOP), unix.Flock(int(lock.Fd()), unix.LOCK_UN)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	startGuard(t)
+	await(t, "the gate", 20*time.Second, func() bool { return !vmtestRun(t, "cat "+image) })
+	endGuard(t, "KILL")
+	if err := unmap.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := unmap.Wait(); err != nil {
+		t.Errorf("unmap: %v %s", err, &out)
+	}
+	vmtest.Must(t, "cat", image)
+	nothingLeft(t, image)
+	noGate(t)
 }

@@ -120,15 +120,30 @@ func (g *Gate) Close() error {
 // ErrNotLoaded says that it has been taken away meanwhile.
 func (g *Gate) locked(change func() error) error {
 	return withLock(g.lock, func() error {
-		var now, mine unix.Stat_t
-		if err := unix.Fstat(int(g.lock.Fd()), &mine); err != nil {
-			return os.NewSyscallError("fstat", err)
-		}
-		if err := unix.Stat(Folder, &now); err != nil || now.Ino != mine.Ino {
-			return ErrNotLoaded
+		if here, err := inPlace(g.lock); err != nil || !here {
+			return errors.Join(err, ErrNotLoaded)
 		}
 		return change()
 	})
+}
+
+// inPlace reports whether folder is still the one that has the gate.
+func inPlace(folder *os.File) (bool, error) {
+	var mine unix.Stat_t
+	if err := unix.Fstat(int(folder.Fd()), &mine); err != nil {
+		return false, os.NewSyscallError("fstat", err)
+	}
+	return mine.Ino == present(), nil
+}
+
+// present returns the inode number of the gate's folder, which each gate has another of; 0 where
+// there is none.
+func present() uint64 {
+	var now unix.Stat_t
+	if unix.Stat(Folder, &now) != nil {
+		return 0
+	}
+	return now.Ino
 }
 
 func withLock(folder *os.File, change func() error) error {
@@ -161,7 +176,7 @@ func Enter() error {
 	entered.Lock()
 	defer entered.Unlock()
 	entered.times++
-	return ask(gateRight{Op: beOwn})
+	return pass()
 }
 
 // Leave takes back what Enter gave.
@@ -171,41 +186,66 @@ func Leave() error {
 	if entered.times--; entered.times > 0 {
 		return nil
 	}
-	return ask(gateRight{Op: beOwnNoMore})
+	entered.gate = 0
+	_, err := ask(gateRight{Op: beOwnNoMore})
+	return err
 }
 
-// Again has this process pass a gate that was put in force since Enter.
-func Again() error { return ask(gateRight{Op: beOwn}) }
+// Again has this process, if it has called Enter, pass a gate that was put in force since.
+func Again() error {
+	entered.Lock()
+	defer entered.Unlock()
+	if entered.times == 0 || entered.gate == present() {
+		return nil
+	}
+	return pass()
+}
 
-// entered counts how often this process has asked to pass.
+// entered counts how often this process has asked to pass, and knows which gate it passes.
 var entered struct {
 	sync.Mutex
 	times int
+	gate  uint64 // as present has it; 0 for none
+}
+
+func pass() error {
+	entered.gate = 0
+	asked := present()
+	links, err := ask(gateRight{Op: beOwn})
+	if err == nil && links > 0 {
+		entered.gate = asked
+	}
+	return err
 }
 
 // Allow lets this process, and those that it starts, change the table of one device that
 // a mapping stands on, and remove it.
 func Allow(device dmtable.Device) error {
-	return ask(gateRight{Op: haveRight, Device: kernelNumber(device)})
+	_, err := ask(gateRight{Op: haveRight, Device: kernelNumber(device)})
+	return err
 }
 
 // Disallow takes back what Allow gave.
-func Disallow() error { return ask(gateRight{Op: haveNoRight}) }
+func Disallow() error {
+	_, err := ask(gateRight{Op: haveNoRight})
+	return err
+}
 
-func ask(right gateRight) error {
+// ask asks every gate that is in force, and says how many there are.
+func ask(right gateRight) (gates int, err error) {
 	links, err := sets("links-")
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, folder := range links {
 		if err := askOne(filepath.Join(folder, gateProgEnter), right); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return len(links), nil
 }
 
 // askOne runs a pinned program in this process, whose right it is about therefore.

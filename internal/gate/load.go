@@ -59,15 +59,28 @@ func Load() error {
 	if err := mountBPF(); err != nil {
 		return err
 	}
+	// The folder goes with the last mapping, which another process may be about to unmap.
+	for tries := 10; ; tries-- {
+		err := loadInto()
+		if !errors.Is(err, ErrNotLoaded) || tries == 0 {
+			return err
+		}
+	}
+}
+
+func loadInto() error {
 	if err := os.Mkdir(Folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making a place for the gate: %w", err)
 	}
 	folder, err := os.Open(Folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrNotLoaded
+	}
 	if err != nil {
 		return err
 	}
-	defer folder.Close() //nolint:errcheck // nothing is lost
-	return withLock(folder, load)
+	g := Gate{lock: folder}
+	return errors.Join(g.locked(load), g.Close())
 }
 
 func load() error {

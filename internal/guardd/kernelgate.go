@@ -77,6 +77,7 @@ func (d *Daemon) followKernelGate(ctx context.Context) {
 	for ctx.Err() == nil {
 		g, err := gate.Open()
 		if err == nil {
+			again := gate.Again() // somebody may have put it in force after this process began
 			err = g.Follow(ctx, func(denial gate.Denial) {
 				d.counts.refused(denial.What.String())
 				if !r.Take(time.Now()) {
@@ -91,7 +92,7 @@ func (d *Daemon) followKernelGate(ctx context.Context) {
 					"uid", denial.UID, "device", denial.Device.String(), "inode", denial.Inode, "not_logged_before", unlogged)
 				unlogged = 0
 			})
-			err = errors.Join(err, g.Close())
+			err = errors.Join(again, err, g.Close())
 		}
 		if err != nil && !errors.Is(err, gate.ErrNotLoaded) && ctx.Err() == nil {
 			d.Log.Warn("what the gate refuses is not told", "error", err)

@@ -11,6 +11,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/gate"
 	"dmloop/internal/image"
 	"dmloop/internal/observe"
 	"dmloop/internal/record"
@@ -43,7 +44,15 @@ func (s *System) open(ctx context.Context, found *image.Found) (*image.Image, er
 	if img, err := s.openWatched(ctx, found); err != nil || img != nil {
 		return img, err
 	}
+	s.passGate()
 	return openUnwatched(found)
+}
+
+// passGate has this process pass a gate that was put in force since the command began.
+func (s *System) passGate() {
+	if err := gate.Again(); err != nil {
+		s.log.Debug("the gate does not let this process pass", "error", err)
+	}
 }
 
 func openUnwatched(found *image.Found) (*image.Image, error) {
@@ -103,6 +112,7 @@ func (s *System) openRecorded(ctx context.Context, want record.Image) (*image.Im
 		}
 		img.Close()
 	}
+	s.passGate()
 	byPath := func(found *image.Found) (*image.Image, error) {
 		if err != nil {
 			return nil, err

@@ -48,6 +48,7 @@ func (s *System) lock(ctx context.Context) (*turn, error) {
 		}
 		return nil, err
 	}
+	s.passGate() // who had the lock may have put the gate in force
 	t := &turn{store: store, asleep: sleepers{}, unlock: unlock}
 	if t.finished, err = s.recover(ctx, t); err != nil {
 		t.end()

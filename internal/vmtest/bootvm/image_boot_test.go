@@ -102,7 +102,10 @@ func (i imageGuest) up(t *testing.T) *Machine {
 	t.Helper()
 	m := Start(t, i.boot)
 	m.WaitUp()
+	// The pins of an image that was mapped before its host was mounted are set while the login
+	// is up already.
 	out := m.Must(`
+systemctl is-system-running --wait >/dev/null
 findmnt -no SOURCE /
 findmnt -no SOURCE,OPTIONS /run/dmloop/host/root
 findmnt -no SOURCE,OPTIONS /host
