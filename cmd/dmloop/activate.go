@@ -52,14 +52,14 @@ func newActivateCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "activate [NAME...]",
 		Short: "Bring up the devices of lines in /etc/dmlooptab",
-		Long: `Bring up the lines called NAME of dmlooptab(5), or with --all every line without
-noauto: first the shims, then the images, several at a time. What is up already is
-left as it is. Prints the path of each device. A line with nofail that fails under
---all is a warning only.
+		Long: `Bring up the devices of the lines called NAME in dmlooptab(5), or with --all those of
+every line without noauto: shims first, then images, several at a time. What is up
+already is left as it is. Prints the path of each device. With --all, a line with
+nofail that fails is only a warning.
 
---check brings nothing up. It says what in the table cannot work: lines that are wrong,
-images and devices that are not there, and file systems that fstab mounts past their
-shim. It exits with 3 when there is anything.`,
+--check brings nothing up. It says what in the table cannot work: lines with errors,
+missing images and devices, and file systems that fstab does not mount from their shim.
+It exits with 3 when it finds anything.`,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.check {

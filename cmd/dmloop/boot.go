@@ -10,8 +10,8 @@ func newBootCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "boot",
 		Short: "Bring images up before the root file system is there",
-		Long: `Save what an image is as a boot manifest, bring it up from there in an initramfs, or
-write it as a kernel command line that needs none. See dmloop-boot(8).`,
+		Long: `Save a mapping as a boot manifest, bring it up from there in an initramfs, or print it
+as a kernel command line that needs no initramfs. See dmloop-boot(8).`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return usageError("a subcommand is needed, such as: dmloop boot save NAME")
@@ -24,5 +24,5 @@ write it as a kernel command line that needs none. See dmloop-boot(8).`,
 
 // bootDir adds the flag for the folder of manifests.
 func bootDir(cmd *cobra.Command, store *boot.Store) {
-	cmd.Flags().StringVar(&store.Dir, "dir", boot.Dir, "folder of the manifests")
+	cmd.Flags().StringVar(&store.Dir, "dir", boot.Dir, "directory of the manifests")
 }

@@ -26,9 +26,10 @@ func newBootActivateCommand(env *cliEnv) *cobra.Command {
 its UUID, make the shim, and map the image from it as the manifest says. An image
 that differs from its manifest is refused, the reason is printed, and the fallback
 taken: with shell nothing more is done (exit 4), with loop the same device is made
-over a loop device. A host that is not there yet is exit 6: call again. On the kernel
-command line, dmloop=off does without, dmloop.fallback= overrides the manifest, and
-dmloop.way=verify has an image compared that was saved with --before-mount.`,
+over a loop device. Exit 6 means that the host is not there yet: call again. On the
+kernel command line, dmloop=off switches this off, dmloop.fallback= overrides the
+manifest's fallback, and dmloop.way=verify has an image compared first although it was
+saved with --before-mount.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runBootActivate(cmd.Context(), env, store, wait, args)
 		},

@@ -28,9 +28,9 @@ func newBootCmdlineCommand(env *cliEnv) *cobra.Command {
 		Use:   "cmdline NAME|IMAGE",
 		Short: "Print kernel parameters that make the mapping without an initramfs",
 		Long: `Print dm-mod.create= and root= for a kernel with CONFIG_DM_INIT: the shim, the image
-above it, and with --verity-root-hash dm-verity on top. The kernel takes at most 256
-rows for a device and less than 4096 bytes in all. Nobody verifies the image before
-it is used in this way, and nothing pins it but the immutable flag.`,
+on it, and with --verity-root-hash dm-verity on top. The kernel takes at most 256
+rows for a device and less than 4096 bytes in all. An image that is used in this way
+is not verified first, and only the immutable flag pins it.`,
 		Args:              cobra.ExactArgs(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd, env, args[0]) },
 		ValidArgsFunction: completeMappings(env),

@@ -46,7 +46,7 @@ system is unmounted; dmloop-guard.service runs it with --going-down when it stop
 		},
 		ValidArgsFunction: completeMappings(env),
 	}
-	cmd.Flags().BoolVar(&goingDown, "going-down", false, "all images that may be let go of, when systemd is stopping the machine; otherwise do nothing")
+	cmd.Flags().BoolVar(&goingDown, "going-down", false, "all images that may be released, when systemd is stopping the machine; otherwise do nothing")
 	jsonFlag(env, cmd)
 	return cmd
 }

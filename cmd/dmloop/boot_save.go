@@ -14,10 +14,10 @@ func newBootSaveCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "save NAME|IMAGE",
 		Short: "Save a mapping as it is now for the next boots",
-		Long: `Save a boot manifest of a mapping: which file it is made of and where that lies, on
-which partition, and by which pins it is held. The initramfs has to be made anew
-afterwards (update-initramfs -u, or dracut -f), since it has a copy. An image whose
-blocks have moved since is refused at boot.`,
+		Long: `Save a boot manifest of a mapping: which file it is made from, where that file lies,
+on which partition, and which pins hold it. The initramfs has to be rebuilt afterwards
+(update-initramfs -u, or dracut -f), since it contains a copy. An image whose blocks
+have moved since is refused at boot.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := boot.SaveOptions{Way: boot.Verify, Fallback: boot.Fallback(fallback)}
@@ -39,7 +39,7 @@ blocks have moved since is refused at boot.`,
 	}
 	bootDir(cmd, &store)
 	cmd.Flags().BoolVar(&before, "before-mount", false, "map from the manifest alone, before the host file system is mounted")
-	cmd.Flags().StringVar(&fallback, "fallback", string(boot.Shell), "what a refused image leads to: shell, or loop for a loop device")
+	cmd.Flags().StringVar(&fallback, "fallback", string(boot.Shell), "what to do when the image is refused: shell, or loop for a loop device")
 	jsonFlag(env, cmd)
 	return cmd
 }

@@ -15,11 +15,11 @@ func newBootVerifyCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify NAME...",
 		Short: "Pin and verify images that the initramfs brought up",
-		Long: `Set the pins again that a boot does not survive, such as the kernel's claim on a
+		Long: `Set again the pins that do not survive a reboot, such as the kernel's claim on a
 sealed image, and compare the image with what was recorded. The unit
 dmloop-boot@NAME.service runs this once the host file system is mounted. What is
-wrong stands in the kernel's log, too, since the image may carry the root file system
-and the guard is about to stop it.`,
+wrong is written to the kernel's log too, since the image may carry the root file
+system and the guard is about to stop it.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sys := env.system().WithPatience(time.Minute)

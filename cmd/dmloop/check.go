@@ -40,9 +40,9 @@ func newCheckCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check IMAGE|DIRECTORY...",
 		Short: "Say whether images can be mapped, and if not, why",
-		Long: `Run all rules over images and print what is in the way, where, and what to do. For a
-directory, say whether images in it could be mapped. Of each rule the first three
-places are printed, with --verbose ten. Nothing is changed. Exits with 3 when an image
+		Long: `Run all rules on images and print what stands in the way, where, and what to do. For a
+directory, say whether images in it could be mapped. For each rule the first three
+places are printed, ten with --verbose. Nothing is changed. Exits with 3 when an image
 is not mappable.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -96,7 +96,7 @@ func TestCopyInPlaceOfTheHost(t *testing.T) {
 	mountAt(t, c.copied, c.snap)
 	for _, args := range [][]string{{"unmap", c.twin}, {"status", c.twin}, {"unpin", c.twin}, {"map", "--no-guard", c.twin, "twin"}} {
 		r := cli(args...)
-		if r.Code == 0 || !strings.Contains(r.Stderr, "cannot be told") || !strings.Contains(r.Stderr, "unmount") {
+		if r.Code == 0 || !strings.Contains(r.Stderr, "cannot tell") || !strings.Contains(r.Stderr, "unmount") {
 			t.Errorf("%q: exit code %d\n%s", args, r.Code, r.Stderr)
 		}
 	}
@@ -105,7 +105,7 @@ func TestCopyInPlaceOfTheHost(t *testing.T) {
 	mountAt(t, c.copied, c.dir)
 	before := flagsOf(t, c.image)
 	r := expect(t, 1, "unmap", "vol")
-	if strings.Contains(r.Stderr, "gone") || !strings.Contains(r.Stderr, "cannot be told") {
+	if strings.Contains(r.Stderr, "gone") || !strings.Contains(r.Stderr, "cannot tell") {
 		t.Errorf("unmap: %s", r.Stderr)
 	}
 	vmtest.Must(t, "dmsetup", "remove", "host")
@@ -116,14 +116,14 @@ func TestCopyInPlaceOfTheHost(t *testing.T) {
 	vmtest.Must(t, "chattr", "-i", c.image)
 	vmtest.Must(t, "rm", c.image)
 	r = expect(t, 1, "unmap", "vol")
-	if strings.Contains(r.Stderr, "gone") || !strings.Contains(r.Stderr, "cannot be told") {
+	if strings.Contains(r.Stderr, "gone") || !strings.Contains(r.Stderr, "cannot tell") {
 		t.Errorf("with the copy's file deleted: %s", r.Stderr)
 	}
 	// The host comes back under another number, the copy is still a disk of this machine.
 	vmtest.Must(t, "umount", c.dir)
 	host := numbered(t, "host", 71, vmtest.Disks(t)[0])
 	mountAt(t, host, c.dir)
-	if r := expect(t, 1, "unmap", "vol"); !strings.Contains(r.Stderr, "cannot be told") || !pinnedFlag(t, c.image) {
+	if r := expect(t, 1, "unmap", "vol"); !strings.Contains(r.Stderr, "cannot tell") || !pinnedFlag(t, c.image) {
 		t.Errorf("with the host back: %s", r.Stderr)
 	}
 	vmtest.Must(t, "dmsetup", "remove", "snap")
@@ -176,7 +176,7 @@ func TestRemountedBtrfs(t *testing.T) {
 	if now := vmtest.Must(t, "stat", "-c", "%d", image); now == device {
 		t.Fatalf("the number is %s as before", now)
 	}
-	if r := expect(t, 1, "unmap", "vol"); !strings.Contains(r.Stderr, "cannot be told") {
+	if r := expect(t, 1, "unmap", "vol"); !strings.Contains(r.Stderr, "cannot tell") {
 		t.Errorf("beside a copy: %s", r.Stderr)
 	}
 	vmtest.Must(t, "wipefs", "-qa", other)

@@ -36,7 +36,7 @@ blocks.`,
 				return errNoBytes
 			}
 			if rounded {
-				env.logger().Log(cmd.Context(), fault.LevelNote, fmt.Sprintf("%s is no whole number of blocks: the image gets %d bytes", args[1], int64(bytes)))
+				env.logger().Log(cmd.Context(), fault.LevelNote, fmt.Sprintf("%s is not a whole number of blocks: the image gets %d bytes", args[1], int64(bytes)))
 			}
 			return runCreate(cmd.Context(), env, args[0], bytes)
 		},
@@ -60,7 +60,7 @@ func runCreate(ctx context.Context, env *cliEnv, path string, size extents.Bytes
 	if r, err := sys.CheckFolder(filepath.Dir(path)); err == nil {
 		for _, p := range r.Problems {
 			if p.Rule == extents.MountedDirectly || p.Rule == extents.UnresolvableStack {
-				env.logger().Warn("it will not be mappable here as things are: "+p.Message, "hint", fault.HowTo{Image: path, Remedy: p.Remedy})
+				env.logger().Warn("it cannot be mapped here as things are: "+p.Message, "hint", fault.HowTo{Image: path, Remedy: p.Remedy})
 			}
 		}
 	}

@@ -11,8 +11,8 @@ func newDeactivateCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "deactivate [NAME...]",
 		Short: "Take down the devices of lines in /etc/dmlooptab",
-		Long: `Take down the lines called NAME of dmlooptab(5), or with --all every line: first the
-images, then the shims. What is not up is no error.`,
+		Long: `Take down the devices of the lines called NAME in dmlooptab(5), or with --all those of
+every line: images first, then shims. A device that is not up is not an error.`,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd.Context(), env, args, activate.Runner.Deactivate)

@@ -16,7 +16,7 @@ func surveyFlags(cmd *cobra.Command, o *survey.Options) {
 	f.VarP(sizeValue{&o.Window.Offset}, "offset", "o", "start at this byte of the image")
 	f.Var(sizeValue{&o.Window.Limit}, "sizelimit", "use at most this many bytes")
 	o.MaxExtents = survey.DefaultMaxExtents
-	f.Var(rowsValue{&o.MaxExtents}, "max-extents", "refuse an image in more pieces")
+	f.Var(rowsValue{&o.MaxExtents}, "max-extents", "refuse an image with more extents")
 }
 
 // rowsValue is a flag that takes a number of rows that a table can have.

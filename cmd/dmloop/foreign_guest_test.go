@@ -13,7 +13,7 @@ import (
 	"dmloop/internal/vmtest"
 )
 
-// elsewhere runs a command that sees another state folder, as in a container or chroot.
+// elsewhere runs a command that sees another state directory, as in a container or chroot.
 func elsewhere(t testing.TB, args ...string) vmtest.Result {
 	t.Helper()
 	var out, errOut bytes.Buffer

@@ -259,7 +259,7 @@ func frozenInTheMiddle(t *testing.T) {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
-		await(t, "the last word", time.Minute, func() bool { return strings.Contains(said.String(), "a call in the kernel did not come to an end") })
+		await(t, "the last word", time.Minute, func() bool { return strings.Contains(said.String(), "a call into the kernel did not return") })
 		thaw()
 		select {
 		case <-ended:

@@ -23,12 +23,12 @@ func newGateCommand(env *cliEnv) *cobra.Command {
 		Use:   "gate [--clear | --allow DEVICE -- COMMAND...]",
 		Short: "Show what the gate in the kernel guards, and what it refused",
 		Long: `Show whether the gate in the kernel is in force, which mappings and devices it guards,
-and what it refused lately, to whom. It refuses to open a mapped image, and to load
-another table of the devices below it; see docs/gate.md.
+and what it refused lately, to whom. The gate refuses opens of a mapped image by others,
+and other tables for the devices below it; see docs/gate.md.
 
 --allow runs COMMAND, which may change the table of DEVICE and remove it, and verifies
-the mappings afterwards. --clear takes the gate away; a running guard puts it in force
-again for the mappings that want it.`,
+the mappings afterwards. --clear removes the gate; a running guard puts it in force
+again for the mappings that use it.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -48,7 +48,7 @@ again for the mappings that want it.`,
 			return showGate(env, sys)
 		},
 	}
-	cmd.Flags().BoolVar(&clearAll, "clear", false, "take the gate away, whatever it guards")
+	cmd.Flags().BoolVar(&clearAll, "clear", false, "remove the gate, whatever it guards")
 	cmd.Flags().StringVar(&allow, "allow", "", "let COMMAND change the table of this device below a mapping")
 	jsonFlag(env, cmd)
 	return cmd
@@ -175,11 +175,11 @@ func lackText(err error) string {
 func printGate(w io.Writer, st lifecycle.GateStatus, names map[gate.UUID]string) {
 	switch {
 	case st.InForce:
-		fmt.Fprintf(w, "in force: %d mappings guarded, %d things refused\n", len(st.Guarded), st.Refused)
+		fmt.Fprintf(w, "in force: %d mappings guarded, %d refusals\n", len(st.Guarded), st.Refused)
 	case st.Lack != nil:
 		fmt.Fprintf(w, "not in force: %s\n", lackText(st.Lack))
 	default:
-		fmt.Fprintln(w, "not in force: nothing is mapped that wants it")
+		fmt.Fprintln(w, "not in force: no mapping uses it")
 	}
 	for _, m := range st.Guarded {
 		name, image := m.Name, m.Image

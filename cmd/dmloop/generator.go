@@ -18,7 +18,7 @@ import (
 // in the kernel's. A wrong line of the table keeps the others from nothing.
 func runGenerator(args []string, stderr io.Writer) int {
 	if len(args) != 1 && len(args) != 3 {
-		fmt.Fprintf(stderr, "%s: takes one or three folders, as systemd.generator(7) has it\n", hostfiles.GeneratorName)
+		fmt.Fprintf(stderr, "%s: takes one or three directories, as systemd.generator(7) says\n", hostfiles.GeneratorName)
 		return exitcodes.Usage
 	}
 	in := hostfiles.Input{TabPath: tabPath(), Initrd: inInitrd()}

@@ -32,18 +32,18 @@ func newGuardCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "guard",
 		Short: "Watch all mappings and stop those whose blocks move",
-		Long: `Run the watchdog of all mappings in the foreground. map starts one when none runs,
-as the systemd unit dmloop-guard.service or as a process of its own.
+		Long: `Watch all mappings, in the foreground. map starts a guard when none is running, as the
+systemd unit dmloop-guard.service or as a process of its own.
 
 The guard denies opens of mapped images by others where the kernel lets it, checks
 identity, layout, pins and device tables at every hint and on a timer, and stops a
-mapping that is not what was verified, as its --on-change policy says. When it
+mapping that is no longer what was verified, as its --on-change policy says. When it
 ends it leaves all mappings as they are, and says so; when it starts it compares
 before it watches.
 
-Metrics name images. On a loopback address only root gets them, unless
---metrics-public is given; a socket of unix:PATH has mode 0600 and can be given
-away with chown.`,
+Metrics contain the names of images. On a loopback address only root gets them, unless
+--metrics-public is given; the socket of unix:PATH has mode 0600, and chown can give it
+to another user.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error { return runGuard(cmd.Context(), env, o) },
 	}
@@ -54,7 +54,7 @@ away with chown.`,
 	flags.DurationVar(&o.interval, "interval", guard.DefaultPace.Tick, "time between checks of a mapping when nothing hints at a change")
 	flags.DurationVar(&o.bound, "full-interval", guard.DefaultPace.Bound, "longest time between readings of a whole layout")
 	flags.DurationVar(&o.idleExit, "idle-exit", 0, "end after this long without a mapping; 0 means never")
-	flags.StringVar(&o.stateDir, "state-dir", env.stateDir, "folder of the records and the socket")
+	flags.StringVar(&o.stateDir, "state-dir", env.stateDir, "directory of the records and the socket")
 	return cmd
 }
 

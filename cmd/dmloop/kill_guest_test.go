@@ -93,7 +93,7 @@ func points(t *testing.T, calls []string, prepare func() []string, check func(ho
 	}
 }
 
-// remains is what there is of one mapping, by what the kernel and the state folder say.
+// remains is what there is of one mapping, by what the kernel and the state directory say.
 type remains struct{ device, immutable, mark, record bool }
 
 func look(t testing.TB, image string) remains {
@@ -241,7 +241,7 @@ func TestKilledUnmapIsLookedAt(t *testing.T) {
 			t.Errorf("pin lost %v: listed as %s before anybody has looked", lost, state)
 		}
 		r := expect(t, 0, "map", "--no-guard", other, "other")
-		if !strings.Contains(r.Stderr, "an unmap was cut off") {
+		if !strings.Contains(r.Stderr, "an unmap was interrupted") {
 			t.Errorf("the next command says %q", r.Stderr)
 		}
 		if state := recordedState(t, "vol"); (state == "healthy") == lost {

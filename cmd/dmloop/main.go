@@ -26,7 +26,7 @@ const lastPatience = 10 * time.Second
 func endAnyway() {
 	env := &cliEnv{stdout: os.Stdout, stderr: os.Stderr, json: wantsJSON(os.Args[1:])}
 	os.Exit(report(env, &fault.Error{Class: fault.Failed,
-		Message: "interrupted; a call in the kernel did not come to an end",
+		Message: "interrupted; a call into the kernel did not return",
 		Remedy:  advice.SeeFrozen}))
 }
 

@@ -16,9 +16,9 @@ func newMapCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "map IMAGE [NAME]",
 		Short: "Make a block device of an image and print its path",
-		Long: `Verify that IMAGE is a file whose blocks can be lent to a device, pin it, map it
-and print /dev/mapper/NAME. NAME is the image's base name without its extension
-unless given.`,
+		Long: `Verify that the blocks of IMAGE can be mapped, pin it, map it and print
+/dev/mapper/NAME. Without NAME, the base name of the image without its extension is
+used.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
@@ -40,9 +40,9 @@ unless given.`,
 	f.BoolVarP(&o.ReadOnly, "read-only", "r", false, "make the device read-only")
 	surveyFlags(cmd, &o.Options)
 	f.BoolVarP(&o.PartScan, "partscan", "P", false, "make devices of the partitions inside, NAMEp1 and so on")
-	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "auto, immutable, swap or none")
+	f.StringVar(&o.Pin, "pin", lifecycle.PinAuto, "how to pin the image: auto, immutable, swap or none")
 	f.StringVar((*string)(&o.Gate), "gate", lifecycle.GateAuto, "what denies opens of the image by others: auto, bpf, fanotify or none")
-	f.StringVar((*string)(&o.OnChange), "on-change", "error", "when the blocks are found elsewhere: error, suspend or report")
+	f.StringVar((*string)(&o.OnChange), "on-change", "error", "what to do when the blocks are found elsewhere: error, suspend or report")
 	f.StringVar(&o.UdevRules, "udev-rules", mapper.UdevLinks, "links: udev makes links and leaves LVM, md and bcache inside alone; or all")
 	f.BoolVar(&o.NoGuard, "no-guard", false, "start no guard; needs --unsafe too unless the grade is kernel")
 	f.BoolVar(&o.Unsafe, "unsafe", false, "accept a pin that is weaker than guarded")

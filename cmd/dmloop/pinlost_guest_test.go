@@ -16,7 +16,7 @@ import (
 )
 
 // clearMain is a command of root's that knows nothing of the map at work, as `chattr -i` or
-// an unpin with another state folder: as soon as the image is immutable it opens it, for
+// an unpin with another state directory: as soon as the image is immutable it opens it, for
 // which it may have to wait until a lease ends, and clears the flag. It says whether that
 // was before the device could be used.
 func clearMain(image string) {

@@ -99,7 +99,7 @@ func backingError(path string, err error, broken fault.Class) error {
 	case errors.Is(err, unix.EISDIR):
 		out.Class, out.Message, out.Err = fault.Usage, "is a directory: give the name of a file", nil
 	case errors.Is(err, fs.ErrExist):
-		out.Message, out.Err = "exists already, and is never replaced", nil
+		out.Message, out.Err = "exists already, and an existing file is never replaced", nil
 	case errors.Is(err, fs.ErrNotExist):
 		out.Message, out.Err = "no such file or directory", nil
 	case errors.As(err, &perr):

@@ -209,7 +209,7 @@ linear table. I/O then goes straight to the disk.`,
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		if m := regexp.MustCompile(negative).FindStringSubmatch(err.Error()); m != nil {
-			return usageError("%s is not a size, nor a flag", m[1])
+			return usageError("%s is neither a size nor a flag", m[1])
 		}
 		return usageError("%v", err)
 	})

@@ -16,7 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// stateVariable is the state folder of the scripts: no test touches the machine's.
+// stateVariable is the state directory of the scripts: no test touches the machine's.
 const stateVariable = "DMLOOP_TEST_STATE"
 
 func TestMain(m *testing.M) {

@@ -20,11 +20,11 @@ func newSealCommand(env *cliEnv) *cobra.Command {
 		Long: `Move the first pages of IMAGE to its end and put a swap header in their place. While
 it is mapped, the kernel treats the image as an active swap file and refuses every
 change to it. A few pages are moved, whatever the size of the image; unseal moves
-them back. A seal or unseal that was interrupted is finished.
+them back. An interrupted seal or unseal is finished.
 
-An extended attribute of the file says that it is sealed; what an image holds is never
-asked. With --adopt a copy that lost the attribute gets it again: you say that dmloop
-sealed it, and not somebody who could write its content.`,
+An extended attribute of the file marks it as sealed; its content never does. With
+--adopt a copy that lost the attribute gets it again: you vouch that dmloop sealed it,
+and not somebody who could write its content.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("create") && create == 0 {

@@ -234,7 +234,7 @@ func TestSealedUntilTheKernelIsFull(t *testing.T) {
 		if len(sums) < 20 {
 			t.Errorf("only %d sealed mappings at once", len(sums))
 		}
-		if r.Code != 3 || !strings.Contains(r.Stderr, "no place for one more swap file") {
+		if r.Code != 3 || !strings.Contains(r.Stderr, "no room for another swap file") {
 			t.Errorf("the next one: exit code %d, %s", r.Code, r.Stderr)
 		}
 		nothingLeftOf(t, image, name)

@@ -20,11 +20,11 @@ func newShimCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shim DEVICE NAME | shim --remove NAME | shim --persist MOUNTPOINT",
 		Short: "Make an identity device, so that the device below can be shared",
-		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. A file system that is
-mounted from it, instead of from DEVICE, can lend out its files with dmloop map.
-DEVICE must not be mounted. It is a path, or UUID=, LABEL= or PARTUUID=. A shim that is
-there already will do. Prints the lines that bring it up at every boot. --remove takes
-the shim down once nothing uses it any more.
+		Long: `Make /dev/mapper/NAME, a device with the same sectors as DEVICE. Images on a file system
+that is mounted from it, instead of from DEVICE, can be mapped. DEVICE must not be
+mounted. It is a path, or UUID=, LABEL= or PARTUUID=. A shim that exists already is left
+as it is. Prints the lines that bring it up at every boot. --remove takes the shim down
+once nothing uses it any more.
 ` + persistHelp,
 		Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {

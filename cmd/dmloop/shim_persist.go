@@ -29,18 +29,18 @@ type persistOptions struct {
 
 const persistHelp = `
 With --persist MOUNTPOINT, have the file system that is mounted there mounted from a
-shim at every boot: a line is added to dmlooptab(5), the initramfs is made anew where
-it mounts the file system, and the device in fstab is changed, in this order, so that
-the machine boots whatever happens in between. The next boot takes it up. --revert
-takes it back; --dry-run prints every edit and makes none. Copies of the files are
-kept in /etc/dmloop/persist until then.`
+shim at every boot: a line is added to dmlooptab(5), the initramfs is rebuilt if it
+mounts the file system, and the device in fstab is changed, in this order, so that
+the machine boots whatever happens in between. It takes effect at the next boot.
+--revert undoes it; --dry-run prints the edits and makes none. Copies of the files are
+kept in /etc/dmloop/persist until --revert.`
 
 func (o *persistOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.point, "persist", "", "have the file system at `MOUNTPOINT` mounted from a shim at every boot")
 	f.StringVar(&o.remove, "remove", "", "take the shim called `NAME` down")
 	f.StringVar(&o.name, "name", "", "with --persist: the shim's name instead of one made from MOUNTPOINT")
-	f.BoolVar(&o.revert, "revert", false, "with --persist: take it back")
+	f.BoolVar(&o.revert, "revert", false, "with --persist: undo it")
 	f.BoolVar(&o.dryRun, "dry-run", false, "with --persist: print the edits and make none")
 }
 

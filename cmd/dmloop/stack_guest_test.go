@@ -136,7 +136,7 @@ func TestHostVolumeGetsSnapshot(t *testing.T) {
 	if table := vmtest.Must(t, "dmsetup", "table", "vol"); strings.Contains(table, "linear") {
 		t.Errorf("the table is %s", table)
 	}
-	for _, words := range []string{"snapshot-origin", "it got a snapshot", "dmloop shim"} {
+	for _, words := range []string{"snapshot-origin", "a snapshot of it was made", "dmloop shim"} {
 		if reason := state(t, "REASON"); !strings.Contains(reason, words) {
 			t.Errorf("the reason %q does not say %q", reason, words)
 		}

@@ -12,7 +12,7 @@ import (
 	"dmloop/internal/vmtest"
 )
 
-// Somebody empties or removes the state folder below a running guard: the guard serves
+// Somebody empties or removes the state directory below a running guard: the guard serves
 // again and has its records again, with the modes that they had, and nobody needs a
 // second guard.
 func TestStateFolderEmptied(t *testing.T) {
@@ -74,7 +74,7 @@ func TestQemuDeniedByGuardOutOfReach(t *testing.T) {
 	}
 }
 
-// A full state folder does not keep a mapping: what unmap needs to say there is not
+// A full state directory does not keep a mapping: what unmap needs to say there is not
 // needed.
 func TestUnmapWithFullStateFolder(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")

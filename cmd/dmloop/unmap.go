@@ -19,8 +19,8 @@ func newUnmapCommand(env *cliEnv) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "unmap NAME|IMAGE...",
 		Short: "Remove mappings and release their images",
-		Long: `Remove mappings, named by their name or their image, and undo the pins that dmloop
-set. Returns when the device is gone, unless --deferred is given.
+		Long: `Remove mappings, given by name or by image, and undo the pins that dmloop set. Returns
+when the device is gone, unless --deferred is given.
 
 --forget gives up the record of a mapping whose device is gone and whose image cannot
 be released, for example because its disk will not come back. It prints what stays behind.`,

@@ -28,7 +28,7 @@ mapping's own table with the record, now. Changes nothing. Exits with 4 when a
 mapping is stale or torn down.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all && len(args) > 0 {
-				return usageError("either names or --all")
+				return usageError("give either names or --all")
 			}
 			return runVerify(cmd.Context(), env, args)
 		},
