@@ -39,7 +39,7 @@ func (r Row) Stripes() (Stripes, error) {
 	s := Stripes{Chunk: Sectors(chunk), Areas: make([]Segment, count)}
 	width := r.Length / Sectors(count)
 	if r.Length%Sectors(count) != 0 || width%s.Chunk != 0 {
-		return Stripes{}, fmt.Errorf("has %d sectors, which is no whole number of chunks on every device", r.Length)
+		return Stripes{}, fmt.Errorf("has %d sectors, which is not a whole number of chunks on every device", r.Length)
 	}
 	for i := range s.Areas {
 		area, err := parseArea(fields[2+2*i], fields[3+2*i])

@@ -26,7 +26,7 @@ type Limits struct {
 func (t Table) Validate(limits Limits) error {
 	block := max(limits.Block, 1)
 	if block&(block-1) != 0 {
-		return fmt.Errorf("logical block size of %d sectors is no power of two", block)
+		return fmt.Errorf("logical block size of %d sectors is not a power of two", block)
 	}
 	rows := MaxRows
 	if limits.Rows > 0 && limits.Rows < MaxRows {
@@ -87,7 +87,7 @@ func notGraphic(r rune) bool { return r <= ' ' || r >= 0x7f }
 // checkBlocks tells where the row breaks the logical block size, or "".
 func (r *Row) checkBlocks(block Sectors) string {
 	if r.Start%block != 0 || r.Length%block != 0 {
-		return fmt.Sprintf("has start %d and length %d, which are no multiples of the logical block size of %d sectors", r.Start, r.Length, block)
+		return fmt.Sprintf("has start %d and length %d, which are not multiples of the logical block size of %d sectors", r.Start, r.Length, block)
 	}
 	switch r.Target {
 	case Linear:
@@ -96,7 +96,7 @@ func (r *Row) checkBlocks(block Sectors) string {
 			return err.Error()
 		}
 		if seg.Start%block != 0 {
-			return fmt.Sprintf("lies at sector %d of %s, which is no multiple of the logical block size of %d sectors", seg.Start, seg.Device, block)
+			return fmt.Sprintf("lies at sector %d of %s, which is not a multiple of the logical block size of %d sectors", seg.Start, seg.Device, block)
 		}
 	case Striped:
 		stripes, err := r.Stripes()
@@ -105,7 +105,7 @@ func (r *Row) checkBlocks(block Sectors) string {
 		}
 		for _, area := range stripes.Areas {
 			if area.Start%block != 0 || stripes.Chunk%block != 0 {
-				return fmt.Sprintf("has chunks of %d sectors from sector %d of %s, which are no multiples of the logical block size of %d sectors", stripes.Chunk, area.Start, area.Device, block)
+				return fmt.Sprintf("has chunks of %d sectors from sector %d of %s, which are not multiples of the logical block size of %d sectors", stripes.Chunk, area.Start, area.Device, block)
 			}
 		}
 	}

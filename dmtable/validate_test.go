@@ -35,11 +35,11 @@ func TestValidate(t *testing.T) {
 		{"linear end", "0 8 linear 8:1 18014398509481980\n", Limits{}, "largest possible"},
 		{"striped arguments", "0 8 striped 2 8 8:1 0\n", Limits{}, "names 2 devices and sectors instead of 4"},
 		{"start unaligned", "0 9 linear 8:1 0\n9 7 linear 8:1 16\n", Limits{Block: 8}, "row 0 (from sector 0) has start 0 and length 9"},
-		{"length unaligned", "0 12 linear 8:1 0\n", Limits{Block: 8}, "no multiples"},
+		{"length unaligned", "0 12 linear 8:1 0\n", Limits{Block: 8}, "not multiples"},
 		{"base unaligned", "0 8 linear 8:1 4\n", Limits{Block: 8}, "sector 4 of 8:1"},
 		{"stripe unaligned", "0 16 striped 2 8 8:1 0 8:2 4\n", Limits{Block: 8}, "sector 4 of 8:2"},
 		{"chunk unaligned", "0 24 striped 2 3 8:1 0 8:2 0\n", Limits{Block: 8}, "chunks of 3"},
-		{"block size", two, Limits{Block: 3}, "no power of two"},
+		{"block size", two, Limits{Block: 3}, "not a power of two"},
 		{"target name", "0 8 sixteen-letters! 8:1\n", Limits{}, ""},
 	}
 	for _, test := range tests {

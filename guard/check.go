@@ -75,12 +75,12 @@ func (c *checker) add(k Kind, s Severity, format string, args ...any) {
 
 func (c *checker) identity(want, got Identity) {
 	if !want.SameFile(got.FileID) {
-		c.add(Replaced, Different, "the image is another file now: inode %d generation %d on %s, mapped was inode %d generation %d on %s",
+		c.add(Replaced, Different, "the image is another file now: inode %d generation %d on %s, and was inode %d generation %d on %s when it was mapped",
 			got.Inode, got.Generation, got.Device(), want.Inode, want.Generation, want.Device())
 		return
 	}
 	if want.Size != got.Size {
-		c.add(Resized, Different, "the image has %d bytes, mapped were %d", got.Size, want.Size)
+		c.add(Resized, Different, "the image has %d bytes, and had %d when it was mapped", got.Size, want.Size)
 	}
 	if got.Links == 0 {
 		c.add(Unlinked, Different, "the image has no name any more: its blocks are free as soon as nobody has it open")
@@ -149,7 +149,7 @@ func (c *checker) pressed(got Pins) {
 func (c *checker) base(expected Expected, got Base) {
 	want := expected.Base
 	if want.Device != got.Device || want.UUID != got.UUID {
-		c.add(BaseChanged, Different, "the host device %s is another one than when the image was mapped", want.Device)
+		c.add(BaseChanged, Different, "the host device %s is not the one on which the image was mapped", want.Device)
 		return
 	}
 	if diff := standing(expected.Table, want.Table, got.Table); diff != "" {
@@ -182,7 +182,7 @@ func standing(rows dmtable.Table, was, now string) string {
 	}
 	diff := rows.Standing(before, after)
 	if diff != "" && slices.ContainsFunc(after, func(r dmtable.Row) bool { return r.Target == snapshotOrigin }) {
-		diff += "; it got a snapshot, which the mapping's writes would miss: " +
+		diff += "; a snapshot of it was made, and the mapping's writes would go past that: " +
 			"remove the snapshot and map again, or put the file system on a shim (dmloop shim), below which snapshots can be taken"
 	}
 	return diff

@@ -66,14 +66,14 @@ func TestCheck(t *testing.T) {
 			}, state: Healthy},
 		"other device": {
 			got:   func(o *Observed) { o.Identity.Value.Minor = 9 },
-			kinds: "replaced/different", state: Failed, act: OnChangeError, message: "mapped was inode 12 generation 7 on 253:0"},
+			kinds: "replaced/different", state: Failed, act: OnChangeError, message: "was inode 12 generation 7 on 253:0 when it was mapped"},
 		"other inode": {
 			got: func(o *Observed) { o.Identity.Value.Inode = 13 }, kinds: "replaced/different", state: Failed, act: OnChangeError},
 		"other generation": {
 			got: func(o *Observed) { o.Identity.Value.Generation = 8 }, kinds: "replaced/different", state: Failed, act: OnChangeError},
 		"longer": {
 			got:   func(o *Observed) { o.Identity.Value.Size = 8193 },
-			kinds: "resized/different", state: Failed, act: OnChangeError, message: "8193 bytes, mapped were 8192"},
+			kinds: "resized/different", state: Failed, act: OnChangeError, message: "8193 bytes, and had 8192 when it was mapped"},
 		"no name left": {
 			got: func(o *Observed) { o.Identity.Value.Links = 0 }, kinds: "unlinked/different", state: Failed, act: OnChangeError},
 		"second name": {
@@ -168,7 +168,7 @@ func TestCheck(t *testing.T) {
 			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "its sectors 167-167, which were 8:0 2215, are gone"},
 		"base got a snapshot": {
 			got:   func(o *Observed) { o.Base.Value.Table = "0 1000 snapshot-origin 253:5" },
-			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "are snapshot-origin 253:5 now; it got a snapshot"},
+			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "are snapshot-origin 253:5 now; a snapshot of it was made"},
 		"base table is no table": {
 			got:   func(o *Observed) { o.Base.Value.Table = "what" },
 			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "not understood"},
@@ -177,7 +177,7 @@ func TestCheck(t *testing.T) {
 			got:   func(o *Observed) { o.Base.Value.Table = "0 1000 linear 8:0 2048" },
 			kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "not understood"},
 		"base is another device": {
-			got: func(o *Observed) { o.Base.Value.UUID = "" }, kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "another one"},
+			got: func(o *Observed) { o.Base.Value.UUID = "" }, kinds: "base-changed/different", state: Failed, act: OnChangeError, message: "not the one on which"},
 		"base stopped": {
 			got: func(o *Observed) { o.Base.Value.Suspended, o.Base.Value.Stopped = true, true }, kinds: "base-changed/different", state: Failed, act: OnChangeError},
 		"base suspended": {

@@ -86,7 +86,7 @@ func (r Runner) one(ctx context.Context, e tab.Entry, do func(context.Context, S
 	start := time.Now()
 	if r.Slow > 0 && e.Kind == tab.Image {
 		say := time.AfterFunc(r.Slow, func() {
-			r.Log.Log(ctx, fault.LevelNote, "still at work: an image is looked at from its beginning to its end before its device appears, and others are before it, perhaps", "name", e.Label, "image", e.Source)
+			r.Log.Log(ctx, fault.LevelNote, "still at work: an image is checked from beginning to end before its device appears, and others may come first", "name", e.Label, "image", e.Source)
 		})
 		defer say.Stop()
 	}

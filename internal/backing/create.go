@@ -63,7 +63,7 @@ func unnamed(dir *os.File, path string) (*os.File, error) {
 		// ext4, xfs, btrfs and f2fs all have O_TMPFILE since 3.18.
 		return nil, extents.Refuse(path, extents.Problem{
 			Rule:    extents.UnsupportedFS,
-			Message: "the file system has no files without a name (O_TMPFILE)",
+			Message: "the file system does not support files without a name (O_TMPFILE)",
 			Remedy:  advice.CreateElsewhere,
 		})
 	case err != nil:

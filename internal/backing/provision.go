@@ -113,7 +113,7 @@ func leaseGuard(lease *image.Lease, path string) func() error {
 		}
 		return extents.Refuse(path, extents.Problem{
 			Rule:    extents.OpenElsewhere,
-			Message: "somebody opened the file while it was being repaired, so the work stopped there; the content is unharmed",
+			Message: "somebody opened the file while it was being provisioned, so the work stopped there; the content is unharmed",
 			Remedy:  advice.CloseAndProvision,
 		})
 	}

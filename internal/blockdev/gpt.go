@@ -167,7 +167,7 @@ func (d Disk) explainGPT(first []byte) error {
 	}
 	copied := ""
 	if _, err := d.soundGPT(d.lastBlock()); err == nil {
-		copied = "; its copy in the last block is whole, and fdisk writes the first one anew from it (command w) if it is this disk's"
+		copied = "; its copy in the last block is whole, and fdisk writes the first one again from it (command w) if it is this disk's"
 	}
 	if why.missing {
 		return refusal(extents.Remedy{}, "the MBR protects a GPT, and there is none%s", copied)

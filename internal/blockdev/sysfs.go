@@ -32,7 +32,7 @@ func openFolder(sysfs string, number dmtable.Device) (folder, error) {
 	link := filepath.Join(sysfs, "dev", "block", number.String())
 	dir, err := filepath.EvalSymlinks(link)
 	if errors.Is(err, fs.ErrNotExist) {
-		return folder{}, fmt.Errorf("%s is no block device of this machine (no %s): %w", number, link, fs.ErrNotExist)
+		return folder{}, fmt.Errorf("%s is not a block device of this machine (no %s): %w", number, link, fs.ErrNotExist)
 	}
 	if err != nil {
 		return folder{}, err

@@ -142,7 +142,7 @@ func (b Booter) compareAndMap(ctx context.Context, m Manifest, host hostfiles.Bo
 		return nil, err
 	}
 	if diff := want.Diff(live); diff != "" {
-		return []string{"its table is another one than was saved: " + diff}, b.System.Unmap(ctx, st.Name, lifecycle.UnmapOptions{})
+		return []string{"its table is not the one that was saved: " + diff}, b.System.Unmap(ctx, st.Name, lifecycle.UnmapOptions{})
 	}
 	return nil, nil
 }
@@ -154,7 +154,7 @@ func (b Booter) beforeMount(ctx context.Context, m Manifest, device blockdev.Dev
 		return nil, err
 	}
 	if !below.Mapped {
-		return nil, fmt.Errorf("%s is no device-mapper device", shim)
+		return nil, fmt.Errorf("%s is not a device-mapper device", shim)
 	}
 	rec := m.Record
 	if rec.Table, err = m.Table(device.Number); err != nil {

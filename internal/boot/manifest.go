@@ -174,7 +174,7 @@ func (m Manifest) Differences(id image.Identity, layout extents.Layout) []string
 	var found []string
 	id.Major, id.Minor = was.Major, was.Minor // the host may have another number today
 	if id.FileID != was.FileID {
-		found = append(found, "it is another file than the one that was saved")
+		found = append(found, "it is not the file that was saved")
 	}
 	if id.Size != was.Size {
 		found = append(found, fmt.Sprintf("it has %d bytes and had %d", id.Size, was.Size))

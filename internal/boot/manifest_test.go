@@ -138,9 +138,9 @@ func TestDifferences(t *testing.T) {
 		layout extents.Layout
 		want   string
 	}{
-		{image.Identity{FileID: guard.FileID{Inode: 13, Generation: 7, Birth: 99}, Size: 2 << 20}, m.Record.Layout, "another file"},
-		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 8, Birth: 99}, Size: 2 << 20}, m.Record.Layout, "another file"},
-		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 7, Birth: 98}, Size: 2 << 20}, m.Record.Layout, "another file"},
+		{image.Identity{FileID: guard.FileID{Inode: 13, Generation: 7, Birth: 99}, Size: 2 << 20}, m.Record.Layout, "not the file that was saved"},
+		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 8, Birth: 99}, Size: 2 << 20}, m.Record.Layout, "not the file that was saved"},
+		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 7, Birth: 98}, Size: 2 << 20}, m.Record.Layout, "not the file that was saved"},
 		{image.Identity{FileID: guard.FileID{Inode: 12, Generation: 7, Birth: 99}, Size: 1 << 20}, m.Record.Layout, "1048576 bytes and had 2097152"},
 		{same, moved, "lies elsewhere"},
 	} {

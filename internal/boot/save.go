@@ -88,7 +88,7 @@ func shimBase(host record.Base) (dmtable.Device, string) {
 	}
 	segments, err := table.Segments()
 	if err != nil || len(segments) != 1 || segments[0].Start != 0 {
-		return dmtable.Device{}, "the host file system is on " + host.Name + ", which is not one other device from its beginning to its end"
+		return dmtable.Device{}, "the host file system is on " + host.Name + ", which is not one other device from beginning to end"
 	}
 	return segments[0].Device, ""
 }

@@ -63,7 +63,7 @@ func (v *Verity) row(device string, size dmtable.Sectors) (dmtable.Row, error) {
 		return dmtable.Row{}, fmt.Errorf("%q is not a root hash in hexadecimal", v.RootHash)
 	}
 	if v.HashOffset < 0 || v.HashOffset%int64(s.HashBlockSize) != 0 {
-		return dmtable.Row{}, fmt.Errorf("the hash offset %d is no multiple of %d", v.HashOffset, s.HashBlockSize)
+		return dmtable.Row{}, fmt.Errorf("the hash offset %d is not a multiple of %d", v.HashOffset, s.HashBlockSize)
 	}
 	length := dmtable.Sectors(s.DataBlocks * uint64(s.DataBlockSize) / dmtable.SectorSize)
 	if length > size || dmtable.Sectors(v.HashOffset/dmtable.SectorSize) < length {

@@ -22,7 +22,7 @@ func Problems(l extents.Layout, f Facts) []extents.Problem {
 	var out []extents.Problem
 	if !f.NoCOW {
 		out = append(out, extents.Problem{
-			Rule: extents.BtrfsCOW, Message: "btrfs writes the file's blocks anew with every change",
+			Rule: extents.BtrfsCOW, Message: "btrfs writes every change of the file to new blocks",
 		})
 	}
 	if f.Compressed {
@@ -42,7 +42,7 @@ func Problems(l extents.Layout, f Facts) []extents.Problem {
 	}
 	if !f.Sealed {
 		out = append(out, extents.Problem{
-			Rule: extents.Unsealed, Message: "on btrfs nothing but a seal keeps balance, defragmentation and snapshots from the blocks",
+			Rule: extents.Unsealed, Message: "on btrfs only a sealed image is safe from balance, defragmentation and snapshots",
 			Remedy: advice.Seal,
 		})
 	}

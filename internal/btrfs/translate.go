@@ -51,7 +51,7 @@ func (e *ProfileError) Error() string {
 	if p := e.Chunk.Type.Profile(); p != "single" {
 		return fmt.Sprintf("byte %d of the file lies in a chunk of the %s profile", e.Extent.Logical, p)
 	}
-	return fmt.Sprintf("byte %d of the file lies in a chunk that is no data chunk on the one device", e.Extent.Logical)
+	return fmt.Sprintf("byte %d of the file lies in a chunk that is not a data chunk on the one device", e.Extent.Logical)
 }
 
 func usable(c Chunk, dev Device) *ProfileError {

@@ -59,7 +59,7 @@ func (c *Claim) Take(lift func() error) error {
 	err = swap.Claim(c.Image.File())
 	switch {
 	case errors.Is(err, swap.ErrActive): // somebody else's swapon since we asked
-		return c.refuse("somebody else gave the image to the kernel as a swap file in this very moment", advice.SeeSwapon)
+		return c.refuse("somebody else has just made the image a swap file", advice.SeeSwapon)
 	case err != nil:
 		return err
 	}
@@ -67,7 +67,7 @@ func (c *Claim) Take(lift func() error) error {
 		return errors.Join(err, c.End())
 	}
 	if h, err := swap.HibernationConfigured(); err == nil && h.Configured {
-		c.Log.Warn("this system is set up to suspend to disk and may pick the page of swap in the image, on which that fails: name the right swap area and its offset on the kernel command line (resume=, resume_offset=)",
+		c.Log.Warn("this system is set up to suspend to disk and may pick the page of swap in the image, where that fails: name the right swap area and its offset on the kernel command line (resume=, resume_offset=)",
 			"image", c.Image.Path(), "found", h.Where)
 	}
 	return nil
@@ -94,7 +94,7 @@ func (c *Claim) prove() (*image.Lease, []byte, error) {
 		}
 		if time.Now().After(end) {
 			return nil, nil, extents.Refuse(c.Image.Path(), extents.Problem{Rule: extents.OpenElsewhere,
-				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners})
+				Message: "somebody keeps opening the file", Remedy: advice.SeeOpeners})
 		}
 	}
 }
@@ -103,7 +103,7 @@ func (c *Claim) prove() (*image.Lease, []byte, error) {
 func (c *Claim) header() ([]byte, error) {
 	header, record, err := seal.ReadHeader(c.Image.File())
 	if err == nil && c.Want != nil && record != *c.Want {
-		err = fmt.Errorf("%s: the record in page 0 is another one than a moment ago", c.Image.Path())
+		err = fmt.Errorf("%s: the record in page 0 has just changed", c.Image.Path())
 	}
 	if err != nil {
 		return nil, c.refuse(err.Error(), advice.StopWriters)
@@ -128,7 +128,7 @@ func (c *Claim) Verify() error {
 func (c *Claim) verify(header []byte) error {
 	area, err := swap.Area(c.Image.File())
 	if err != nil {
-		return c.refuse("it cannot be told how much of the image the kernel took: "+err.Error(), advice.MapByItsPath)
+		return c.refuse("cannot tell how much of the image the kernel took: "+err.Error(), advice.MapByItsPath)
 	}
 	if page := int64(os.Getpagesize()); area.Size != page {
 		return c.refuse(fmt.Sprintf("the kernel took %d bytes of the image as swap space instead of one page of %d: somebody changed its header meanwhile", area.Size, page),

@@ -38,7 +38,7 @@ func Exposed(f image.Facts, gated bool) *extents.Problem {
 	case !strangers:
 		remedy = advice.Chmod600
 	}
-	return problem(fmt.Sprintf("the kernel pages memory of any process to a sealed image, and others than root may open this one (owner %d, mode %04o)", f.Owner, f.Mode),
+	return problem(fmt.Sprintf("the kernel pages memory of any process to a sealed image, and users other than root may open this one (owner %d, mode %04o)", f.Owner, f.Mode),
 		remedy)
 }
 

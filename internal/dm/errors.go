@@ -67,7 +67,7 @@ var meanings = map[cause]meaning{
 	{"", unix.EACCES}: {ErrPermission, "it takes root in the initial user namespace"},
 	{"", unix.EPERM}:  {ErrPermission, "it takes root in the initial user namespace"},
 	{"", unix.ENOTTY}: {ErrUnsupported, "the kernel does not know this request"},
-	{"", unix.ENOMEM}: {nil, "the kernel has not enough memory"},
+	{"", unix.ENOMEM}: {nil, "the kernel does not have enough memory"},
 
 	{"open", unix.ENOENT}: {ErrNoDeviceMapper, "is the module dm-mod loaded?"},
 	{"open", unix.ENODEV}: {ErrNoDeviceMapper, "is the module dm-mod loaded?"},
@@ -79,7 +79,7 @@ var meanings = map[cause]meaning{
 	{"DM_DEV_CREATE", unix.EINVAL}: {nil, "the kernel does not accept the name"},
 
 	{"DM_TABLE_LOAD", unix.EBUSY}:     {ErrBusy, "a device that the table names is in exclusive use, for example mounted"},
-	{"DM_TABLE_LOAD", unix.EINVAL}:    {nil, "the kernel does not accept the table; its log tells why"},
+	{"DM_TABLE_LOAD", unix.EINVAL}:    {nil, "the kernel does not accept the table; its log says why"},
 	{"DM_TABLE_LOAD", unix.EOVERFLOW}: {nil, "the table has too many rows"},
 	{"DM_TABLE_LOAD", unix.EPERM}:     {ErrPermission, "the device cgroup of this service may forbid the base device"},
 	{"DM_TABLE_LOAD", unix.EACCES}:    {nil, "a device that the table names is read-only"},

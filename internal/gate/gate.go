@@ -37,7 +37,7 @@ func linksFolder() string {
 var ErrNotLoaded = errors.New("no gate is loaded")
 
 // ErrOtherFormat means that another version of dmloop's gate is in force, which this one cannot read.
-var ErrOtherFormat = errors.New("the gate of another version of dmloop is in force: unmap what it guards with that version, or take it away (dmloop gate --clear)")
+var ErrOtherFormat = errors.New("the gate of another version of dmloop is in force: unmap what it guards with that version, or remove it (dmloop gate --clear)")
 
 // Gate is the gate in force. Its methods are for one goroutine at a time.
 type Gate struct {

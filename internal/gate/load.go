@@ -125,7 +125,7 @@ func load() error {
 	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared,
 		Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
 	if err != nil {
-		return fmt.Errorf("the kernel does not take the gate's programs: %w", err)
+		return fmt.Errorf("the kernel does not accept the gate's programs: %w", err)
 	}
 	defer loaded.Close()
 	if len(maps) == 0 {
@@ -150,7 +150,7 @@ func forThisKernel(spec *ebpf.CollectionSpec, kernel *btf.Spec) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("the kernel has not the hook %s: %w", hook.function, err)
+			return fmt.Errorf("the kernel does not have the hook %s: %w", hook.function, err)
 		}
 		proto, ok := f.Type.(*btf.FuncProto)
 		if !ok {

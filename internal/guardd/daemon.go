@@ -1,8 +1,8 @@
 // Package guardd is the guard's process: it watches every mapping of a state
 // folder, serves the clients of its socket, and carries out what package guard
-// decides. There is one per state folder.
+// decides. There is one per state directory.
 //
-// It never waits for the state folder's lock on the way to an answer or a
+// It never waits for the state directory's lock on the way to an answer or a
 // tear-down: map and unmap hold that lock while they wait for the guard. Records are
 // brought up to date afterwards, by a goroutine of their own.
 package guardd
@@ -32,7 +32,7 @@ import (
 	"dmloop/internal/watch"
 )
 
-// ErrRunning says that another guard holds the lock of the state folder.
+// ErrRunning says that another guard holds the lock of the state directory.
 var ErrRunning = errors.New("a guard is running already")
 
 // Mapper is what the guard does with device-mapper.

@@ -29,7 +29,7 @@ func TestTearDownAndRecord(t *testing.T) {
 	}
 	r.await("the error table", r.tornDown)
 	r.await("the record", func() bool { return r.record().State == guard.Failed })
-	if m := r.record(); !strings.Contains(m.Reason, "4096 bytes, mapped were 65536 (resized)") {
+	if m := r.record(); !strings.Contains(m.Reason, "4096 bytes, and had 65536 when it was mapped (resized)") {
 		t.Errorf("the reason is %q", m.Reason)
 	}
 	st, err := c.Status(t.Context())

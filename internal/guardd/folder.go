@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// folderTick is how often the guard looks whether what it has in the state folder is
+	// folderTick is how often the guard looks whether what it has in the state directory is
 	// still there, in case that nothing told it.
 	folderTick = 2 * time.Second
 	// folderPatience bounds how long it waits for the lock of a command then.
 	folderPatience = 2 * time.Second
 )
 
-// home is what the guard has in the state folder.
+// home is what the guard has in the state directory.
 type home struct {
 	lock     *os.File
 	listener *net.UnixListener
@@ -33,7 +33,7 @@ type home struct {
 	trouble  string        // what could not be made again, as it was logged
 }
 
-// live serves clients until ctx ends, and looks after the state folder meanwhile: when
+// live serves clients until ctx ends, and looks after the state directory meanwhile: when
 // somebody empties or removes it, a guard that nobody can reach would go on denying every
 // open of the images.
 func (d *Daemon) live(ctx context.Context, h *home, lost chan struct{}) error {
@@ -72,7 +72,7 @@ func (d *Daemon) live(ctx context.Context, h *home, lost chan struct{}) error {
 			trouble = err.Error()
 		}
 		if trouble != h.trouble && trouble != "" && ctx.Err() == nil {
-			d.Log.Error("the state folder was emptied or removed, and the guard cannot make all of it again", "error", trouble)
+			d.Log.Error("the state directory was emptied or removed, and the guard cannot make all of it again", "error", trouble)
 		}
 		h.trouble = trouble
 	}
@@ -88,7 +88,7 @@ func (d *Daemon) watchFolder(h *home, lost chan<- struct{}) {
 		}
 	})
 	if err != nil {
-		d.Log.Warn("what killed commands leave is found when the guard starts only", "error", err)
+		d.Log.Warn("what killed commands leave is found only when the guard starts", "error", err)
 		return
 	}
 	h.watch = folder
@@ -108,7 +108,7 @@ func (d *Daemon) mend(ctx context.Context, h *home, serve func(*net.UnixListener
 		if err := d.store.Reopen(); err != nil {
 			return err
 		}
-		d.Log.Error("the state folder was removed or replaced; the guard goes on with the one that is there now", "folder", d.Dir)
+		d.Log.Error("the state directory was removed or replaced; the guard goes on with the one that is there now", "folder", d.Dir)
 		d.watchFolder(h, lost)
 	}
 	if now, err := os.Lstat(filepath.Join(d.Dir, guardrpc.LockName)); err != nil || !sameOpen(h.lock, now) {
@@ -127,7 +127,7 @@ func (d *Daemon) mend(ctx context.Context, h *home, serve func(*net.UnixListener
 			return err
 		}
 		serve(h.listener)
-		d.Log.Error("the guard's socket was removed from the state folder; it serves on a new one", "folder", d.Dir)
+		d.Log.Error("the guard's socket was removed from the state directory; it serves on a new one", "folder", d.Dir)
 	}
 	return d.recordAgain(ctx)
 }
@@ -181,7 +181,7 @@ func (d *Daemon) recordAgain(ctx context.Context) error {
 		if err := d.store.Save(m); err != nil {
 			return err
 		}
-		d.Log.Error("the record of a mapping was removed from the state folder; the guard wrote it again", "mapping", name)
+		d.Log.Error("the record of a mapping was removed from the state directory; the guard wrote it again", "mapping", name)
 	}
 	return nil
 }

@@ -219,7 +219,7 @@ func (d *Daemon) Check(ctx context.Context, name string) (guardrpc.MappingState,
 	ctx, cancel := context.WithTimeout(ctx, guard.StuckAfter)
 	defer cancel()
 	if _, err := m.watch.Check(ctx); err != nil {
-		return guardrpc.MappingState{}, fmt.Errorf("%s: no check came to an end: %w", name, err)
+		return guardrpc.MappingState{}, fmt.Errorf("%s: no check was completed: %w", name, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

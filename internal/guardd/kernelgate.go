@@ -95,7 +95,7 @@ func (d *Daemon) followKernelGate(ctx context.Context) {
 			err = errors.Join(again, err, g.Close())
 		}
 		if err != nil && !errors.Is(err, gate.ErrNotLoaded) && ctx.Err() == nil {
-			d.Log.Warn("what the gate refuses is not told", "error", err)
+			d.Log.Warn("refusals by the gate are not reported", "error", err)
 		}
 		select {
 		case <-ctx.Done():

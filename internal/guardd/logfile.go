@@ -17,7 +17,7 @@ import (
 // folder is in memory.
 const logSize = 1 << 20
 
-// LogWriter returns w, which a guard of the state folder dir logs to. When that is the
+// LogWriter returns w, which a guard of the state directory dir logs to. When that is the
 // log file of a detached guard, the writer keeps it from growing without end.
 func LogWriter(dir string, w io.Writer) io.Writer {
 	path := filepath.Join(dir, guardrpc.LogName)

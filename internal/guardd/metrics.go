@@ -172,7 +172,7 @@ func listenMetrics(where string) (net.Listener, error) {
 		return nil, fmt.Errorf("%w: %w", ErrMetricsAddress, err)
 	}
 	if !addr.IP.IsLoopback() {
-		return nil, fmt.Errorf("%w: %s is no loopback address", ErrMetricsAddress, where)
+		return nil, fmt.Errorf("%w: %s is not a loopback address", ErrMetricsAddress, where)
 	}
 	return net.ListenTCP("tcp", addr)
 }

@@ -29,7 +29,7 @@ func peerUser(conn net.Conn) (uid int, err error) {
 	own, ok := conn.LocalAddr().(*net.TCPAddr)
 	peer, okPeer := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok || !okPeer {
-		return 0, fmt.Errorf("%s is no TCP address", conn.RemoteAddr())
+		return 0, fmt.Errorf("%s is not a TCP address", conn.RemoteAddr())
 	}
 	for path, form := range map[string]func(net.IP) net.IP{"/proc/net/tcp": net.IP.To4, "/proc/net/tcp6": net.IP.To16} {
 		if form(own.IP) == nil || form(peer.IP) == nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // recorder brings records up to date with what the guard found. It waits for the
-// state folder's lock as long as it takes, in a goroutine of its own.
+// state directory's lock as long as it takes, in a goroutine of its own.
 type recorder struct {
 	store  *record.Store
 	log    *slog.Logger

@@ -21,7 +21,7 @@ import (
 	"dmloop/internal/record"
 )
 
-// rig is a state folder, an image and a fake device-mapper with its mapping.
+// rig is a state directory, an image and a fake device-mapper with its mapping.
 type rig struct {
 	t      *testing.T
 	dir    string

@@ -26,7 +26,7 @@ const (
 // Client is a connection to a running guard. It is for one goroutine.
 type Client struct{ c *conn }
 
-// Dial connects to the guard of the state folder dir. The error wraps ErrNoGuard
+// Dial connects to the guard of the state directory dir. The error wraps ErrNoGuard
 // when none runs there.
 func Dial(ctx context.Context, dir string) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)

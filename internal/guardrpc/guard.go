@@ -12,7 +12,7 @@ import (
 // ErrNotWatched says that no guard watches the image.
 var ErrNotWatched = errors.New("no guard watches the image")
 
-// Guard is the guard of one state folder, whichever process that is. It keeps one
+// Guard is the guard of one state directory, whichever process that is. It keeps one
 // connection, since what was prepared stays so only while that is open, and makes it
 // when it is first needed. What a guard refuses is an *Error.
 type Guard struct {
@@ -20,7 +20,7 @@ type Guard struct {
 	client *Client
 }
 
-// NewGuard returns the guard of the state folder dir. Nothing is asked yet.
+// NewGuard returns the guard of the state directory dir. Nothing is asked yet.
 func NewGuard(dir string) *Guard { return &Guard{dir: dir} }
 
 // Ensure starts a guard when none runs, and connects.

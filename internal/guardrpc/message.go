@@ -1,5 +1,5 @@
 // Package guardrpc is how dmloop's commands talk to their guard: the client, the
-// protocol and the server's transport, over a unix socket in the state folder.
+// protocol and the server's transport, over a unix socket in the state directory.
 //
 // A request is one line of JSON, and so is its answer; a descriptor travels beside
 // a line (SCM_RIGHTS). A connection has one request under way at a time. What a
@@ -15,7 +15,7 @@ import (
 	"dmloop/internal/record"
 )
 
-// SocketName, LockName and LogName are the files of the guard in the state folder; the
+// SocketName, LockName and LogName are the files of the guard in the state directory; the
 // log's older generation has OldLog after its name.
 const (
 	SocketName = "guard.sock"

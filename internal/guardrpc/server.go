@@ -49,7 +49,7 @@ var ErrEnding = errors.New("the guard is about to end")
 // Session is one client's connection.
 type Session struct{ PID int }
 
-// Listen makes the guard's socket in the state folder dir. Whoever calls it must
+// Listen makes the guard's socket in the state directory dir. Whoever calls it must
 // hold the guard's lock: a socket file that is there is a dead guard's.
 func Listen(dir string) (*net.UnixListener, error) {
 	path := filepath.Join(dir, SocketName)

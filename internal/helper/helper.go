@@ -28,7 +28,7 @@ func Find(name string) (string, error) { return find(Folders, name, 0) }
 
 func find(folders []string, name string, root uint32) (string, error) {
 	if name == "" || strings.ContainsRune(name, '/') {
-		return "", fmt.Errorf("%q is no program's name", name)
+		return "", fmt.Errorf("%q is not the name of a program", name)
 	}
 	for _, folder := range folders {
 		path := filepath.Join(folder, name)

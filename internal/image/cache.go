@@ -33,7 +33,7 @@ func (c CacheState) Problems() []extents.Problem {
 	}
 	message := fmt.Sprintf("%d pages of the file in memory are changed and %d are being written, even after a flush: somebody writes to it", c.Dirty, c.Writeback)
 	if !c.Exact {
-		message = fmt.Sprintf("%d pages of the file stay in memory, and this kernel does not tell whether they are changed", c.Cached)
+		message = fmt.Sprintf("%d pages of the file stay in memory, and this kernel does not say whether they are changed", c.Cached)
 	}
 	return []extents.Problem{{
 		Rule:    extents.DirtyCache,

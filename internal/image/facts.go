@@ -144,7 +144,7 @@ func (i *Image) common() (Facts, error) {
 		Attributes: st.Attributes & st.Attributes_mask,
 	}
 	if st.Mask&unix.STATX_MNT_ID == 0 {
-		return Facts{}, fmt.Errorf("%s: the kernel does not tell the mount of a file (needs Linux 5.8)", i.Path())
+		return Facts{}, fmt.Errorf("%s: the kernel does not say on which mount a file is (needs Linux 5.8)", i.Path())
 	}
 	mount, found, err := readMount(st.Mnt_id)
 	if err != nil {

@@ -94,7 +94,7 @@ func provisioned(fd int) *extents.Problem {
 		if args := strings.Split(string(line), "\x00"); err == nil && pid != os.Getpid() && slices.Contains(args[1:], "provision") {
 			return &extents.Problem{
 				Rule:    extents.OpenElsewhere,
-				Message: fmt.Sprintf("dmloop provision is at work on it (process %d), and would stop at an open", pid),
+				Message: fmt.Sprintf("dmloop provision is working on it (process %d), and would stop if somebody opened it", pid),
 				Remedy:  advice.AwaitProvision,
 			}
 		}

@@ -42,7 +42,7 @@ func (m Mount) refused() (reason string, remedy extents.Remedy) {
 		return unrecovered("rescue=" + rescue)
 	}
 	if value := m.superValue("checkpoint"); strings.HasPrefix(value, "disable") { // f2fs, with the space that it may hide
-		return "is mounted with checkpoint=disable: after a power cut it is again what it was before, without the files that were made since",
+		return "is mounted with checkpoint=disable: after a power cut it goes back to what it was before, without the files that were made since",
 			advice.EnableCheckpoint.Of(m.Point)
 	}
 	for _, option := range []string{"emergency_ro", "shutdown"} { // ext4 since about 6.14
@@ -54,7 +54,7 @@ func (m Mount) refused() (reason string, remedy extents.Remedy) {
 }
 
 func unrecovered(option string) (reason string, remedy extents.Remedy) {
-	return fmt.Sprintf("is mounted without recovery (%s), and by its journal the blocks may be another file's", option),
+	return fmt.Sprintf("is mounted without recovery (%s), and by the journal that was not read its blocks may be another file's", option),
 		advice.MountWithoutOption
 }
 

@@ -65,7 +65,7 @@ func (f Facts) FolderProblems() []extents.Problem {
 
 func (f Facts) multiDevice() extents.Problem {
 	return extents.Problem{Rule: extents.MultiDevice, Message: fmt.Sprintf(
-		"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)}
+		"the %s file system keeps data on %d devices, and an extent does not say on which of them it lies", f.Filesystem, f.Devices.Count)}
 }
 
 // Unfit reads the attributes of the inode afresh and returns every one that makes the
@@ -141,7 +141,7 @@ func (f Facts) unsupportedReason() (reason string, remedy extents.Remedy) {
 	case kind == "" && fstype.Of(f.Filesystem).Known():
 		return fmt.Sprintf("the mount says %s, but the file itself is on another file system (0x%x)", f.Filesystem, f.Magic), move
 	case kind == "":
-		return fmt.Sprintf("the file system is %s, and only %s can be mapped from", f.Filesystem, fstype.Names()), move
+		return fmt.Sprintf("the file system is %s, and only images on %s can be mapped", f.Filesystem, fstype.Names()), move
 	case mounted != "":
 		return fmt.Sprintf("the %s file system %s", f.Filesystem, mounted), remount
 	case fstype.Of(kind).OwnAddresses: // it has rules of its own (package btrfs)

@@ -187,7 +187,7 @@ func (r *resolver) trust(link unix.Stat_t, name string) error {
 	}
 	return extents.Refuse(r.path, extents.Problem{
 		Rule: extents.NotRegular,
-		Message: fmt.Sprintf("the symbolic link %s is not followed: it belongs to user %d, and others than its owner (user %d) can write to the folder that it is in",
+		Message: fmt.Sprintf("the symbolic link %s is not followed: it belongs to user %d, and others besides its owner (user %d) can write to the directory that it is in",
 			strings.TrimSuffix(at, "/")+"/"+name, link.Uid, dir.Uid),
 		Remedy: advice.FollowedLink,
 	})

@@ -185,7 +185,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 		}
 		if !active {
 			return fault.Refuse(m.Name, []extents.Problem{{Rule: extents.Unpinnable,
-				Message: m.Image.Filesystem + " may move the image when the kernel takes it for swap, which must not happen below a live mapping",
+				Message: m.Image.Filesystem + " may move the image when the kernel takes it as swap, which must not happen below a live mapping",
 				Remedy:  advice.MapAgain}})
 		}
 	}
@@ -264,7 +264,7 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 		return fault.Wrap(m.Name, "", pinningError(m.Image.Path, err))
 	}
 	if err := s.proveAgain(ctx, t.store, m, img); err != nil {
-		s.log.Warn("the kernel let go of the image, and somebody else has it open", "mapping", m.Name, "error", err)
+		s.log.Warn("the kernel released the image, and somebody else has it open", "mapping", m.Name, "error", err)
 	}
 	return nil
 }

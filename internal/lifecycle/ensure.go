@@ -86,7 +86,7 @@ func (s *System) shimIs(conn *mapper.Mapper, path, name string) (bool, error) {
 	shows, err := table.Segments()
 	same := err == nil && len(shows) == 1 && shows[0].Device == dev && shows[0].Start == 0 && shows[0].Length <= size // the device may have grown
 	if !strings.HasPrefix(info.UUID, record.ShimPrefix) || !same || info.Suspended {
-		return false, &fault.Error{Class: fault.Busy, Subject: name, Message: "a device-mapper device of this name exists and is no shim of " + path,
+		return false, &fault.Error{Class: fault.Busy, Subject: name, Message: "a device-mapper device of this name exists and is not a shim of " + path,
 			Remedy: advice.SeeTable.Of(name)}
 	}
 	return true, nil

@@ -19,7 +19,7 @@ import (
 	"dmloop/internal/record"
 )
 
-// world is a System on a device-mapper in memory and a state folder of its own.
+// world is a System on a device-mapper in memory and a state directory of its own.
 // Image files are real; nothing of them is ever pinned here.
 type world struct {
 	*System

@@ -71,7 +71,7 @@ func (f *faulty) next(dir string, n int) *System {
 	return NewSystem(dir, slog.New(slog.NewTextHandler(io.Discard, nil))).WithConn(dm.NewConn(f.exchange))
 }
 
-// scene is an image on a host, and the state folder.
+// scene is an image on a host, and the state directory.
 type scene struct{ dir, image string }
 
 func newScene(t *testing.T, fstype string, seal bool) scene {

@@ -134,7 +134,7 @@ func findByImage(store *record.Store, id image.Identity) (record.Record, error) 
 		case observe.TheSame:
 			return store.Load(name)
 		case observe.Untold:
-			missing = &fault.Error{Class: fault.Failed, Message: "whether it is the image of the mapping " + m.Name + " cannot be told: " + why.Error(),
+			missing = &fault.Error{Class: fault.Failed, Message: "cannot tell whether it is the image of the mapping " + m.Name + ": " + why.Error(),
 				Remedy: advice.UnmountCopy.Of(m.Name)}
 		}
 	}

@@ -110,7 +110,7 @@ func (s *System) imageFree(store *record.Store, found *image.Found) error {
 		return untold
 	}
 	if err != nil {
-		return unusableRecord(store, path, "whether it is mapped already cannot be told", err)
+		return unusableRecord(store, path, "cannot tell whether it is mapped already", err)
 	}
 	return &fault.Error{Class: fault.Busy, Subject: path, Message: fmt.Sprintf("mapped already as %s", m.Name), Remedy: advice.SeeStatus.Of(m.Name)}
 }

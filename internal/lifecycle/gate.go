@@ -159,7 +159,7 @@ func (s *System) ungate(ctx context.Context, m record.Record) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("the gate goes on to guard the image: %w", err)
+		return fmt.Errorf("the gate still guards the image: %w", err)
 	}
 	defer g.Close() //nolint:errcheck // nothing is lost
 	e, err := observe.GuardedImage(m)
@@ -171,7 +171,7 @@ func (s *System) ungate(ctx context.Context, m record.Record) error {
 		err = g.Unload()
 	}
 	if err != nil && !errors.Is(err, gate.ErrNotLoaded) {
-		return fmt.Errorf("the gate goes on to guard the image: %w", err)
+		return fmt.Errorf("the gate still guards the image: %w", err)
 	}
 	return nil
 }
@@ -205,7 +205,7 @@ func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Ga
 		return err
 	}
 	if gone > 0 {
-		s.log.Info("the gate guarded what is mapped no more", "mappings", gone)
+		s.log.Info("the gate guarded what is no longer mapped", "mappings", gone)
 	}
 	if left == 0 && s.guard.watched(ctx) == nil {
 		return g.Unload()

@@ -286,7 +286,7 @@ func judgeArea(st *Status, img *image.Image, now []pin.Kind) {
 // nobody else says it.
 func (s *Status) deleted() {
 	if s.State == guard.Healthy || s.State == guard.Weakened {
-		s.State, s.Reason = guard.Stale, "the image was deleted: its blocks are the file system's again as soon as nobody has it open"
+		s.State, s.Reason = guard.Stale, "the image was deleted: the file system takes its blocks back as soon as nobody has it open"
 	}
 }
 

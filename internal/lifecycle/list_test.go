@@ -46,7 +46,7 @@ func TestListWithoutAnything(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if _, err := os.Stat(s.stateDir); err == nil {
-		t.Error("listing made the state folder")
+		t.Error("listing made the state directory")
 	}
 }
 
@@ -251,7 +251,7 @@ func TestListOfAnOrphanByName(t *testing.T) {
 	}
 	gone := NewSystem(filepath.Join(t.TempDir(), "none"), nil).WithConn(w.kernel.Conn())
 	if all, err := gone.List(background(t)); err != nil || len(all) != 2 {
-		t.Errorf("without a state folder: %+v, %v", all, err)
+		t.Errorf("without a state directory: %+v, %v", all, err)
 	}
 	if err := w.fresh().Unmap(background(t), "/dev/mapper/image", UnmapOptions{}); err != nil {
 		t.Error(err)

@@ -80,7 +80,7 @@ func loopContent(img *image.Image, o survey.Options) (extents.Layout, error) {
 			return extents.Layout{}, err
 		}
 	case st.Kind != seal.Plain:
-		return extents.Layout{}, errors.New("a seal or unseal of the image was cut off: dmloop seal finishes it")
+		return extents.Layout{}, errors.New("a seal or unseal of the image was interrupted: dmloop seal finishes it")
 	}
 	length, err := o.Window.Of(img.Path(), content.Size)
 	if err != nil {
@@ -102,7 +102,7 @@ func (s *System) overLoop(file *os.File, name, uuid string, content extents.Layo
 	segments := make([]dmtable.Segment, 0, len(content.Extents))
 	for _, e := range content.Extents {
 		if e.Physical%dmtable.SectorSize != 0 || e.Length%dmtable.SectorSize != 0 {
-			err = fmt.Errorf("bytes %d-%d are no whole sectors", e.Logical, e.Logical+e.Length-1)
+			err = fmt.Errorf("bytes %d-%d are not whole sectors", e.Logical, e.Logical+e.Length-1)
 		}
 		segments = append(segments, dmtable.Segment{Device: loop.Number,
 			Start: dmtable.Sectors(e.Physical / dmtable.SectorSize), Length: dmtable.Sectors(e.Length / dmtable.SectorSize)})

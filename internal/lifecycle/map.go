@@ -249,7 +249,7 @@ func (j *mapJob) record(context.Context) error {
 // loadTable creates the device and gives it the table; no I/O can reach it yet.
 func (j *mapJob) loadTable(context.Context) error {
 	if n := len(j.m.Table); survey.CostlyFlushes(n) {
-		j.log.Warn("before Linux 6.11 every flush of the device is sent once for each row of its table; an image in fewer pieces is faster",
+		j.log.Warn("before Linux 6.11 every flush of the device is sent once for each row of its table; an image with fewer extents is faster",
 			"image", j.survey.Path, "rows", n)
 	}
 	info, err := j.conn.Create(j.m.Name, j.m.UUID)

@@ -72,7 +72,7 @@ func openError(path string, err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return &fault.Error{Class: fault.NotFound, Subject: path, Message: "no such file"}
 	case errors.Is(err, fs.ErrPermission) && unix.Geteuid() == 0:
-		return &fault.Error{Class: fault.NotPermitted, Subject: path, Message: "somebody denies root to open it, a guard that this command does not reach most likely",
+		return &fault.Error{Class: fault.NotPermitted, Subject: path, Message: "root is not allowed to open it, most likely by a guard that this command does not reach",
 			Remedy: advice.ReachGuard}
 	case errors.Is(err, fs.ErrPermission):
 		return &fault.Error{Class: fault.NotPermitted, Subject: path, Message: "not permitted to open it", Remedy: fault.Permission(fault.CapFiles)}

@@ -134,7 +134,7 @@ func (j *mapJob) proveAlone(ctx context.Context) error {
 		}
 		if time.Now().After(end) {
 			return fault.Refuse(j.survey.Path, []extents.Problem{{Rule: extents.OpenElsewhere,
-				Message: "somebody opens the file again and again", Remedy: advice.SeeOpeners}})
+				Message: "somebody keeps opening the file", Remedy: advice.SeeOpeners}})
 		}
 	}
 }

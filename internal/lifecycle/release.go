@@ -33,12 +33,12 @@ func (s *System) finish(ctx context.Context, store *record.Store, m *record.Reco
 	return errors.Join(err, s.unlessFull(m.Name, store.Save(*m)))
 }
 
-// unlessFull lets a release go on where a full state folder takes no new record: the old
+// unlessFull lets a release go on where a full state directory takes no new record: the old
 // one stays, and to delete it takes no space. A command that is killed then leaves a
 // record that says less, of a device that is gone; the next unmap of it goes on.
 func (s *System) unlessFull(name string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		s.log.Warn("the state folder is full: the record does not say that the mapping is being released", "mapping", name, "folder", s.stateDir)
+		s.log.Warn("the state directory is full: the record does not say that the mapping is being released", "mapping", name, "folder", s.stateDir)
 		return nil
 	}
 	return err
@@ -171,14 +171,14 @@ func (s *System) keep(ctx context.Context, store *record.Store, m record.Record)
 	}
 	m.State, m.Reason = guard.Healthy, ""
 	if !live.Equal(m.Table) {
-		m.State, m.Reason = guard.Failed, "an unmap was cut off, and the device has not the table of the mapping"
+		m.State, m.Reason = guard.Failed, "an unmap was interrupted, and the device does not have the table of the mapping"
 	} else if v := s.verify(ctx, m); v.State != guard.Healthy {
-		m.State, m.Reason = v.State, "an unmap was cut off, and the mapping is not as it was recorded: "+v.Reason
+		m.State, m.Reason = v.State, "an unmap was interrupted, and the mapping is not as it was recorded: "+v.Reason
 	}
 	if err := store.SaveHead(m); err != nil {
 		return err
 	}
-	s.log.Warn("an unmap was cut off, and the device is in use: the mapping stays", "mapping", m.Name, "state", m.State)
+	s.log.Warn("an unmap was interrupted, and the device is in use: the mapping stays", "mapping", m.Name, "state", m.State)
 	if s.guard.Guard == nil || !m.Guard || m.State == guard.Failed {
 		return nil
 	}

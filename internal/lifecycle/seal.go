@@ -65,12 +65,12 @@ func claimError(path string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, swap.ErrNoSlot):
-		return problem("the kernel has no place for one more swap file (22 to 28 fit, by its configuration)",
+		return problem("the kernel has no room for another swap file (22 to 28 fit, depending on its configuration)",
 			advice.FreeSwapPlace)
 	case errors.Is(err, swap.ErrRecovered):
 		// f2fs, seen on 7.3: a file that the mount after a crash recovered has no cache
 		// of extents until it is read anew (f2fs_precache_extents in fs/f2fs/file.c).
-		return problem("the kernel does not take the image as a swap file, perhaps since a mount after a crash recovered it",
+		return problem("the kernel does not accept the image as a swap file, perhaps because a mount after a crash recovered it",
 			advice.ReadAnew)
 	case errors.Is(err, swap.ErrBusy):
 		return &fault.Error{Class: fault.Busy, Subject: path, Message: "the file system is busy with a change that excludes swap files (on btrfs a balance, or a device that is added, removed or resized)", Err: err,
@@ -78,7 +78,7 @@ func claimError(path string, err error) error {
 	case errors.Is(err, swap.ErrNoSwap):
 		return &fault.Error{Class: fault.KernelLacks, Subject: path, Message: "this kernel has no swap (CONFIG_SWAP)", Err: err}
 	case errors.Is(err, swap.ErrRefused):
-		return problem("the kernel does not take the image as a swap file", advice.SeeKernelLog)
+		return problem("the kernel does not accept the image as a swap file", advice.SeeKernelLog)
 	}
 	return err
 }

@@ -21,10 +21,10 @@ func TestClaimErrors(t *testing.T) {
 		class fault.Class
 		words []string // of message and hint
 	}{
-		{claimError, swap.ErrNoSlot, unix.EPERM, fault.NotMappable, []string{"unpinnable", "no place for one more swap file", string(advice.FreeSwapPlace.Way)}},
+		{claimError, swap.ErrNoSlot, unix.EPERM, fault.NotMappable, []string{"unpinnable", "no room for another swap file", string(advice.FreeSwapPlace.Way)}},
 		{claimError, swap.ErrNoSwap, unix.ENOSYS, fault.KernelLacks, []string{"CONFIG_SWAP"}},
 		{claimError, swap.ErrBusy, unix.EBUSY, fault.Busy, []string{"balance", string(advice.WaitForBalance.Way)}},
-		{claimError, swap.ErrRefused, unix.EINVAL, fault.NotMappable, []string{"unpinnable", "does not take the image", string(advice.SeeKernelLog.Way)}},
+		{claimError, swap.ErrRefused, unix.EINVAL, fault.NotMappable, []string{"unpinnable", "does not accept the image", string(advice.SeeKernelLog.Way)}},
 		{claimError, swap.ErrRecovered, unix.EOPNOTSUPP, fault.NotMappable, []string{"unpinnable", "crash", string(advice.ReadAnew.Way)}},
 		{claimError, swap.ErrReadOnlyFS, unix.EROFS, fault.Failed, []string{"read-only"}},
 		{releaseError, swap.ErrNoMemory, unix.ENOMEM, fault.Failed, []string{"cannot be read back", string(advice.FreeMemory.Way)}},

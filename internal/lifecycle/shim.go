@@ -156,7 +156,7 @@ func (s *System) dropHalfMade(conn *mapper.Mapper, name string) error {
 	if err != nil || !halfMade(info) {
 		return nil // the next steps say so
 	}
-	s.log.Warn("a shim that was not finished is made anew", "shim", name)
+	s.log.Warn("a shim that was not finished is made again", "shim", name)
 	_, err = conn.RemoveDevice(name, info.UUID)
 	return fault.Wrap(name, "removing a shim that was not finished", err)
 }

@@ -60,7 +60,7 @@ func (s *System) WithConn(conn *dm.Conn) *System {
 // Close gives back what was opened, the connection to the guard with it.
 func (s *System) Close() error {
 	if err := gate.Leave(); err != nil {
-		s.log.Debug("the gate goes on to let this process pass", "error", err)
+		s.log.Debug("the gate still lets this process pass", "error", err)
 	}
 	if s.guard.Guard != nil {
 		s.guard.Close()
@@ -130,7 +130,7 @@ func (s *System) DeviceMapperVersion() (string, error) {
 	return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]), nil
 }
 
-// openStore opens the state folder, making it when create is set. Without create,
+// openStore opens the state directory, making it when create is set. Without create,
 // a folder that was never made gives a nil store: there are no mappings.
 func (s *System) openStore(create bool) (*record.Store, error) {
 	store, err := record.Open(s.stateDir, create)

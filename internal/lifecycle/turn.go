@@ -14,7 +14,7 @@ import (
 	"dmloop/internal/record"
 )
 
-// turn is a command's hold on the state folder, which it has alone until it ends.
+// turn is a command's hold on the state directory, which it has alone until it ends.
 type turn struct {
 	store    *record.Store
 	img      *image.Image    // of a command about one image; else nil
@@ -31,7 +31,7 @@ func (t *turn) end() {
 	t.store.Close()
 }
 
-// lock opens the state folder and takes its lock, then finishes or undoes what killed
+// lock opens the state directory and takes its lock, then finishes or undoes what killed
 // commands left half-way. The caller ends the turn.
 func (s *System) lock(ctx context.Context) (*turn, error) {
 	store, err := s.openStore(true)

@@ -214,7 +214,7 @@ func innermost(conn *mapper.Mapper, m record.Record) error {
 	if !strings.HasPrefix(inside[0].UUID, record.UUIDPrefix) {
 		return conn.LiveError(m.Name, inside[0])
 	}
-	return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, of an image inside it most likely", inside[0].Name),
+	return &fault.Error{Class: fault.Busy, Subject: m.Name, Message: fmt.Sprintf("the live mapping %s lies on its blocks, most likely that of an image inside it", inside[0].Name),
 		Remedy: advice.UnmapInner}
 }
 

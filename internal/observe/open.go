@@ -151,7 +151,7 @@ func isImage(want record.Image, img *image.Image) error {
 	case TheSame:
 		return nil
 	case Untold:
-		return fmt.Errorf("whether %s is the file that was mapped cannot be told: %w", want.Path, why)
+		return fmt.Errorf("cannot tell whether %s is the file that was mapped: %w", want.Path, why)
 	}
 	return fmt.Errorf("%s %w", want.Path, errOther)
 }
@@ -243,7 +243,7 @@ func openOn(m image.Mount, want record.Image, handle []byte) (*image.Image, erro
 				return nil, errElsewhere
 			}
 			if same == Untold {
-				return nil, fmt.Errorf("whether %s is the file that was mapped cannot be told: %w", want.Path, why)
+				return nil, fmt.Errorf("cannot tell whether %s is the file that was mapped: %w", want.Path, why)
 			}
 		}
 	}

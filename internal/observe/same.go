@@ -103,7 +103,7 @@ func copies(want record.Image, format string, args ...any) (Sameness, error) {
 func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 	mounts, err := image.MountsOf(want.Device())
 	if err != nil {
-		return copies(want, "what is mounted cannot be told: %v", err)
+		return copies(want, "cannot tell what is mounted: %v", err)
 	}
 	uuid, err := DeviceUUID(want.Device())
 	conn, dmErr := dm.Open()
@@ -121,7 +121,7 @@ func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 	}
 	carriers, err := blockdev.Local().Carriers(want.FSUUID)
 	if err != nil {
-		return copies(want, "which devices carry it cannot be told: %v", err)
+		return copies(want, "cannot tell which devices carry it: %v", err)
 	}
 	here := shows(conn, number)
 	for _, c := range carriers {
@@ -140,11 +140,11 @@ func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 func movedBtrfs(want record.Image, f *os.File) (Sameness, error) {
 	fs, err := btrfs.ReadFilesystem(f)
 	if err != nil {
-		return copies(want, "its devices cannot be told: %v", err)
+		return copies(want, "cannot tell which devices it has: %v", err)
 	}
 	carriers, err := blockdev.Local().Carriers(want.FSUUID)
 	if err != nil {
-		return copies(want, "which devices carry it cannot be told: %v", err)
+		return copies(want, "cannot tell which devices carry it: %v", err)
 	}
 	conn, err := dm.Open()
 	if err == nil {

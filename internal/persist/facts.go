@@ -79,7 +79,7 @@ func mounted(point string, devices blockdev.Finder) (blockdev.Device, error) {
 	}
 	mounts = slices.DeleteFunc(mounts, func(m image.Mount) bool { return m.Point != point })
 	if len(mounts) == 0 {
-		return blockdev.Device{}, &RefusedError{point + " is no mount point", advice.GiveMountPoint}
+		return blockdev.Device{}, &RefusedError{point + " is not a mount point", advice.GiveMountPoint}
 	}
 	mount := mounts[len(mounts)-1]
 	device, err := devices.ByNumber(mount.Device)

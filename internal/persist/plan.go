@@ -161,7 +161,7 @@ func plainRune(r rune) bool {
 // plainName keeps the name to what fstab, unit names and shells take as it is.
 func plainName(name string) error {
 	if m, err := dmtable.Mangle(name); err != nil || m != name || strings.ContainsAny(name, "#:=") {
-		return &RefusedError{fmt.Sprintf("%q is no plain name for a shim", name), advice.NameShimOption}
+		return &RefusedError{fmt.Sprintf("%q is not a plain name for a shim", name), advice.NameShimOption}
 	}
 	return nil
 }

@@ -131,7 +131,7 @@ func decodeHead(line []byte) (stored, error) {
 		return s, err
 	}
 	if !isUUID(m.UUID, m.Name) {
-		return s, fmt.Errorf("%q is no uuid of the mapping %s", m.UUID, m.Name)
+		return s, fmt.Errorf("%q is not a uuid of the mapping %s", m.UUID, m.Name)
 	}
 	if !slices.Contains(states, m.State) {
 		return s, fmt.Errorf("unknown state %q", m.State)
@@ -186,7 +186,7 @@ func parseRows(b []byte, want int) (rows []extents.Extent, rest []byte, err erro
 			row = after
 			n, err := strconv.ParseInt(string(field), 10, 64)
 			if err != nil || n < 0 {
-				return nil, nil, fmt.Errorf("stored layout, line %d: %q is no byte count", line, field)
+				return nil, nil, fmt.Errorf("stored layout, line %d: %q is not a byte count", line, field)
 			}
 			v[i] = extents.Bytes(n)
 		}

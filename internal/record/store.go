@@ -74,19 +74,19 @@ func (s *Store) folder() *os.Root { return s.root.Load() }
 func openRoot(dir string, create bool) (*os.Root, error) {
 	if create {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("state folder: %w", err)
+			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
 	info, err := os.Lstat(dir)
 	if err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if !info.IsDir() {
-		return nil, fmt.Errorf("state folder %s is not a directory", dir)
+		return nil, fmt.Errorf("state directory %s is not a directory", dir)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if err := checkOwner(root, dir); err != nil {
 		root.Close()
@@ -98,15 +98,15 @@ func openRoot(dir string, create bool) (*os.Root, error) {
 func checkOwner(root *os.Root, dir string) error {
 	f, err := root.Open(".")
 	if err != nil {
-		return fmt.Errorf("state folder: %w", err)
+		return fmt.Errorf("state directory: %w", err)
 	}
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fmt.Errorf("state folder %s: %w", dir, err)
+		return fmt.Errorf("state directory %s: %w", dir, err)
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
-		return fmt.Errorf("state folder %s has owner %d and mode %#o: it must belong to user %d with mode 0700",
+		return fmt.Errorf("state directory %s has owner %d and mode %#o: it must belong to user %d with mode 0700",
 			dir, st.Uid, st.Mode&0o7777, os.Geteuid())
 	}
 	return nil
@@ -222,7 +222,7 @@ func (s *Store) write(name string, content func(w *os.File) error) error {
 func (s *Store) syncDir() error {
 	f, err := s.folder().Open(".")
 	if err != nil {
-		return fmt.Errorf("state folder: %w", err)
+		return fmt.Errorf("state directory: %w", err)
 	}
 	defer f.Close()
 	return f.Sync()
@@ -315,12 +315,12 @@ func NameOf(file string) (name string, ok bool) {
 func (s *Store) Names() ([]string, error) {
 	f, err := s.folder().Open(".")
 	if err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	defer f.Close()
 	entries, err := f.Readdirnames(-1)
 	if err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var names []string
 	for _, e := range entries {

@@ -170,7 +170,7 @@ func inspectSize(r Record, size extents.Bytes) State {
 	case size > r.Size():
 		// The kernel lets even an active swap file be made longer.
 		return State{Kind: HalfSealed, Record: r, moved: true,
-			Reason: fmt.Sprintf("the file was made longer than the %d bytes it had when it was sealed; the rest is no part of the image", r.Size())}
+			Reason: fmt.Sprintf("the file was made longer than the %d bytes it had when it was sealed; the rest is not part of the image", r.Size())}
 	}
 	return State{Kind: Sealed, Record: r}
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // NotLive refuses an image on whose blocks a device-mapper device lies. It asks the
-// kernel and no record: the image may have been mapped with another state folder, in a
+// kernel and no record: the image may have been mapped with another state directory, in a
 // container or a chroot, or by hand. Whoever lifts a pin or writes to an image asks
 // this first. What the host file system itself stands on is no stranger, nor are the
 // devices with the uuids own. Where device-mapper cannot be asked that is an error; a
@@ -27,7 +27,7 @@ func (s Surveyor) NotLive(img *image.Image, filesystem string, own ...string) er
 		return nil
 	}
 	if err != nil {
-		return fault.Wrap(img.Path(), "whether a device lies on its blocks cannot be told", err)
+		return fault.Wrap(img.Path(), "cannot tell whether a device lies on its blocks", err)
 	}
 	host, err := s.hostOf(img, filesystem)
 	if err != nil || host.Major == 0 {

@@ -39,7 +39,7 @@ func (s Surveyor) sealing(img *image.Image, f File, o Options) (Sealing, []exten
 	case seal.Plain:
 		found.looks = st.Looks != ""
 		if found.looks && o.Unattended {
-			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "only its content says that it is sealed (" + st.Looks + "): it may be a copy that lost its attribute, and what checks the device would write over its first page"})
+			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "only its content says that it is sealed (" + st.Looks + "): it may be a copy that lost its attribute, and an fsck of the device would write over its first page"})
 		} else {
 			NoteLooks(s.Log, f.Path, st)
 		}
@@ -61,6 +61,6 @@ func NoteLooks(log *slog.Logger, path string, st seal.State) {
 	if st.Looks == "" {
 		return
 	}
-	log.Log(context.Background(), fault.LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is taken for content",
+	log.Log(context.Background(), fault.LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is treated as content",
 		st.Looks), "image", path, "hint", fault.HowTo{Image: path, Remedy: advice.AdoptCopy})
 }

@@ -48,7 +48,7 @@ func Area(f *os.File) (Entry, error) {
 			return Entry{}, fmt.Errorf("%s: %w", f.Name(), ErrNotListed)
 		}
 	}
-	return Entry{}, fmt.Errorf("%s: it cannot be told which of the kernel's swap areas it is", f.Name())
+	return Entry{}, fmt.Errorf("%s: cannot tell which of the kernel's swap areas it is", f.Name())
 }
 
 // areaTries bounds how often the list is read while somebody renames what lies on the

@@ -17,7 +17,7 @@ import (
 // errors.Is.
 var (
 	ErrActive       = errors.New("the kernel holds the file as a swap file already")
-	ErrNotActive    = errors.New("the file is no active swap file")
+	ErrNotActive    = errors.New("the file is not an active swap file")
 	ErrNoSlot       = errors.New("the kernel has no room for another swap file")
 	ErrImmutable    = errors.New("the file is immutable")
 	ErrNotPermitted = errors.New("not permitted")
@@ -26,7 +26,7 @@ var (
 	ErrBusy         = errors.New("the file system is busy with a change that excludes swap files")
 	ErrReadOnlyFS   = errors.New("the file system is read-only")
 	ErrNoMemory     = errors.New("not enough memory to read the swapped page back")
-	ErrRecovered    = errors.New("the file system does not take the file for swap as it has it in memory")
+	ErrRecovered    = errors.New("the file system does not accept the file for swap as it has it in memory")
 	ErrUnlinked     = errors.New("the file has no name any more")
 	ErrLeased       = errors.New("somebody holds a lease on the file")
 )

@@ -48,13 +48,13 @@ var values = map[string]func(*Entry, string) error{
 	"sizelimit":  func(e *Entry, v string) error { return sectors(&e.SizeLimit, v) },
 	"max-extents": func(e *Entry, v string) (err error) {
 		if e.MaxExtents, err = strconv.Atoi(v); err != nil || e.MaxExtents < 1 {
-			err = fmt.Errorf("%q is no number of extents", v)
+			err = fmt.Errorf("%q is not a number of extents", v)
 		}
 		return err
 	},
 	"x-systemd.device-timeout": func(e *Entry, v string) error {
 		if !timeSpan().MatchString(v) {
-			return fmt.Errorf("%q is no time span such as 90s, 1min or infinity", v)
+			return fmt.Errorf("%q is not a time span such as 90s, 1min or infinity", v)
 		}
 		e.Units.DeviceTimeout = v
 		return nil
@@ -66,7 +66,7 @@ var values = map[string]func(*Entry, string) error{
 	"x-systemd.required-by": func(e *Entry, v string) error { return unit(&e.Units.RequiredBy, v) },
 	"x-systemd.requires-mounts-for": func(e *Entry, v string) error {
 		if !strings.HasPrefix(v, "/") || strings.ContainsAny(v, " \t\"'\\%") {
-			return fmt.Errorf("%q is no plain absolute path", v)
+			return fmt.Errorf("%q is not a plain absolute path", v)
 		}
 		e.Units.MountsFor = append(e.Units.MountsFor, v)
 		return nil
@@ -125,7 +125,7 @@ func oneOf(to *string, v string, known ...string) error {
 func sectors(to *extents.Bytes, v string) error {
 	b, err := size.Parse(v)
 	if err == nil && b%512 != 0 {
-		err = fmt.Errorf("%q is no multiple of 512 bytes", v)
+		err = fmt.Errorf("%q is not a multiple of 512 bytes", v)
 	}
 	*to = b
 	return err

@@ -133,7 +133,7 @@ func (e Entry) check() error {
 	}
 	switch {
 	case !strings.HasPrefix(e.Source, "/"):
-		return fmt.Errorf("the image %q is no absolute path (a line for a device needs the option shim)", e.Source)
+		return fmt.Errorf("the image %q is not an absolute path (a line for a device needs the option shim)", e.Source)
 	case path.Clean(e.Source) != e.Source:
 		return fmt.Errorf("the image's path has to be written as %q", path.Clean(e.Source))
 	case strings.HasPrefix(e.Source, "/dev/"):
@@ -151,7 +151,7 @@ func (e Entry) checkShim() error {
 		}
 	case "UUID", "PARTUUID":
 		if value == "" || strings.Trim(value, "0123456789abcdefABCDEF-") != "" || strings.Trim(value, "-") == "" {
-			return fmt.Errorf("%q is no %s", value, tag)
+			return fmt.Errorf("%q is not a valid %s", value, tag)
 		}
 	default:
 		return fmt.Errorf("a shim is made of UUID=, PARTUUID= or a path below /dev, not of %s=", tag)

@@ -125,7 +125,7 @@ func replaceable(path string) error {
 		return err
 	}
 	if info.Mode()&fs.ModeSymlink == 0 {
-		return fmt.Errorf("%s is in the way: it is no link to a device-mapper device", path)
+		return fmt.Errorf("%s is in the way: it is not a link to a device-mapper device", path)
 	}
 	target, err := os.Readlink(path)
 	if err != nil {

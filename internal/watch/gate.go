@@ -20,7 +20,7 @@ import (
 var ErrNoGate = errors.New("this kernel has no fanotify permission events (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)")
 
 // ErrNotRegular says that a file cannot be marked.
-var ErrNotRegular = errors.New("opens are denied of regular files only")
+var ErrNotRegular = errors.New("only opens of regular files are denied")
 
 // IDOf returns the inode of an open file, as permission events show it: without generation
 // and birth.

@@ -13,7 +13,7 @@ import (
 
 // ErrOpensUntold says that nobody tells when an image is opened or closed: the timer finds
 // what follows from it.
-var ErrOpensUntold = errors.New("opens of the image are not told")
+var ErrOpensUntold = errors.New("the kernel does not report opens of the image")
 
 const openEvents = unix.FAN_OPEN | unix.FAN_CLOSE_WRITE | unix.FAN_CLOSE_NOWRITE
 
