@@ -95,7 +95,7 @@ var update = flag.Bool("update", false, "write the generated part of docs/rules.
 
 // The table of docs/rules.md is made of what extents and the hints say.
 func TestRulesPage(t *testing.T) {
-	const page, begin, end = "../../docs/rules.md", "| rule | refuses when | what to do |\n|---|---|---|\n", "\nWhat an image holds"
+	const page, begin, end = "../../docs/rules.md", "| rule | refuses when | what to do |\n|---|---|---|\n", "\nThe content of an image"
 	var table strings.Builder
 	general := strings.NewReplacer("{image}", "IMAGE", "{name}", "NAME", "{text}", "NAME", "{low}", "N", "{high}", "N", "|", `\|`)
 	for _, r := range extents.Rules() {
