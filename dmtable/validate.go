@@ -20,7 +20,7 @@ type Limits struct {
 // take something else for it than meant: rows that do not begin at sector 0,
 // leave a gap, overlap, are empty or end beyond MaxSectors; a start or length on
 // the mapped device, or a linear or striped row's place on its base device, that
-// is no multiple of limits.Block; more rows than limits.Rows; no row at all;
+// is not a multiple of limits.Block; more rows than limits.Rows; no row at all;
 // arguments of linear and striped rows that are not understood; and names or
 // arguments with characters that cannot stand in a table.
 func (t Table) Validate(limits Limits) error {

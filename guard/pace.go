@@ -38,7 +38,7 @@ const (
 	hintShare = 10
 )
 
-// hintEvery returns the time between hints that are heeded when a check takes so long.
+// hintEvery returns the time between hints that lead to checks when a check takes that long.
 func (p Pace) hintEvery(took time.Duration) time.Duration {
 	return max(hintPause, min(hintShare*took, p.Tick))
 }

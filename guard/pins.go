@@ -32,7 +32,7 @@ const (
 	GradeUnsafe  Grade = "unsafe"  // anything weaker
 )
 
-// Weaker reports whether g is worth less than h. A word that is no grade is worth as
+// Weaker reports whether g is worth less than h. A word that is not a grade is worth as
 // little as GradeUnsafe.
 func (g Grade) Weaker(h Grade) bool {
 	worth := map[Grade]int{GradeKernel: 2, GradeGuarded: 1}

@@ -17,7 +17,7 @@ import (
 	"dmloop/internal/tab"
 )
 
-// defaultTab is the table of what is mapped at boot; DMLOOP_TAB names another one.
+// defaultTab is the table of what is mapped at boot; DMLOOP_TAB names another.
 const (
 	defaultTab  = "/etc/dmlooptab"
 	tabVariable = "DMLOOP_TAB"

@@ -94,7 +94,7 @@ func printColumns[Row any](w io.Writer, columns []column[Row], rows []Row, headi
 }
 
 // printable escapes control characters, so that a file name can neither forge a row
-// nor command the terminal, and bytes that are no UTF-8, so that they can be told.
+// nor command the terminal, and bytes that are not UTF-8, so that they can be seen.
 func printable(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {

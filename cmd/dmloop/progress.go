@@ -28,7 +28,7 @@ func progress(env *cliEnv, title string) (show func(done, total extents.Bytes), 
 }
 
 // bar is one line that is drawn again and again, and is gone at the end. A line
-// that cannot be written is no reason to stop the work.
+// that cannot be written does not stop the work.
 type bar struct {
 	out   io.Writer
 	title string

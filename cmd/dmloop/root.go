@@ -97,7 +97,7 @@ func runWith(ctx context.Context, env *cliEnv, args []string) int {
 }
 
 // output is standard output, which remembers that something could not be written: an
-// answer that is lost or cut short is no success.
+// answer that is lost or cut short is not a success.
 type output struct {
 	to  io.Writer
 	err error
@@ -172,7 +172,7 @@ var commands = []struct {
 	{"version", "", newVersionCommand},
 }
 
-// commandOf returns the command that the arguments begin with, if there is no doubt.
+// commandOf returns the command that the arguments begin with, if there is exactly one.
 func commandOf(args []string) string {
 	for _, c := range commands {
 		if len(args) > 0 && args[0] == c.name {
@@ -234,7 +234,7 @@ linear table. I/O then goes straight to the disk.`,
 	return root
 }
 
-// newHelpCommand is cobra's, but that an unknown topic is an error.
+// newHelpCommand is cobra's, except that an unknown topic is an error.
 func newHelpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND...]",

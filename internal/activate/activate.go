@@ -53,7 +53,7 @@ func (r Runner) Activate(ctx context.Context, entries []tab.Entry) []Result {
 }
 
 // Deactivate takes the entries down in reverse: first images, then shims. What is
-// not up is no error.
+// not up is not an error.
 func (r Runner) Deactivate(ctx context.Context, entries []tab.Entry) []Result {
 	return r.both(ctx, entries, tab.Image, tab.Shim, r.down)
 }

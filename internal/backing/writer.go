@@ -84,7 +84,7 @@ func alignedBuffer() ([]byte, error) {
 	return buf, nil
 }
 
-// direct switches O_DIRECT on or off. Going without it is no error: the data then
+// direct switches O_DIRECT on or off. Going without it is not an error: the data then
 // goes through the page cache and is on the disk after fsync all the same.
 func (w *writer) direct(on bool) error {
 	err := inode.SetDirect(w.file, on)

@@ -87,7 +87,7 @@ func (f Finder) Find(source string) (Device, error) {
 // awaitStep is how often Await looks.
 const awaitStep = 100 * time.Millisecond
 
-// Await is Find where the device may be late: it looks again and again for so long.
+// Await is Find for a device that may come late: it looks again and again for this long.
 func (f Finder) Await(ctx context.Context, source string, patience time.Duration) (Device, error) {
 	for deadline := time.Now().Add(patience); ; {
 		d, err := f.Find(source)
@@ -141,7 +141,7 @@ func (f Finder) topmost(source string, list []Device) (Device, error) {
 	return Device{}, fmt.Errorf("%s is on several devices: %s", source, strings.Join(paths, " "))
 }
 
-// uppermost leaves out devices on which another one of the list stands.
+// uppermost leaves out devices on which another of the list stands.
 func (f Finder) uppermost(list []Device) (top []Device, err error) {
 	for _, d := range list {
 		holders, err := folder{dir: filepath.Join(f.Sys, "class/block", d.Name)}.beside("holders")

@@ -19,7 +19,7 @@ const (
 
 // Footprint returns where areas of the host device lie on the devices below it: one
 // layer down, and everything further down as far as tables are linear, striped, or
-// the origin of a snapshot. Any other row, and a device that is no device-mapper
+// the origin of a snapshot. Any other row, and a device that is not a device-mapper
 // device, ends the walk.
 func Footprint(src TableSource, host dmtable.Device, areas []dmtable.Segment) (direct, deeper []dmtable.Segment, err error) {
 	layer := map[dmtable.Device][]dmtable.Segment{host: areas}
@@ -79,7 +79,7 @@ func through(rows []dmtable.Span, areas []dmtable.Segment) []dmtable.Segment {
 }
 
 // Sharing returns those of others that use any of the areas. What the rows of others
-// use is as for Overlaps, but that a snapshot does not use its origin. With plain, rows
+// use is as for Overlaps, except that a snapshot does not use its origin. With plain, rows
 // that are neither linear nor striped count as using nothing.
 func Sharing(areas []dmtable.Segment, others []Mapping, plain bool) ([]Mapping, error) {
 	mine := merged(areas)

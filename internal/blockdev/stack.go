@@ -59,7 +59,7 @@ func (s *Stack) ReadOnly() bool {
 
 // ReadStack reads the stack under the device that a file system is mounted from,
 // exactly one layer deep. Sysfs is /sys except in tests. A stack on which nothing
-// can be mapped is a Problem: mounted-directly when the host is no device-mapper
+// can be mapped is a Problem: mounted-directly when the host is not a device-mapper
 // device, unresolvable-stack when its table has targets other than linear and
 // striped, is changing, or is not understood. Src is not needed for a host that is
 // no device-mapper device; where it is needed and nil, the error is ErrNoTables.

@@ -56,7 +56,7 @@ type Outcome struct {
 
 // Activate brings one image up as its manifest says. A host device that is not there
 // is an error that wraps blockdev.ErrNotFound: it may come yet. An image that differs
-// from its manifest is refused, which is no error: the outcome says why, and that the
+// from its manifest is refused, which is not an error: the outcome says why, and that the
 // fallback was taken. It may be called again and again.
 func (b Booter) Activate(ctx context.Context, m Manifest, fallback Fallback) (Outcome, error) {
 	if fallback == "" {

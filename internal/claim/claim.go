@@ -141,7 +141,7 @@ func (c *Claim) verify(header []byte) error {
 	return err
 }
 
-// End has the kernel let go of the image and wipes what it may have paged to it. Who
+// End makes the kernel release the image and wipes what it may have paged to it. Who
 // may not call swapoff, or has a kernel without it, has nothing to end where nothing is
 // claimed.
 func (c *Claim) End() error {

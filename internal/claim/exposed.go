@@ -14,9 +14,9 @@ import (
 const others = 0o077
 
 // Exposed says why an image must not be given to the kernel as swap space, or nil: the
-// kernel pages the memory of any process to it, so nobody but root may be able to open
+// kernel pages the memory of any process to it, so only root may be able to open
 // it, from before swapon until the page is wiped. Gated says that opens by others are denied
-// so long, also when no process of dmloop runs. The guard's gate (fanotify) ends with the
+// all that time, even when no dmloop process runs. The guard's gate (fanotify) ends with the
 // guard. This is the one place that judges it.
 func Exposed(f image.Facts, gated bool) *extents.Problem {
 	if gated {

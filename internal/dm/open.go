@@ -23,7 +23,7 @@ const (
 // Open opens /dev/mapper/control, which it creates when the kernel has
 // device-mapper and the node is missing, and checks that it is the control device
 // and speaks version 4. A kernel without device-mapper is ErrNoDeviceMapper, a
-// lack of rights ErrPermission, another version ErrUnsupported.
+// missing rights ErrPermission, another version ErrUnsupported.
 func Open() (*Conn, error) { return open("/dev/mapper/control", "/proc/misc") }
 
 func open(control, misc string) (*Conn, error) {

@@ -137,5 +137,5 @@ type HowTo struct {
 	Remedy extents.Remedy
 }
 
-// LevelNote is the level of what is said about an image and is no warning.
+// LevelNote is the level of what is said about an image without being a warning.
 const LevelNote = slog.LevelInfo + 2

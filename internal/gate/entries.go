@@ -59,7 +59,7 @@ type Device struct {
 }
 
 // Put has the gate guard a mapping, from now on and as the entry says; what it guarded of it before
-// and the entry does not name, it guards no more.
+// and the entry does not name, it no longer guards.
 func (g *Gate) Put(e Entry) error {
 	return g.locked(func() error {
 		return g.change(func(have pages) pages {
@@ -70,7 +70,7 @@ func (g *Gate) Put(e Entry) error {
 	})
 }
 
-// Take has the gate guard these mappings no more. One that it does not guard is no error.
+// Take makes the gate stop guarding these mappings. One that it does not guard is not an error.
 func (g *Gate) Take(mappings ...UUID) error {
 	return g.locked(func() error { return g.take(mappings) })
 }
@@ -89,8 +89,8 @@ func (g *Gate) take(mappings []UUID) error {
 }
 
 // Settle has the gate guard no mappings but those that are known, and tells it the names that the
-// device-mapper devices have now, as names gives them: it forgets those of before, and what it has
-// learnt itself from renamings. It returns how many mappings it has let go, and how many it guards.
+// device-mapper devices have now, as names gives them: it forgets the earlier ones, and what it has
+// learnt itself from renamings. It returns how many mappings it has released, and how many it guards.
 func (g *Gate) Settle(known []UUID, names func() (map[dmtable.Device]string, error)) (gone, left int, err error) {
 	err = g.locked(func() error {
 		have, err := g.pages()
@@ -122,7 +122,7 @@ func (g *Gate) Settle(known []UUID, names func() (map[dmtable.Device]string, err
 	return gone, left, err
 }
 
-// learn tells the gate the names of now. One that it learns from a renaming meanwhile must not be
+// learn tells the gate the current names. One that it learns from a renaming meanwhile must not be
 // forgotten: then it is told again.
 func (g *Gate) learn(names func() (map[dmtable.Device]string, error)) error {
 	for {

@@ -118,7 +118,7 @@ func (p pages) each(do func(UUID, gateFact)) {
 	}
 }
 
-// rename puts the names of now in the place of those noted, of devices that are there.
+// rename replaces the noted names of devices that exist by their current ones.
 func (p pages) rename(now map[dmtable.Device]string) {
 	for key, page := range p {
 		for i, f := range page.Facts {

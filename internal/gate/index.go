@@ -173,7 +173,7 @@ func (g *Gate) apply(have, want index) error {
 		remove(g, gateMapRows, have.rows, want.rows), remove(g, gateMapInodes, have.inodes, want.inodes))
 }
 
-// dropNames drops names that are wanted no more, and, of devices that are guarded no more, also those
+// dropNames drops names that are no longer wanted, and, of devices that are no longer guarded, also those
 // that the gate has learnt itself. Of others these stay until learn looks at them.
 func (g *Gate) dropNames(have, want index) error {
 	learnt, err := g.count(counterLearnt)
@@ -196,7 +196,7 @@ func (g *Gate) dropNames(have, want index) error {
 	return remove(g, gateMapNames, names, stay)
 }
 
-// forget drops the names that devices have no more, and notes that what was learnt has been
+// forget drops the names that devices no longer have, and notes that what was learnt has been
 // looked at.
 func (g *Gate) forget(now map[dmtable.Device]string, learnt uint64) error {
 	known, err := all[gateNameKey, uint32](g, gateMapNames)
@@ -208,7 +208,7 @@ func (g *Gate) forget(now map[dmtable.Device]string, learnt uint64) error {
 		name, there := now[userDevice(device)]
 		return key.Kind == 'n' && there && key != nameKey('n', name)
 	})
-	// What was learnt since then may be the name of now.
+	// What was learnt since then may be the current name.
 	if again, err := g.count(counterLearnt); err != nil || again != learnt {
 		return err
 	}
@@ -254,7 +254,7 @@ func write[K, V any](g *Gate, name string, key K, value V) error {
 	return nil
 }
 
-// add puts in what a map has not, or has otherwise.
+// add writes what a map does not have, or has with another value.
 func add[K, V comparable](g *Gate, name string, have, want map[K]V) error {
 	for key, value := range want {
 		if now, there := have[key]; there && now == value {
@@ -267,7 +267,7 @@ func add[K, V comparable](g *Gate, name string, have, want map[K]V) error {
 	return nil
 }
 
-// remove takes out what is wanted no more.
+// remove deletes what is no longer wanted.
 func remove[K comparable, V, W any](g *Gate, name string, have map[K]V, want map[K]W) error {
 	for key := range have {
 		if _, wanted := want[key]; wanted {

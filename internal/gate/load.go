@@ -30,7 +30,7 @@ var programsSum = sync.OnceValue(func() string {
 })
 
 // hooks are the kernel's functions that the programs are attached to. One that an older kernel
-// has not is about something that kernel cannot do.
+// does not have is about something that this kernel cannot do.
 var hooks = map[string]struct {
 	function string
 	since    bool // not on every kernel from 6.1
@@ -139,7 +139,7 @@ func load() error {
 	return dropOthers()
 }
 
-// forThisKernel leaves out the programs whose hooks the kernel has not, or has with other
+// forThisKernel leaves out the programs whose hooks the kernel does not have, or has with other
 // arguments.
 func forThisKernel(spec *ebpf.CollectionSpec, kernel *btf.Spec) error {
 	for name, hook := range hooks {
@@ -185,7 +185,7 @@ func pinAll[P pinner](folder string, things map[string]P) error {
 }
 
 // attach puts the programs in force. A process that is killed before the pins are
-// complete takes the links with it, but for those in the folder that the next one drops.
+// complete takes the links with it, except for those in the directory that the next one drops.
 func attach(loaded *ebpf.Collection) error {
 	pins := map[string]pinner{}
 	for name, program := range loaded.Programs {

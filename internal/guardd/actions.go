@@ -56,7 +56,7 @@ func (a *actions) Act(_ context.Context, how guard.Policy, reason string) error 
 
 // Restore sets lost pins again. Pins that were there before dmloop came are not
 // dmloop's to set. When it fails, those that are in force stay so, and the next check
-// asks anew who has the image open, as long as the kernel does not hold it.
+// asks again who has the image open, as long as the kernel does not hold it.
 func (a *actions) Restore(ctx context.Context, lost []guard.PinKind) error {
 	rec := a.m.record
 	if slices.Contains(lost, guard.PinBPF) {

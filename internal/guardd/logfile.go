@@ -35,7 +35,7 @@ func LogWriter(dir string, w io.Writer) io.Writer {
 	return &logFile{file: f, path: path, size: own.Size(), limit: logSize}
 }
 
-// logFile is a file that is renamed when it has become too large, and begun anew.
+// logFile is a file that is renamed when it has become too large, and started again.
 type logFile struct {
 	file  *os.File
 	path  string

@@ -335,7 +335,7 @@ func (d *Daemon) lingers(m record.Record) bool {
 }
 
 // duplicate returns an Image of the same open description as f, which counts as one
-// opener only, or nil when f is no read-only descriptor of m's image.
+// opener only, or nil when f is not a read-only descriptor of m's image.
 func duplicate(f *os.File, m record.Record) (*image.Image, error) {
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 	if err != nil {

@@ -70,7 +70,7 @@ func (c *Client) Add(ctx context.Context, name string) (MappingState, error) {
 }
 
 // Drop makes the guard forget the mapping called name: when it returns, nothing of
-// the image is held or refused any more. Dropping an unwatched one is no error.
+// the image is held or refused any more. Dropping an unwatched one is not an error.
 func (c *Client) Drop(ctx context.Context, name string) error {
 	_, _, err := c.call(ctx, request{Op: opDrop, Name: name}, nil)
 	return err

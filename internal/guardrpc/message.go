@@ -48,7 +48,7 @@ const (
 type request struct {
 	Op   op     `json:"op"`
 	Name string `json:"name,omitempty"` // add, drop, check: the mapping
-	// Open: which inode, for a path may lead to another one by now. A guard of an earlier
+	// Open: which inode, since a path may lead to another by now. A guard of an earlier
 	// version knows the path only; what it hands out is compared.
 	Inode uint64 `json:"inode,omitempty"`
 	Major uint32 `json:"major,omitempty"`

@@ -43,7 +43,7 @@ type Handler interface {
 	Closed(s *Session)
 }
 
-// ErrEnding says that the guard takes no more requests.
+// ErrEnding says that the guard takes no further requests.
 var ErrEnding = errors.New("the guard is about to end")
 
 // Session is one client's connection.

@@ -106,7 +106,7 @@ func startDetached(dir string) (exited <-chan error, err error) {
 const startAgain = 500 * time.Millisecond
 
 // await starts a guard and connects as soon as it listens, which it does once it is
-// ready. A guard of ours that ends is no failure while another one, started at the same
+// ready. A guard of ours that ends is not a failure while another, started at the same
 // time, may have won; where that one was about to end and does not listen any more, the
 // next is started.
 func await(ctx context.Context, dir string, start func() (exited <-chan error, err error)) (*Client, error) {
@@ -138,7 +138,7 @@ func await(ctx context.Context, dir string, start func() (exited <-chan error, e
 	return nil, fmt.Errorf("starting a guard: %w", err)
 }
 
-// beaten reports whether a guard ended because another one runs or starts.
+// beaten reports whether a guard ended because another runs or starts.
 func beaten(exit error) bool {
 	var code *exec.ExitError
 	return errors.As(exit, &code) && code.ExitCode() == exitcodes.Busy

@@ -19,7 +19,7 @@ import (
 // as root, and $PATH may be another user's. The last one is that of NixOS.
 var Folders = []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"}
 
-// ErrUntrusted says that a program is where it should be and that others than root may
+// ErrUntrusted says that a program is where it should be and that users other than root may
 // change it.
 var ErrUntrusted = errors.New("does not belong to root alone")
 
@@ -52,7 +52,7 @@ func find(folders []string, name string, root uint32) (string, error) {
 	return "", fmt.Errorf("the program %s is in none of %s: %w", name, strings.Join(folders, ", "), exec.ErrNotFound)
 }
 
-// alone fails for what others than the user root may write.
+// alone fails for what users other than root may write.
 func alone(path string, root uint32) error {
 	info, err := os.Stat(path)
 	if err != nil {

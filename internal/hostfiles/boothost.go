@@ -49,7 +49,7 @@ Type=%[5]s
 	}
 	o.Files[verify+".d/50-host.conf"] = header + fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n", mount, after)
 	o.Links["sysinit.target.wants/"+verify] = unitDir + "/dmloop-boot@.service"
-	// The guard looks at images by their path, and must let go before the mount ends.
+	// The guard looks at images by their path, and must release them before the mount ends.
 	o.Files[GuardUnit+".d/50-boot-"+instance(h.Name)+".conf"] = header + fmt.Sprintf("[Unit]\nAfter=%s %s\n", mount, verify)
 	o.Links["sysinit.target.wants/"+GuardUnit] = unitDir + "/" + GuardUnit
 }

@@ -10,7 +10,7 @@ import (
 	"dmloop/internal/tab"
 )
 
-// Race is a file system that dmlooptab brings up a shim for, and that fstab mounts past the
+// Race is a file system for which dmlooptab brings up a shim, and which fstab does not mount from the
 // shim: whichever comes first at boot keeps the other from its turn.
 type Race struct {
 	Shim  tab.Entry
@@ -22,7 +22,7 @@ func (r Race) String() string {
 		r.Shim.Line, r.Mount.Point, r.Mount.Source, r.Shim.Device(), r.Mount.Source)
 }
 
-// Races lists the mounts that go past a shim which comes up by itself. same is asked where the
+// Races lists the mounts that bypass a shim which comes up by itself. same is asked where the
 // words alone do not tell whether two sources are one device, such as a label and a UUID.
 func Races(table tab.Table, mounts []Mount, same func(a, b string) bool) []Race {
 	var races []Race

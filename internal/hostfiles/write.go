@@ -12,7 +12,7 @@ import (
 )
 
 // WriteTo leaves the output in dir. The folder is the generator's own and begins
-// empty; a file or link that is there already is not touched, and is no error, as
+// empty; a file or link that is there already is not touched, and is not an error, as
 // another line may have asked for the same.
 func (o Output) WriteTo(dir string) error {
 	root, err := os.OpenRoot(dir)

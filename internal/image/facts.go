@@ -82,7 +82,7 @@ func (f Facts) Immutable() bool {
 func (f Facts) NoCOW() bool { return f.InodeFlags&inode.NoCOW != 0 }
 
 // Facts reads everything afresh. An error means that a question could not be
-// asked that has to be; a file system that cannot be mapped from is no error.
+// asked that has to be; a file system whose images cannot be mapped is not an error.
 func (i *Image) Facts() (Facts, error) {
 	facts, err := i.common()
 	if err != nil {

@@ -25,7 +25,7 @@ var ErrCannotProve = errors.New("cannot prove that nobody else has the file open
 // to /proc/sys/fs/lease-break-time (45 s), so it is held shortly.
 type Lease struct{ file *os.File }
 
-// Release gives the lease back. One that is gone already is no error.
+// Release gives the lease back. One that is gone already is not an error.
 func (l *Lease) Release() error {
 	err := inode.SetLease(l.file, unix.F_UNLCK)
 	if errors.Is(err, unix.EAGAIN) {
@@ -118,7 +118,7 @@ func names(openers []Opener) string {
 	return strings.Join(list, ", ")
 }
 
-// openElsewhere describes who has the file open: those of now, or those who were seen
+// openElsewhere describes who has the file open: those seen now, or those who were seen
 // while it was waited for them.
 func openElsewhere(f *os.File, seen []Opener) extents.Problem {
 	p := extents.Problem{

@@ -44,7 +44,7 @@ func Lease(f *os.File) (kind int, err error) {
 	return kind, os.NewSyscallError("fcntl F_GETLEASE", err)
 }
 
-// SetDirect has reads and writes through the descriptor go past the page cache, or not
+// SetDirect makes reads and writes through the descriptor bypass the page cache, or not
 // any more. The errno is EINVAL on file systems that cannot.
 func SetDirect(f *os.File, on bool) error {
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)

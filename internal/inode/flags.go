@@ -1,6 +1,6 @@
 // Package inode reads and changes what the kernel keeps of one inode besides its data,
 // through an open descriptor: its flags, the pin of f2fs, leases, and whether reads go
-// past the page cache. It is the one home of these calls and knows nothing of why they
+// past the page cache. It is the only place of these calls and knows nothing of why they
 // are made.
 package inode
 

@@ -9,7 +9,7 @@ import (
 )
 
 // Semaphore is a System V semaphore set of one semaphore, which device-mapper's
-// udev cookies are. These calls are no ioctls; they stand here because they need
+// udev cookies are. These calls are not ioctls; they are here because they need
 // unsafe and x/sys does not have them.
 type Semaphore int
 

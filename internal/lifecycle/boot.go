@@ -202,7 +202,7 @@ func (s *System) Repin(ctx context.Context, name string) error {
 	return fault.Wrap(m.Name, "", errors.Join(err, s.proveAgain(ctx, t.store, m, img)))
 }
 
-// proveAgain takes the proof anew that nobody else has the image of a live mapping open,
+// proveAgain proves again that nobody else has the image of a live mapping open,
 // unless the kernel holds the image, and records whether it succeeded: the one from before
 // is void, since the immutable flag has been off.
 func (s *System) proveAgain(ctx context.Context, store *record.Store, m record.Record, img *image.Image) error {

@@ -123,7 +123,7 @@ func notAShim(name string) error {
 	return &fault.Error{Class: fault.Usage, Subject: name, Message: "not a shim of dmloop"}
 }
 
-// RemoveShim removes the shim of this name; one that is not there is no error.
+// RemoveShim removes the shim of this name; one that is not there is not an error.
 func (s *System) RemoveShim(ctx context.Context, name string) error {
 	name, err := mangled("", name)
 	if err != nil {

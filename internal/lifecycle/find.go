@@ -59,7 +59,7 @@ func noSuchMappingIn(store *record.Store, target string) error {
 	return &fault.Error{Class: fault.NotFound, Subject: target, Message: "no such mapping", Remedy: advice.DidYouMean.Of(best)}
 }
 
-// maxTypos is how many wrong letters a name may have to be taken for another one.
+// maxTypos is how many wrong letters a name may have and still be taken for another.
 const maxTypos = 2
 
 // typos counts the letters to insert, remove or replace that make one word of the other

@@ -151,7 +151,7 @@ func (j *mapJob) proveNoneWaits() error {
 	return nil
 }
 
-// ungate has the gate guard a mapping no more whose image has its pins no more. The gate goes
+// ungate makes the gate stop guarding a mapping whose image no longer has its pins. The gate goes
 // with the last one, unless a guard runs, which keeps it for the next.
 func (s *System) ungate(ctx context.Context, m record.Record) error {
 	g, err := gate.Open()

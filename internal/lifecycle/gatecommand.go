@@ -167,7 +167,7 @@ func (s *System) deviceNumber(name string) (dmtable.Device, error) {
 	return info.Device, err
 }
 
-// gateAnew has the gate guard the tables of now below the mappings that are sound.
+// gateAnew makes the gate guard the current tables below the mappings that are sound.
 func (s *System) gateAnew(checked []Verified) error {
 	conn, err := s.mapper()
 	if err != nil {

@@ -99,7 +99,7 @@ func (s *System) openWatched(ctx context.Context, found *image.Found) (*image.Im
 }
 
 // openRecorded opens the image of a record, wherever it is by now. It returns
-// observe.ErrImageGone when the file system says that the inode is no more.
+// observe.ErrImageGone when the file system says that the inode is gone.
 func (s *System) openRecorded(ctx context.Context, want record.Image) (*image.Image, error) {
 	f, err := s.guard.image(ctx, want)
 	if f != nil {

@@ -122,7 +122,7 @@ func mangled(path, name string) (string, error) {
 	return m, nil
 }
 
-// noFile says what path is when it is no regular file.
+// noFile says what path is when it is not a regular file.
 func noFile(path string) error {
 	found, err := image.Find(path)
 	if err != nil {

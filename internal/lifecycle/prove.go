@@ -95,7 +95,7 @@ func (j *mapJob) proveClaim(context.Context) error {
 	return nil
 }
 
-// proveLayout compares the layout of now with the one in the table.
+// proveLayout compares the current layout with the one in the table.
 func (j *mapJob) proveLayout() error {
 	same, err := extents.Same(j.img.File(), j.survey.Read)
 	if same || err != nil {

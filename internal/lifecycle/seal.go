@@ -69,7 +69,7 @@ func claimError(path string, err error) error {
 			advice.FreeSwapPlace)
 	case errors.Is(err, swap.ErrRecovered):
 		// f2fs, seen on 7.3: a file that the mount after a crash recovered has no cache
-		// of extents until it is read anew (f2fs_precache_extents in fs/f2fs/file.c).
+		// of extents until it is read again (f2fs_precache_extents in fs/f2fs/file.c).
 		return problem("the kernel does not accept the image as a swap file, perhaps because a mount after a crash recovered it",
 			advice.ReadAnew)
 	case errors.Is(err, swap.ErrBusy):

@@ -183,7 +183,7 @@ func usedBy(conn *mapper.Mapper, info dm.Info, cause error) error {
 		Remedy: advice.DeferOrForce}
 }
 
-// innermost refuses to let go of an image while another live device lies on its blocks:
+// innermost refuses to release an image while another live device lies on its blocks:
 // the mapping of an image inside it, whose own file system need not be mounted any more,
 // or what somebody made by hand.
 func innermost(conn *mapper.Mapper, m record.Record) error {

@@ -39,7 +39,7 @@ func (m *Mapper) InUse(r record.Record) (open []dm.Ref, last dm.Info, err error)
 	return open, last, nil
 }
 
-// CutOff lets every further access fail. What users have not written yet is written
+// CutOff makes every further access fail. What users have not written yet is written
 // first, unless the blocks may not be ours any more.
 func (m *Mapper) CutOff(r record.Record, before guard.State) error {
 	table := dmtable.ErrorTable(r.Table.Size())

@@ -40,7 +40,7 @@ type shared[T any] struct {
 }
 
 // reading is one device's last one. Its lock is held while it is read, so that one
-// that never returns holds up nobody but its own mappings.
+// that never returns holds up only its own mappings.
 type reading[T any] struct {
 	mu    sync.Mutex
 	value T

@@ -91,7 +91,7 @@ func openFolder(mountpoint string, h record.Handle) (fd int, err error) {
 
 // Open opens the image of a record: with open, when its path still leads to it, and
 // else by its handle. No other file that is at the path by now is opened. It returns
-// ErrImageGone only when the image's own file system says that the inode is no more, and
+// ErrImageGone only when the image's own file system says that the inode is gone, and
 // otherwise what was wrong with the path.
 func Open(want record.Image, open func(*image.Found) (*image.Image, error)) (*image.Image, error) {
 	img, err := openPath(want, open)

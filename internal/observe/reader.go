@@ -229,7 +229,7 @@ func (r *Reader) pins(kinds []pin.Kind, openers guard.Reading[guard.Openers]) gu
 }
 
 // proof reports whether nobody can write to an image that is immutable now. A lease
-// that is granted now proves it anew, in the order in which map does: the flag was read
+// that is granted now proves it again, in the order in which map does: the flag was read
 // before. Somebody who has the image open for writing voids what was proved when it
 // was pinned: the flag has been off meanwhile. What was recorded counts where leases
 // tell nothing.

@@ -22,7 +22,7 @@ type Sameness int
 // The answers of Same.
 const (
 	Other   Sameness = iota // another file
-	Untold                  // everything fits, but whether it is the same file system cannot be told
+	Untold                  // everything fits, but nothing shows whether it is the same file system
 	TheSame                 // the image
 )
 
@@ -99,7 +99,7 @@ func copies(want record.Image, format string, args ...any) (Sameness, error) {
 // moved judges whether the file system on the device number, which has the recorded UUID,
 // is the one that was under the recorded number. While that one is mounted there it is
 // not. Else it is only when no other device carries this UUID: one that shows the same
-// sectors is no other.
+// sectors does not count.
 func moved(want record.Image, number dmtable.Device) (Sameness, error) {
 	mounts, err := image.MountsOf(want.Device())
 	if err != nil {

@@ -28,7 +28,7 @@ const (
 	Dracut         Maker = "dracut"
 )
 
-// Command returns how the maker is told to make all of them anew.
+// Command returns the command that makes the maker build all of them again.
 func (m Maker) Command() []string {
 	switch m {
 	case InitramfsTools:

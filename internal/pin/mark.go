@@ -341,7 +341,7 @@ func EndClaim(f *os.File, filesystem, name string, claim Claim) error {
 }
 
 // Undo clears the pins that the mark on f names, in reverse order, and the mark
-// last. It may be repeated: what is gone already is no error.
+// last. It may be repeated: what is gone already is not an error.
 func Undo(f *os.File, filesystem string, claim Claim) error {
 	m, ok, err := ReadMark(f)
 	if err != nil || !ok {

@@ -332,7 +332,7 @@ func (s *Store) Names() ([]string, error) {
 	return names, nil
 }
 
-// Delete removes the record of name; a missing one is no error.
+// Delete removes the record of name; a missing one is not an error.
 func (s *Store) Delete(name string) error {
 	if err := ignoreMissing(s.folder().Remove(name + suffix)); err != nil {
 		return fmt.Errorf("record of %s: %w", name, err)

@@ -12,7 +12,7 @@ import (
 	"dmloop/internal/swap"
 )
 
-// LayoutFunc reads the layout of the file anew, up to its size, with addresses
+// LayoutFunc reads the layout of the file again, up to its size, with addresses
 // on the block device: on btrfs, translated through the chunk tree.
 type LayoutFunc func() (extents.Layout, error)
 

@@ -70,7 +70,7 @@ func (s fileStore) blockSize() (extents.Bytes, error) {
 
 // read bypasses the page cache, which may hold what the file had before it was
 // written to through a mapping. It sets O_DIRECT on the descriptor for the
-// moment of the read: opening the file anew would break a lease, and a guard
+// moment of the read: opening the file again would break a lease, and a guard
 // may deny it.
 func (s fileStore) read(off, n extents.Bytes) ([]byte, error) {
 	start := off / maxPageSize * maxPageSize

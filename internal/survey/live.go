@@ -18,7 +18,7 @@ import (
 // NotLive refuses an image on whose blocks a device-mapper device lies. It asks the
 // kernel and no record: the image may have been mapped with another state directory, in a
 // container or a chroot, or by hand. Whoever lifts a pin or writes to an image asks
-// this first. What the host file system itself stands on is no stranger, nor are the
+// this first. What the host file system itself stands on is not a stranger, nor are the
 // devices with the uuids own. Where device-mapper cannot be asked that is an error; a
 // kernel without it has no such devices.
 func (s Surveyor) NotLive(img *image.Image, filesystem string, own ...string) error {

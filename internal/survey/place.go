@@ -72,7 +72,7 @@ func (s Surveyor) Locate(img *image.Image, f File, sealing Sealing, read extents
 }
 
 // contentLayout turns the file's layout into that of what the device shows, and
-// proves for a sealed image that the kernel's swap slot is no part of it.
+// proves for a sealed image that the kernel's swap slot is not part of it.
 func contentLayout(file extents.Layout, s Sealing) (extents.Layout, *extents.Problem, error) {
 	if !s.Sealed {
 		return file, nil, nil

@@ -28,7 +28,7 @@ import (
 	"dmloop/internal/seal"
 )
 
-// DefaultMaxExtents is the limit of pieces unless the caller sets another one.
+// DefaultMaxExtents is the limit of extents unless the caller sets another.
 const DefaultMaxExtents = 100_000
 
 // Window is the part of the image's content that is mapped: Limit bytes from
@@ -241,7 +241,7 @@ func (s Surveyor) blocks(ctx context.Context, img *image.Image, r *Report, o Opt
 }
 
 // claimedByUs reports whether the kernel holds the sealed image as a swap file because
-// dmloop said so: that claim is no stranger.
+// dmloop said so: that claim does not count as somebody else's.
 func claimedByUs(img *image.Image, f File, s Sealing) (bool, error) {
 	if !s.Sealed || !f.Facts.Swap.Active {
 		return false, nil

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// swapon and swapoff make the system calls, which golang.org/x/sys/unix lacks.
+// swapon and swapoff make the system calls, which golang.org/x/sys/unix does not have.
 // They return the errno.
 
 func swapon(path string, flags int) error {

@@ -243,7 +243,7 @@ func (g *Gate) freeLane() *lane {
 	return l
 }
 
-// regular fails for a file that is no regular one.
+// regular fails for a file that is not a regular file.
 func regular(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
