@@ -12,7 +12,7 @@ const (
 	MaxUUID = 128
 )
 
-// NameError tells why a string cannot be a device's name or uuid. Match it with
+// NameError says why a string cannot be a device's name or uuid. Match it with
 // errors.As.
 type NameError struct {
 	Name   string // the string as given

@@ -50,7 +50,7 @@ func ErrorTable(size Sectors) Table {
 	return Table{{Start: 0, Length: size, Target: Error}}
 }
 
-// RowError tells which row of a table, or which segment given to Build, is
+// RowError says which row of a table, or which segment given to Build, is
 // wrong and why. Match it with errors.As.
 type RowError struct {
 	Row    int     // index of the row or segment, from 0

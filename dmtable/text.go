@@ -47,7 +47,7 @@ func (r *Row) append(b []byte) []byte {
 	return append(b, r.Args...)
 }
 
-// LineError tells which line of a table's text cannot be read. Match it with
+// LineError says which line of a table's text cannot be read. Match it with
 // errors.As.
 type LineError struct {
 	Line   int    // from 1

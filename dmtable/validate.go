@@ -56,7 +56,7 @@ func (t Table) Validate(limits Limits) error {
 	return nil
 }
 
-// checkPlace tells why the row cannot stand at sector next, or "".
+// checkPlace says why the row cannot stand at sector next, or "".
 func (r *Row) checkPlace(next Sectors) string {
 	switch {
 	case r.Start > next:
@@ -71,7 +71,7 @@ func (r *Row) checkPlace(next Sectors) string {
 	return ""
 }
 
-// checkWords tells why target and arguments cannot stand in a table, or "".
+// checkWords says why target and arguments cannot stand in a table, or "".
 func (r *Row) checkWords() string {
 	if r.Target != Linear && (r.Target == "" || len(r.Target) > maxTargetName || strings.ContainsFunc(r.Target, notGraphic)) {
 		return fmt.Sprintf("has an impossible target name %q", r.Target)
@@ -84,7 +84,7 @@ func (r *Row) checkWords() string {
 
 func notGraphic(r rune) bool { return r <= ' ' || r >= 0x7f }
 
-// checkBlocks tells where the row breaks the logical block size, or "".
+// checkBlocks says where the row breaks the logical block size, or "".
 func (r *Row) checkBlocks(block Sectors) string {
 	if r.Start%block != 0 || r.Length%block != 0 {
 		return fmt.Sprintf("has start %d and length %d, which are not multiples of the logical block size of %d sectors", r.Start, r.Length, block)

@@ -19,7 +19,7 @@ func (l Layout) Clip() Layout {
 // Window returns the layout of length bytes of the file from offset, as if they
 // were a file of their own: its offsets count from 0. The window must lie within
 // the file and must not be empty. It need not begin or end on a block border;
-// Problems tells when it does not.
+// Problems says when it does not.
 func (l Layout) Window(offset, length Bytes) (Layout, error) {
 	if offset < 0 || length <= 0 || offset > l.Size || length > l.Size-offset {
 		return Layout{}, fmt.Errorf("window of %d bytes at byte %d is not within a file of %d bytes", length, offset, l.Size)

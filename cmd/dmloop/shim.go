@@ -97,7 +97,7 @@ func removeShim(ctx context.Context, env *cliEnv, name string) error {
 	return nil
 }
 
-// shimAdvice tells how the shim of this name comes back at the next boot: with the mount
+// shimAdvice says how the shim of this name comes back at the next boot: with the mount
 // point that fstab has for the file system today.
 func shimAdvice(device, name, shim string) string {
 	source, kind, point := device, "auto", "MOUNTPOINT"

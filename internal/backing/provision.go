@@ -105,7 +105,7 @@ func openForWriting(found *image.Found) (*image.Image, error) {
 }
 
 // leaseGuard returns a question that is an error once the write lease is no
-// longer whole: somebody waits to open the file, or the kernel has let him.
+// longer whole: somebody waits to open the file, or the kernel has let it in.
 func leaseGuard(lease *image.Lease, path string) func() error {
 	return func() error {
 		if whole, err := lease.Whole(); whole || err != nil {

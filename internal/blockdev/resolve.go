@@ -37,7 +37,7 @@ type resolver struct {
 
 // Resolve returns the sectors of the base devices that hold the layout's bytes, in
 // the order of the file; adjacent pieces are one segment. The layout must cover
-// its size from 0 without gap or overlap, else nothing is resolved (rule hole or
+// its size from 0 without gap or overlap, otherwise nothing is resolved (rule hole or
 // unknown). Bytes become sectors here: an extent that does not begin and end on a
 // logical block of every base device is not-aligned; what lies beyond the end of
 // the host device or of a base device is out-of-range; more pieces than a table can
@@ -72,7 +72,7 @@ func (s *Stack) Resolve(layout extents.Layout, from extents.Bytes) ([]dmtable.Se
 	return r.segments, r.problems.Problems()
 }
 
-// covers tells where a layout that begins at byte from of the file does not cover its
+// covers says where a layout that begins at byte from of the file does not cover its
 // size, or nil.
 func covers(layout extents.Layout, from extents.Bytes) []extents.Problem {
 	found := extents.Findings{From: from}

@@ -129,7 +129,7 @@ func readBase(sysfs string, src TableSource, number dmtable.Device) (Base, error
 	return Base{Device: number, Name: d.name(), Size: size, LogicalBlock: block, ReadOnly: readOnly}, nil
 }
 
-// judgeHost tells why nothing can be mapped through the host's table, or nil.
+// judgeHost says why nothing can be mapped through the host's table, or nil.
 func judgeHost(path string, info dm.Info, table dmtable.Table) *extents.Problem {
 	name := info.Name
 	for i := range table {

@@ -109,7 +109,7 @@ func (d folder) beside(links string) ([]folder, error) {
 }
 
 // Holders returns the names of the devices that stand on the device: those in /dev/mapper
-// where they have one, else the kernel's. Sysfs is /sys except in tests.
+// where they have one, otherwise the kernel's. Sysfs is /sys except in tests.
 func Holders(sysfs string, number dmtable.Device) (names []string, err error) {
 	d, err := openFolder(sysfs, number)
 	if err != nil {

@@ -16,7 +16,7 @@ const (
 
 // CmdlineOptions say what `dmloop boot cmdline` writes.
 type CmdlineOptions struct {
-	Device   string // names the device below the shim to the kernel; empty: by the manifest's PARTUUID, else by its number
+	Device   string // names the device below the shim to the kernel; empty: by the manifest's PARTUUID, otherwise by its number
 	ReadOnly bool   // the image is not to be written
 	Verity   *Verity
 }

@@ -36,7 +36,7 @@ var _ pin.Claim = (*Claim)(nil)
 // Active reports whether the kernel holds the image.
 func (c *Claim) Active() (bool, error) { return swap.Active(c.Image.File()) }
 
-// Take has the kernel hold the image, which is immutable when Take is called: from then
+// Take makes the kernel hold the image, which is immutable when Take is called: from then
 // on nobody new can open it for writing. The write lease shows that nobody else has it
 // open, and nobody is on the way; what is read now is what was surveyed. swapon(2)
 // opens the file for writing, which neither the flag nor the lease lets it do, so both

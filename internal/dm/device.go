@@ -124,7 +124,7 @@ func (c *Conn) Remove(ref Ref, o RemoveOptions) (Info, error) {
 }
 
 // Rename gives the device a new name, which must pass dmtable.CheckName and be
-// free, else it is ErrExists. EventNr is as in ResumeOptions.
+// free, otherwise it is ErrExists. EventNr is as in ResumeOptions.
 func (c *Conn) Rename(ref Ref, newName string, eventNr uint32) (Info, error) {
 	if err := dmtable.CheckName(newName); err != nil {
 		return Info{}, &Error{Op: reqRename.Name, Name: ref.String(), Err: err}

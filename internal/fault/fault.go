@@ -118,7 +118,7 @@ func remedyFor(err error) extents.Remedy {
 }
 
 // Refuse makes the error of an image that breaks rules: Busy when it is only in
-// use at the moment, else NotMappable (design section 4).
+// use at the moment, otherwise NotMappable (design section 4).
 func Refuse(subject string, problems []extents.Problem) *Error {
 	class := Busy
 	for _, p := range problems {

@@ -58,7 +58,7 @@ type Device struct {
 	Bytes     int64  // and how long it has to be
 }
 
-// Put has the gate guard a mapping, from now on and as the entry says; what it guarded of it before
+// Put makes the gate guard a mapping, from now on and as the entry says; what it guarded of it before
 // and the entry does not name, it no longer guards.
 func (g *Gate) Put(e Entry) error {
 	return g.locked(func() error {
@@ -88,7 +88,7 @@ func (g *Gate) take(mappings []UUID) error {
 	return g.sweep()
 }
 
-// Settle has the gate guard no mappings but those that are known, and tells it the names that the
+// Settle makes the gate guard only mappings that are known, and tells it the names that the
 // device-mapper devices have now, as names gives them: it forgets the earlier ones, and what it has
 // learnt itself from renamings. It returns how many mappings it has released, and how many it guards.
 func (g *Gate) Settle(known []UUID, names func() (map[dmtable.Device]string, error)) (gone, left int, err error) {

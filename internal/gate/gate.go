@@ -62,7 +62,7 @@ func Open() (*Gate, error) {
 	return g, nil
 }
 
-// isInForce tells whether there is a gate, and one that this version can read.
+// isInForce reports whether there is a gate, and one that this version can read.
 func isInForce() error {
 	found, err := sets("maps-")
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 
 const (
 	// folderTick is how often the guard looks whether what it has in the state directory is
-	// still there, in case that nothing told it.
+	// still there, in case nothing reported it.
 	folderTick = 2 * time.Second
 	// folderPatience bounds how long it waits for the lock of a command then.
 	folderPatience = 2 * time.Second
@@ -34,7 +34,7 @@ type home struct {
 }
 
 // live serves clients until ctx ends, and looks after the state directory meanwhile: when
-// somebody empties or removes it, a guard that nobody can reach would go on denying every
+// somebody empties or removes it, a guard that nobody can reach would keep denying every
 // open of the images.
 func (d *Daemon) live(ctx context.Context, h *home, lost chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)

@@ -34,7 +34,7 @@ func (d *Daemon) closeKernelGate() {
 	}
 }
 
-// gateAgain has the gate guard the mapping that it does not guard any more: somebody took
+// gateAgain makes the gate guard the mapping that it does not guard any more: somebody took
 // it away, or the machine was booted since.
 func (a *actions) gateAgain() error {
 	if err := errors.Join(gate.Load(), gate.Again()); err != nil {
@@ -47,7 +47,7 @@ func (a *actions) gateAgain() error {
 	return nil
 }
 
-// gatePinning has the gate guard the mapping, also while its image has no pins for a moment.
+// gatePinning makes the gate guard the mapping, also while its image has no pins for a moment.
 func (d *Daemon) gatePinning(rec record.Record, pinning bool) error {
 	e, err := observe.Guarded(d.Mapper, d.Sysfs, rec)
 	if err != nil {

@@ -251,7 +251,7 @@ func (d *Daemon) forget(name string) bool {
 	return true
 }
 
-// mark has the gate deny opens of the file and reports whether it does. Each mark
+// mark makes the gate deny opens of the file and reports whether it does. Each mark
 // is undone by one unmark.
 func (d *Daemon) mark(id guard.FileID, f *os.File) bool {
 	if d.gate == nil {

@@ -21,13 +21,13 @@ func (o *Own) Prepare(context.Context, *os.File, bool) (denies bool, err error) 
 	return false, errors.New("a guard maps nothing itself")
 }
 
-// Add has the guard watch the mapping, once it has found it as recorded.
+// Add makes the guard watch the mapping, once it has found it as recorded.
 func (o *Own) Add(ctx context.Context, name string) error {
 	_, err := o.d.Add(ctx, nil, name)
 	return err
 }
 
-// Drop has the guard forget the mapping.
+// Drop makes the guard forget the mapping.
 func (o *Own) Drop(ctx context.Context, name string) error { return o.d.Drop(ctx, name) }
 
 // Record returns the record of a watched mapping, without layout and table.

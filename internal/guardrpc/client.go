@@ -17,7 +17,7 @@ import (
 
 // Time-outs for callers whose context has no deadline. A first full check of a
 // hundred thousand extents takes a fraction of a second; a guard that does not
-// answer for longer is taken for wedged.
+// answer for longer counts as hung.
 const (
 	dialTimeout = 2 * time.Second
 	callTimeout = 30 * time.Second

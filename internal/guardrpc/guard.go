@@ -99,7 +99,7 @@ func (g *Guard) do(ctx context.Context, call func(*Client) error) error {
 	}
 }
 
-// Drop has the guard forget the mapping. One that does not run forgot it.
+// Drop makes the guard forget the mapping. One that does not run forgot it.
 func (g *Guard) Drop(ctx context.Context, name string) error {
 	err := g.do(ctx, func(c *Client) error { return c.Drop(ctx, name) })
 	if errors.Is(err, ErrNoGuard) {

@@ -28,7 +28,7 @@ const DetachedIdle = 5 * time.Minute
 const startTimeout = 15 * time.Second
 
 // EnsureRunning connects to the guard of the state directory dir and starts one when
-// none runs: as a unit where systemd runs, else as a detached process of this program.
+// none runs: as a unit where systemd runs, otherwise as a detached process of this program.
 func EnsureRunning(ctx context.Context, dir string) (*Client, error) {
 	c, err := Dial(ctx, dir)
 	if !errors.Is(err, ErrNoGuard) {

@@ -40,7 +40,7 @@ type Facts struct {
 	NoExtents   bool         `json:"noExtents"` // ext4 without the feature extents, as far as the device may be read
 }
 
-// DeviceUse tells how many devices the file system keeps file data on. xfs's
+// DeviceUse says how many devices the file system keeps file data on. xfs's
 // external log is none of them: it never holds file data.
 type DeviceUse struct {
 	Count   int    `json:"count"`   // 0 when not known
@@ -58,7 +58,7 @@ const (
 	JournalSuperblock JournalCause = "superblock" // tune2fs -o journal_data
 )
 
-// SwapStatus tells whether the file is an active swap file, as far as /proc/swaps
+// SwapStatus reports whether the file is an active swap file, as far as /proc/swaps
 // shows: one that was switched on in another mount namespace is not found, but
 // then the kernel has the file open and no write lease is granted.
 type SwapStatus struct {

@@ -35,7 +35,7 @@ func (l *Lease) Release() error {
 }
 
 // Whole reports whether the lease is in force and nobody waits for its end. Somebody
-// who waits has passed every check of his open and gets in when it ends.
+// who waits has passed every check of its open and gets in when it ends.
 func (l *Lease) Whole() (bool, error) {
 	kind, err := inode.Lease(l.file)
 	return kind == unix.F_WRLCK, err

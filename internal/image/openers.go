@@ -68,7 +68,7 @@ func Openers(f *os.File) ([]Opener, error) {
 // hasOpen reports whether a descriptor of the process in dir is the file, and whether
 // the process has one of fanotify. A descriptor of the very open description own, which
 // the guard has of an image that it was handed, is nobody else's. Processes end and
-// permissions lack all the time, so errors mean no.
+// permissions are often missing, so errors mean no.
 func hasOpen(dir string, pid, own int, self unix.Statx_t) (open, scans bool) {
 	fds, _ := filepath.Glob(filepath.Join(dir, "fd", "[0-9]*"))
 	for _, fd := range fds {

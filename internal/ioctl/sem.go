@@ -30,7 +30,7 @@ type sembuf struct {
 }
 
 // CreateSemaphore makes a semaphore of value 0 that root may use, under a key that
-// must be free, else the error is EEXIST.
+// must be free, otherwise the error is EEXIST.
 func CreateSemaphore(key uint32) (Semaphore, error) {
 	id, _, errno := unix.Syscall(unix.SYS_SEMGET, uintptr(key), 1, 0o600|ipcCreate|ipcExcl)
 	if errno != 0 {

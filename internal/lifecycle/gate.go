@@ -18,7 +18,7 @@ import (
 	"dmloop/internal/survey"
 )
 
-// GateAuto is the choice of --gate that takes the best gate that can be had.
+// GateAuto is the choice of --gate that takes the best gate that this kernel can have.
 const GateAuto = "auto"
 
 // chooseGate decides what denies opens of the image by others, and puts the gate in the
@@ -61,7 +61,7 @@ func gateLacks(path string, err error) error {
 // inForce puts the gate in force, and lets this process pass.
 func inForce() error { return errors.Join(gate.Load(), gate.Again()) }
 
-// putInGate has the gate guard an entry. The gate may have been taken away since it was
+// putInGate makes the gate guard an entry. The gate may have been taken away since it was
 // put in force, with the last mapping.
 func putInGate(e gate.Entry) error {
 	for tries := 3; ; tries-- {
@@ -78,10 +78,10 @@ func putInGate(e gate.Entry) error {
 	}
 }
 
-// gateImage has the gate guard the image, which has no pins yet.
+// gateImage makes the gate guard the image, which has no pins yet.
 func (j *mapJob) gateImage(context.Context) error { return repinning(j.m) }
 
-// repinning has the gate guard an image while its pins are set or cleared, when the device is not
+// repinning makes the gate guard an image while its pins are set or cleared, when the device is not
 // there: for a moment it may have none.
 func repinning(m record.Record) error {
 	if m.Gate != guard.GateBPF {
@@ -120,7 +120,7 @@ func (s *System) gateAgain(m record.Record, pinning bool) (gated bool) {
 	return err == nil
 }
 
-// gateDevices has the gate guard the devices as well, before the mapping's own has a table.
+// gateDevices makes the gate guard the devices as well, before the mapping's own has a table.
 func (j *mapJob) gateDevices() error {
 	if j.m.Gate != guard.GateBPF {
 		return nil
@@ -176,7 +176,7 @@ func (s *System) ungate(ctx context.Context, m record.Record) error {
 	return nil
 }
 
-// sweepGate has the gate guard nothing of mappings that have neither record nor device: a
+// sweepGate makes the gate guard nothing of mappings that have neither record nor device: a
 // command was killed between its last steps. What it cannot do it says in the log.
 func (s *System) sweepGate(ctx context.Context, t *turn) {
 	g, err := gate.Open()
@@ -213,7 +213,7 @@ func (s *System) takeStrays(ctx context.Context, store *record.Store, g *gate.Ga
 	return nil
 }
 
-// knownNumbers lists the mappings that have a record or a device, and tells how to ask for the
+// knownNumbers lists the mappings that have a record or a device, and says how to ask for the
 // names of all device-mapper devices.
 func (s *System) knownNumbers(store *record.Store) (known []gate.UUID, names func() (map[dmtable.Device]string, error), err error) {
 	records, err := allRecords(store, store.Head)

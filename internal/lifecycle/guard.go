@@ -79,7 +79,7 @@ func (w *watchdog) watched(ctx context.Context) map[string]bool {
 	return names
 }
 
-// drop has the guard forget a mapping. One that does not answer looks for itself
+// drop makes the guard forget a mapping. One that does not answer looks for itself
 // when it goes on: the device is gone.
 func (w *watchdog) drop(ctx context.Context, name string) error {
 	if w.Guard == nil || w.hung != nil {

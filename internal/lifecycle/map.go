@@ -38,8 +38,8 @@ func (s *System) Map(ctx context.Context, path string, o MapOptions) (Status, er
 	return s.mapFound(ctx, found, name, uuid, o)
 }
 
-// mapFound is Map of a file that was found. It seals the image only when nothing else than
-// the image can be in the way of mapping it.
+// mapFound is Map of a file that was found. It seals the image only when nothing except
+// the image can prevent mapping it.
 func (s *System) mapFound(ctx context.Context, found *image.Found, name, uuid string, o MapOptions) (Status, error) {
 	path := found.Given()
 	if o.Seal {
@@ -202,7 +202,7 @@ func (j *mapJob) prepareGuard(ctx context.Context) error {
 	return refusal(err)
 }
 
-// watch has the guard confirm that it watches the live mapping.
+// watch makes the guard confirm that it watches the live mapping.
 func (j *mapJob) watch(ctx context.Context) error {
 	if j.options.NoGuard || j.options.GuardLater {
 		return nil

@@ -116,7 +116,7 @@ func (j *mapJob) proveLayout() error {
 
 // proveAlone asks, as the last thing before the device goes live, whether the lease is
 // whole still. Somebody who waits for its end began to open the image before it was
-// pinned: he is let in and, when he has gone, everything is proved again.
+// pinned: the opener is let in and, when it has gone, everything is proved again.
 func (j *mapJob) proveAlone(ctx context.Context) error {
 	if j.lease == nil {
 		return nil
@@ -149,8 +149,8 @@ func (j *mapJob) dropLease() error {
 }
 
 // lookOnceMore asks without a guard what the guard's first check asks: whether somebody
-// has the image open for writing all the same. He would have passed the check of the
-// flag before it was set, and slept since then where nothing makes him sleep.
+// has the image open for writing all the same. That opener would have passed the check of the
+// flag before it was set, and slept since then where nothing makes it sleep.
 func (j *mapJob) lookOnceMore(context.Context) error {
 	watched := !j.options.NoGuard && !j.options.GuardLater
 	if watched || slices.Contains(j.m.PinKinds(), pin.Swap) || observe.OthersOpen(j.img) != guard.Writers {

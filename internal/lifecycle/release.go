@@ -20,7 +20,7 @@ import (
 // then the record, in this order, whatever of it there is. It is unmap's second
 // half, map's undo, and what recover does for a killed command. When a step fails
 // the record stays, in state releasing with the reason. img may be nil. The end of ctx
-// does not end it: a guard that was not told would go on denying opens of the image.
+// does not end it: a guard that was not told would keep denying opens of the image.
 func (s *System) finish(ctx context.Context, store *record.Store, m *record.Record, img *image.Image) error {
 	err := s.takeDown(context.WithoutCancel(ctx), m, img)
 	if err == nil {

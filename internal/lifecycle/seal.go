@@ -85,7 +85,7 @@ func claimError(path string, err error) error {
 
 // Seal moves the first pages of an image aside and puts a swap header there, so
 // that the kernel can hold it still. A seal or unseal that was cut is finished. With
-// said, an image whose content says that it is sealed is taken for sealed.
+// said, an image whose content says that it is sealed is treated as sealed.
 func (s *System) Seal(ctx context.Context, path string, said bool) error {
 	found, err := find(path)
 	if err != nil {

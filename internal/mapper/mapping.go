@@ -55,7 +55,7 @@ func (m *Mapper) CutOff(r record.Record, before guard.State) error {
 	return err
 }
 
-// RemoveWhenClosed has the kernel remove a mapping's devices as soon as nobody has them
+// RemoveWhenClosed makes the kernel remove a mapping's devices as soon as nobody has them
 // open, now perhaps.
 func (m *Mapper) RemoveWhenClosed(r record.Record) error {
 	for _, ref := range Layers(r) {

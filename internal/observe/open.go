@@ -197,7 +197,7 @@ func openHandle(want record.Image) (*image.Image, error) {
 	return nil, fmt.Errorf("its file system (device %s) is not mounted", want.Device())
 }
 
-// elsewhere is 0 for a mount of the recorded device number, and else 1.
+// elsewhere is 0 for a mount of the recorded device number, and otherwise 1.
 func elsewhere(m image.Mount, want record.Image) int {
 	if m.Device == want.Device() {
 		return 0

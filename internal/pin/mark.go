@@ -100,7 +100,7 @@ func Resulting(filesystem string, wanted []Kind) []Kind {
 type Claim interface {
 	// Active reports whether the kernel holds the file.
 	Active() (bool, error)
-	// Take has the kernel hold the file, which is immutable when Take is called. It
+	// Take makes the kernel hold the file, which is immutable when Take is called. It
 	// calls lift, at its place among its steps, to end that. When it fails the kernel
 	// does not hold the file.
 	Take(lift func() error) error

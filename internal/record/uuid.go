@@ -15,7 +15,7 @@ const (
 )
 
 // NewUUID returns a mapping's device-mapper uuid, DMLOOP-<32 hex>-NAME. The hex
-// part is id when it is not empty (32 hex digits, dashes allowed), else random.
+// part is id when it is not empty (32 hex digits, dashes allowed), otherwise random.
 func NewUUID(name, id string) (string, error) {
 	hexID, err := hexPart(id)
 	if err != nil {

@@ -79,7 +79,7 @@ func DecodePage(p []byte) (Record, error) {
 
 // ReadHeader reads page 0 of a sealed image from the disk, and the record in it. It
 // fails when the page is not exactly what sealing wrote, for the page size of this
-// kernel and this size of the file: then swapon(2) would take something else than the
+// kernel and this size of the file: then swapon(2) would take something other than the
 // one page that is meant. f is used as by Inspect.
 func ReadHeader(f *os.File) ([]byte, Record, error) {
 	s := newFileStore(f)

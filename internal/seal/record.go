@@ -5,7 +5,7 @@
 //
 // Every change is made so that a cut between any two writes, or in the middle
 // of one, leaves an image whose content is still there once and whole: Inspect
-// tells what state an image is in, Seal and Unseal both finish a half-way one.
+// says what state an image is in, Seal and Unseal both finish a half-way one.
 package seal
 
 import (

@@ -57,7 +57,7 @@ func prepare(s fileStore) error {
 type change struct {
 	store
 	page   extents.Bytes // the kernel's page size
-	said   bool          // something else than the attribute says that the image is sealed
+	said   bool          // something other than the attribute says that the image is sealed
 	layout LayoutFunc
 }
 

@@ -38,7 +38,7 @@ type State struct {
 	Record Record         // when Kind is Sealed, HalfSealed or OtherPageSize
 	Reason string         // one clause that says why; empty when Kind is Plain or Sealed
 	Looks  string         // when Kind is Plain: what in the content looks like a seal of dmloop, which proves nothing
-	moved  bool           // when HalfSealed: the content of the prologue is whole in the moved pages, else in its place
+	moved  bool           // when HalfSealed: the content of the prologue is whole in the moved pages, otherwise in its place
 	remedy extents.Remedy // when Corrupt: what to do, if that is not to look for a backup
 }
 
@@ -203,7 +203,7 @@ func inspectContent(s store, head []byte, size extents.Bytes) (State, error) {
 	return State{Kind: Plain}, nil
 }
 
-// judge tells where the content of the prologue is whole in an image that was
+// judge says where the content of the prologue is whole in an image that was
 // being changed as r says. While page 0 is the swap header it can only be in
 // the moved pages: the header is written when they are durable, and they are
 // given up when it is gone. Else the checksum decides.

@@ -15,7 +15,7 @@ import (
 	"dmloop/internal/seal"
 )
 
-// sealing tells whether the image is sealed, and judges its record. Beside the
+// sealing reports whether the image is sealed, and judges its record. Beside the
 // attribute it takes two words for it: the caller's, and that of dmloop's own pin, which
 // names the claim, while the kernel holds the image: nobody writes to it then. A mark that
 // a forgotten mapping or a power cut left says nothing about what is in the image by now.

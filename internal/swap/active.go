@@ -54,7 +54,7 @@ func (p *Probe) Close() error {
 	return err
 }
 
-// Active tells whether the kernel holds the file now. The error says that it could
+// Active reports whether the kernel holds the file now. The error says that it could
 // not be told.
 func (p *Probe) Active() (bool, error) {
 	flags, err := unix.FcntlInt(p.file.Fd(), unix.F_GETFL, 0)

@@ -17,7 +17,7 @@ type Hibernation struct {
 	Where      string // "resume=... on the kernel command line", "/sys/power/resume is 8:2"
 }
 
-// HibernationConfigured tells whether this system was told where to suspend to.
+// HibernationConfigured reports whether this system was told where to suspend to.
 func HibernationConfigured() (Hibernation, error) { return hibernation(os.DirFS("/")) }
 
 func hibernation(root fs.FS) (Hibernation, error) {

@@ -1,5 +1,5 @@
 // Package swap makes the kernel hold a file as a swap file, which is the one pin
-// on which the kernel itself insists, and tells whether it does. See swapon(2)
+// on which the kernel itself insists, and reports whether it does. See swapon(2)
 // and mm/swapfile.c in the kernel.
 package swap
 
@@ -150,7 +150,7 @@ func Release(f *os.File) error {
 	return e
 }
 
-// Room tells whether the kernel would take one more swap file. It asks for a
+// Room reports whether the kernel would take one more swap file. It asks for a
 // name that no file has: swapon(2) looks for a free place before it looks for
 // the file. The error is ErrNoSwap or ErrNotPermitted when it cannot be told.
 func Room() (bool, error) {
@@ -178,7 +178,7 @@ func immutable(f *os.File) bool {
 	return err == nil && st.Attributes&unix.STATX_ATTR_IMMUTABLE != 0
 }
 
-// privileged tells whether this process has CAP_SYS_ADMIN in its user namespace.
+// privileged reports whether this process has CAP_SYS_ADMIN in its user namespace.
 func privileged() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

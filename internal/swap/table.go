@@ -82,7 +82,7 @@ func Table() ([]Entry, error) {
 // deleted is what d_path of fs/d_path.c adds to the last name of a file without one.
 const deleted = " (deleted)"
 
-// Stat finds what the kernel lists, and tells whether it is there. A name that ends as
+// Stat finds what the kernel lists, and reports whether it is there. A name that ends as
 // the mark of a deleted file does is a name like any other when there is such a file;
 // only when there is none the name without the mark is looked up, which may have been
 // given again. The kernel's paths have no symbolic links in them, and none is followed.

@@ -13,7 +13,7 @@ import (
 	"dmloop/dmtable"
 )
 
-// isNodeLink tells what udev's rules, and this package, let /dev/mapper/NAME point to.
+// isNodeLink says what udev's rules, and this package, let /dev/mapper/NAME point to.
 func isNodeLink(target string) bool {
 	for _, folder := range []string{"../", "/dev/"} {
 		if number, ok := strings.CutPrefix(target, folder+"dm-"); ok {

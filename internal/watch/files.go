@@ -26,7 +26,7 @@ type FileHints interface {
 	Lost(key, why string)
 }
 
-// Files watches images and their directories. fsnotify tells what changes them (inotify).
+// Files watches images and their directories. fsnotify says what changes them (inotify).
 // Moving blocks and changing flags raise no event there, but who does it has the image open
 // before and closes it afterwards, which fanotify tells.
 type Files struct {

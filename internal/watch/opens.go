@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrOpensUntold says that nobody tells when an image is opened or closed: the timer finds
+// ErrOpensUntold says that the kernel does not report opens of an image: the timer finds
 // what follows from it.
 var ErrOpensUntold = errors.New("the kernel does not report opens of the image")
 
 const openEvents = unix.FAN_OPEN | unix.FAN_CLOSE_WRITE | unix.FAN_CLOSE_NOWRITE
 
-// opens tells when images are opened and closed, by fanotify notifications. Events name
+// opens says when images are opened and closed, by fanotify notifications. Events name
 // files by their handles (FAN_REPORT_FID, Linux 5.1): an event with a descriptor would make
 // the guard one more opener of the image, which whoever takes a lease on it would see.
 type opens struct {
