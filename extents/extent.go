@@ -1,5 +1,5 @@
 // Package extents reads where a regular file lies on its file system (FIEMAP)
-// and judges whether it lies still enough to be mapped. It never writes.
+// and judges whether its blocks can be mapped. It never writes.
 package extents
 
 // Bytes counts bytes: a length, or an offset in a file or on a device. It is

@@ -41,7 +41,7 @@ func Read(f *os.File) (Layout, error) {
 	return Layout{Size: Bytes(info.Size()), Extents: rows}, nil
 }
 
-// Each is Read for who wants to see the rows one batch after the other and not to
+// Each is Read for callers that look at the rows batch by batch and do not
 // keep them: the slice is used again for a later batch. The kernel is asked for the
 // next batch while visit looks at one. An error of visit ends the reading and is
 // returned as it is.

@@ -193,8 +193,8 @@ func newRootFor(env *cliEnv, only string) *cobra.Command {
 		Use:   "dmloop",
 		Short: "Block devices from regular files, without the loop driver",
 		Long: `dmloop maps a regular file as a block device: it proves that the file is fully
-allocated, unshared and held still, and hands its blocks to device-mapper as a
-linear table. I/O then goes straight to the disk.`,
+allocated and unshared, holds its blocks in place, and hands them to device-mapper
+as a linear table. I/O then goes straight to the disk.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, args []string) error {
