@@ -49,14 +49,14 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 DEADCODE    := golang.org/x/tools/cmd/deadcode@v0.49.0
 
 # Debian packages that the tests use; gcc is for the race detector.
-PACKAGES := attr btrfs-progs busybox-static cpio dmsetup e2fsprogs f2fs-tools fdisk fio gcc kmod \
-	libc6-dev lvm2 mount qemu-system-x86 shellcheck strace user-mode-linux util-linux xfsprogs xz-utils zstd
+PACKAGES := android-sdk-libsparse-utils attr btrfs-progs busybox-static bzip2 cpio dmsetup e2fsprogs f2fs-tools fdisk fio gcc genisoimage kmod \
+	libc6-dev lvm2 mount qemu-system-x86 qemu-utils shellcheck squashfs-tools strace user-mode-linux util-linux xfsprogs xz-utils zstd
 
 # Those that only the boot tests use: whole Debian guests and a kernel made for them.
 BOOT_PACKAGES := bc bison cryptsetup-bin debootstrap flex libelf-dev libssl-dev lintian make rpm
 
 # What every change has to show on the oldest and the newest kernel.
-SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|QemuGate(Holds|Refuses.*|OutlivesTheGuard)|TablesAreDmsetups)$$
+SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|QemuGate(Holds|Refuses.*|OutlivesTheGuard)|QemuLargeBlocks|TablesAreDmsetups)$$
 
 ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le riscv64 s390x
 

@@ -92,7 +92,7 @@ func (r Remedy) At(low, high Bytes) Remedy { r.Low, r.High = low, high; return r
 var meanings = []RuleMeaning{
 	{NotRegular, "it is a directory, a device, a FIFO, or its path has a symbolic link that a stranger could have put there"},
 	{Empty, "it has no bytes"},
-	{SizeUnaligned, "its size, or the start or end of the part that is asked for, is not a multiple of the file system's block"},
+	{SizeUnaligned, "its size, or the start or end of the part that is asked for, is not a multiple of the file system's block, or of the logical block of a device below"},
 	{UnsupportedFS, "its file system is not ext4, xfs, f2fs or btrfs, has no block device of its own, or is mounted with an option under which its blocks are not what a crash leaves"},
 	{Hole, "a part has no block"},
 	{Unwritten, "a part is allocated and was never written: the disk holds old data there"},

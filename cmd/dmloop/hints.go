@@ -25,16 +25,23 @@ var hints = sync.OnceValue(func() map[extents.Remedy]string {
 		advice.SizeOf:                  "use a size of {low}",
 		advice.MapPartitions:           "partition {low} begins there: map the whole image with its partitions: dmloop map --partscan {image}",
 		advice.LeaveFooterOut:          "its last {low} bytes are the footer of a fixed VHD: leave them out with --sizelimit {high}",
-		advice.ConvertFixedVHD:         "its last bytes are the footer of a fixed VHD, and the rest is not a whole number of blocks either: qemu-img convert -f vpc -O raw {image} NEW, and map that",
-		advice.ConvertVHD:              "it is a dynamic VHD, not a raw disk image: qemu-img convert -f vpc -O raw {image} NEW, and map that",
-		advice.ConvertVHDX:             "it is a VHDX, not a raw disk image: qemu-img convert -f vhdx -O raw {image} NEW, and map that",
-		advice.ConvertQCOW:             "it is a qcow image, not a raw disk image: qemu-img convert -f qcow2 -O raw {image} NEW, and map that",
-		advice.ConvertVMDK:             "it is a VMDK, not a raw disk image: qemu-img convert -f vmdk -O raw {image} NEW, and map that",
-		advice.ConvertSparse:           "it is an Android sparse image: simg2img {image} NEW, and map that",
-		advice.Gunzip:                  "it is compressed (gzip): gzip -dc {image} >NEW, and map that",
-		advice.Unxz:                    "it is compressed (xz): xz -dc {image} >NEW, and map that",
-		advice.Unzstd:                  "it is compressed (zstd): zstd -dc {image} >NEW, and map that",
-		advice.ConvertVDI:              "it is a VDI, not a raw disk image: qemu-img convert -f vdi -O raw {image} NEW, and map that",
+		advice.ConvertFixedVHD:         "its last bytes are the footer of a fixed VHD, and the rest is not a whole number of blocks either: " + convert("vpc"),
+		advice.ConvertVHD:              convert("vpc"),
+		advice.ConvertVHDX:             convert("vhdx"),
+		advice.ConvertQCOW:             convert("qcow2"),
+		advice.ConvertQCOW1:            convert("qcow"),
+		advice.ConvertVMDK:             convert("vmdk"),
+		advice.ConvertVDI:              convert("vdi"),
+		advice.ConvertDMG:              convert("dmg"),
+		advice.ConvertSparse:           "make a plain image of it: simg2img {image} {name} && dmloop provision {name}",
+		advice.Gunzip:                  "unpack it: gzip -dc {image} >{name} && dmloop provision {name}",
+		advice.Unxz:                    "unpack it: xz -dc {image} >{name} && dmloop provision {name}",
+		advice.Unzstd:                  "unpack it: zstd -dc {image} >{name} && dmloop provision {name}",
+		advice.Bunzip:                  "unpack it: bzip2 -dc {image} >{name} && dmloop provision {name}",
+		advice.MountReadOnly:           "map it read-only: dmloop map --read-only {image} NAME, then: mount -t {name} -o ro /dev/mapper/NAME DIRECTORY",
+		advice.ClearFolderFlag:         "run: chattr -j {name}",
+		advice.ClearFolderDAX:          "run: chattr -x {name}, or mount the file system with dax=never",
+		advice.ClearFolderRealtime:     "run: xfs_io -c 'chattr -t' {name}",
 		advice.ClearJournalFlag:        "run: chattr -j {image}",
 		advice.MountWithoutJournalling: "unmount the file system and mount it without data=journal",
 		advice.ClearJournalDefault:     "run: tune2fs -o ^journal_data {name}, then unmount and mount the file system",
@@ -193,6 +200,11 @@ var hints = sync.OnceValue(func() map[extents.Remedy]string {
 		advice.SeeHelp:          "see dmloop --help",
 	}
 })
+
+// convert has qemu-img make a plain image, which may come out with holes.
+func convert(format string) string {
+	return "make a plain image of it: qemu-img convert -f " + format + " -O raw {image} {name} && dmloop provision {name}"
+}
 
 // usualHints are the words for a rule of which the one who found it broken says nothing more.
 var usualHints = sync.OnceValue(func() map[extents.Rule]string {

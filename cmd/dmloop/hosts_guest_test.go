@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,6 +55,9 @@ type host struct {
 	kind hostKind
 	dir  string // where it is mounted
 	dev  string // what it is mounted from
+
+	options []string // of mount
+	fsck    []string // what the file system's checker has to be told beside the device
 }
 
 // border is where the linear stack goes from one disk to the other, in sectors.
@@ -90,9 +94,14 @@ func smallDisk(t testing.TB, i int) string {
 // newHost makes a file system on a stack and mounts it.
 func newHost(t testing.TB, kind hostKind, stack string, mount ...string) *host {
 	t.Helper()
-	dev := stacks[stack](t)
+	return newHostOn(t, kind, stacks[stack](t), mount...)
+}
+
+// newHostOn makes a file system on a device and mounts it.
+func newHostOn(t testing.TB, kind hostKind, dev string, mount ...string) *host {
+	t.Helper()
 	vmtest.Mkfs(t, kind.fstype, dev, kind.mkfs...)
-	return &host{kind: kind, dev: dev, dir: vmtest.Mount(t, dev, mount...)}
+	return &host{kind: kind, dev: dev, dir: vmtest.Mount(t, dev, mount...), options: mount}
 }
 
 func (h *host) path(name string) string { return filepath.Join(h.dir, name) }
@@ -134,7 +143,12 @@ func (h *host) fillExcept(t testing.TB, from, to int64) {
 func (h *host) remount(t testing.TB) {
 	t.Helper()
 	vmtest.Must(t, "umount", h.dir)
-	vmtest.Must(t, "mount", h.dev, h.dir)
+	h.mount(t)
+}
+
+func (h *host) mount(t testing.TB) {
+	t.Helper()
+	vmtest.Must(t, append(append([]string{"mount"}, h.options...), h.dev, h.dir)...)
 }
 
 // check runs the file system's own checker.
@@ -143,10 +157,10 @@ func (h *host) check(t testing.TB) {
 	vmtest.Must(t, "umount", h.dir)
 	tool := map[string][]string{"ext4": {"e2fsck", "-fn"}, "xfs": {"xfs_repair", "-n"}, "f2fs": {"fsck.f2fs", "--dry-run"},
 		"btrfs": {"btrfs", "check", "--readonly"}}[h.kind.fstype]
-	if r := vmtest.Run(t, append(tool, h.dev)...); r.Code != 0 {
+	if r := vmtest.Run(t, slices.Concat(tool, h.fsck, []string{h.dev})...); r.Code != 0 {
 		t.Errorf("%s: exit code %d\n%s%s", tool[0], r.Code, r.Stdout, r.Stderr)
 	}
-	vmtest.Must(t, "mount", h.dev, h.dir)
+	h.mount(t)
 }
 
 // mapIt maps an image and has it unmapped when the test ends.

@@ -194,15 +194,6 @@ func TestFullHostsThatCannotLend(t *testing.T) {
 
 // File systems on several devices, where an address does not say on which.
 func TestFullSeveralDevices(t *testing.T) {
-	t.Run("xfs with a real-time device", func(t *testing.T) {
-		a, b := smallDisk(t, 0), smallDisk(t, 1)
-		vmtest.Mkfs(t, "xfs", a, "-m", "reflink=0,rmapbt=0", "-r", "rtdev="+b)
-		h := &host{dir: vmtest.Mount(t, a, "-o", "rtdev="+b)}
-		provoke(t, h, []provoked{
-			{"a file on the real-time device", "xfs_io -f -c 'chattr +r' f; head -c 1M /dev/urandom >f; sync f", extents.Realtime, whole, 0, 0, ""},
-			{"a file on the data device", "head -c 1M /dev/urandom >f; sync f", extents.MultiDevice, whole, 0, 0, ""},
-		})
-	})
 	t.Run("f2fs", func(t *testing.T) {
 		a, b := smallDisk(t, 0), smallDisk(t, 1)
 		vmtest.Mkfs(t, "f2fs", a, "-c", b)

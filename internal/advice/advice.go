@@ -26,6 +26,13 @@ var (
 	Unxz                    = extents.Remedy{Way: "unxz"}
 	Unzstd                  = extents.Remedy{Way: "unzstd"}
 	ConvertVDI              = extents.Remedy{Way: "convert-vdi"}
+	ConvertQCOW1            = extents.Remedy{Way: "convert-qcow1"}
+	ConvertDMG              = extents.Remedy{Way: "convert-dmg"}
+	Bunzip                  = extents.Remedy{Way: "bunzip"}
+	MountReadOnly           = extents.Remedy{Way: "mount-read-only"}
+	ClearFolderFlag         = extents.Remedy{Way: "clear-folder-flag"}
+	ClearFolderDAX          = extents.Remedy{Way: "clear-folder-dax"}
+	ClearFolderRealtime     = extents.Remedy{Way: "clear-folder-realtime"}
 	ClearJournalFlag        = extents.Remedy{Way: "clear-journal-flag"}
 	MountWithoutJournalling = extents.Remedy{Way: "mount-without-journalling"}
 	ClearJournalDefault     = extents.Remedy{Way: "clear-journal-default"}

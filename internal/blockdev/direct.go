@@ -7,14 +7,23 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"dmloop/internal/ioctl"
 )
 
-// alignment suits every disk's logical block size.
-const alignment = 4096
+// usualAlignment suits the logical blocks of every disk up to Linux 6.14. Newer kernels have
+// disks with larger ones.
+const usualAlignment = 4096
+
+// sectorSizeGet takes a pointer to an int (block/ioctl.c).
+var sectorSizeGet = ioctl.Request{Number: unix.BLKSSZGET, Name: "BLKSSZGET"}
 
 // directReader reads a device past its page cache. A device below a shim has a cache
 // of its own, in which what is written through the shim does not appear.
-type directReader struct{ file *os.File }
+type directReader struct {
+	file      *os.File
+	alignment int
+}
 
 // openDirect opens a device. A file system that has no direct reads, such as the one
 // that tests keep their disks on, gives cached ones.
@@ -27,7 +36,11 @@ func openDirect(path string) (*directReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &directReader{f}, nil
+	block := int32(usualAlignment)
+	if err := ioctl.Pointer(int(f.Fd()), sectorSizeGet, &block); err != nil { // no device, as in tests
+		block = usualAlignment
+	}
+	return &directReader{f, max(int(block), usualAlignment)}, nil
 }
 
 // Close closes the device.
@@ -38,7 +51,8 @@ func (d *directReader) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at %d", off)
 	}
-	start := off / alignment * alignment
+	alignment := d.alignment
+	start := off / int64(alignment) * int64(alignment)
 	skip := int(off - start)
 	size := (skip + len(p) + alignment - 1) / alignment * alignment
 	buf, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)

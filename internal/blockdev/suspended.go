@@ -31,3 +31,15 @@ func (d folder) suspended(depth int) (string, bool) {
 	}
 	return "", false
 }
+
+// AnySuspended reports whether any device-mapper device is suspended: whoever looks at all
+// devices would wait for its resume. Sysfs is /sys except in tests.
+func AnySuspended(sysfs string) bool {
+	states, _ := filepath.Glob(filepath.Join(sysfs, "block/dm-*"))
+	for _, dir := range states {
+		if state, err := (folder{dir: dir}).text("dm/suspended"); err == nil && state == "1" {
+			return true
+		}
+	}
+	return false
+}

@@ -8,7 +8,10 @@ import (
 )
 
 // Mount is a line of fstab.
-type Mount struct{ Source, Point string }
+type Mount struct {
+	Source, Point string
+	Options       string // as they stand there, with commas between; empty when there are none
+}
 
 // ParseFstab reads what the generator needs of fstab(5). Lines that are not
 // understood are left to those whom they concern.
@@ -20,7 +23,11 @@ func ParseFstab(text string) []Mount {
 			continue
 		}
 		if point := kernlist.Unescape(f[1]); strings.HasPrefix(point, "/") {
-			mounts = append(mounts, Mount{Source: kernlist.Unescape(f[0]), Point: path.Clean(point)})
+			m := Mount{Source: kernlist.Unescape(f[0]), Point: path.Clean(point)}
+			if len(f) > 3 {
+				m.Options = kernlist.Unescape(f[3])
+			}
+			mounts = append(mounts, m)
 		}
 	}
 	return mounts

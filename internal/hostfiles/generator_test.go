@@ -153,8 +153,8 @@ func TestMountOf(t *testing.T) {
 }
 
 func TestParseFstab(t *testing.T) {
-	got := ParseFstab("# /dev/sda1 /no ext4\n\t#x /no\nLABEL=my\\040disk\t/srv/my\\040images  xfs\n/dev/a\u00a0b /srv/\u3000/ ext4\n/dev/c none swap sw\n/dev/d /srv/\\134040\n")
-	want := []Mount{{"LABEL=my disk", "/srv/my images"}, {"/dev/a\u00a0b", "/srv/\u3000"}, {"/dev/d", `/srv/\040`}}
+	got := ParseFstab("# /dev/sda1 /no ext4\n\t#x /no\nLABEL=my\\040disk\t/srv/my\\040images  xfs\n/dev/a\u00a0b /srv/\u3000/ ext4\n/dev/c none swap sw\n/dev/d /srv/\\134040 ext4 ro,noexec\n")
+	want := []Mount{{"LABEL=my disk", "/srv/my images", ""}, {"/dev/a\u00a0b", "/srv/\u3000", ""}, {"/dev/d", `/srv/\040`, "ro,noexec"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -171,7 +171,7 @@ func FuzzParseFstab(f *testing.F) {
 		if source == "" || source[0] == '#' || point == "" {
 			return
 		}
-		want := []Mount{{source, path.Clean("/" + point)}}
+		want := []Mount{{source, path.Clean("/" + point), "defaults"}}
 		text := "# " + escape.Replace(source) + " /x ext4\n\n \t" + escape.Replace(source) + "\t/" + escape.Replace(point) + " ext4 defaults 0 2\n"
 		if got := ParseFstab(text); !reflect.DeepEqual(got, want) {
 			t.Errorf("%q is read as %q, want %q", text, got, want)

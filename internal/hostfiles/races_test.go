@@ -37,7 +37,7 @@ func TestRaces(t *testing.T) {
 		"tmpfs":                                  "",
 		"UUID=00000000-0000-0000-0000-000000000": "",
 	} {
-		races := Races(table, []Mount{{"UUID=9", "/"}, {source, "/srv"}}, same)
+		races := Races(table, []Mount{{Source: "UUID=9", Point: "/"}, {Source: source, Point: "/srv"}}, same)
 		var got []string
 		for _, r := range races {
 			got = append(got, r.Shim.Name)

@@ -2,7 +2,6 @@ package image
 
 import (
 	"fmt"
-	"os"
 
 	"dmloop/dmtable"
 	"dmloop/extents"
@@ -40,8 +39,9 @@ type Facts struct {
 	NoExtents   bool         `json:"noExtents"` // ext4 without the feature extents, as far as the device may be read
 }
 
-// DeviceUse says how many devices the file system keeps file data on. xfs's
-// external log is none of them: it never holds file data.
+// DeviceUse tells on how many devices the file's data may lie without the file telling on
+// which. xfs's external log never holds file data, and of its real-time device a file's
+// attribute tells.
 type DeviceUse struct {
 	Count   int    `json:"count"`   // 0 when not known
 	Unknown string `json:"unknown"` // why Count is not known
@@ -104,24 +104,6 @@ func (i *Image) Facts() (Facts, error) {
 	return facts, nil
 }
 
-// FolderFacts reads what the files of a folder have in common: their file system and its
-// mount. Nothing is known of any file.
-func FolderFacts(folder *os.File) (Facts, error) {
-	i := &Image{file: folder}
-	facts, err := i.common()
-	if err != nil {
-		return Facts{}, err
-	}
-	switch facts.Kind() {
-	case "xfs":
-		facts.Reflink, err = i.xfsReflink()
-	case "btrfs":
-		facts.Reflink = true
-		facts.Devices.Count, err = i.btrfsDevices()
-	}
-	return facts, err
-}
-
 // common reads what any descriptor tells.
 func (i *Image) common() (Facts, error) {
 	st, err := i.statx(unix.STATX_BASIC_STATS | unix.STATX_MNT_ID)
@@ -182,7 +164,9 @@ func (i *Image) readSpecific(facts *Facts) error {
 		facts.DataJournal, err = ext4DataJournal(*facts)
 		facts.NoExtents = facts.InodeFlags&inode.Extents == 0 && ext4LacksExtents(facts.Mount, facts.Device)
 	case "xfs":
-		facts.Devices.Count = xfsDataDevices(facts.Mount)
+		// Each file lies as a whole on the mounted device or on the real-time one, as its attribute
+		// says, which the kernel does not change once there are extents (xfs_ioctl_setattr_xflags).
+		facts.Devices.Count = 1
 		facts.Reflink, err = i.xfsReflink()
 	case "f2fs":
 		facts.Devices = f2fsDevices(facts.Mount, facts.Device)

@@ -41,7 +41,7 @@ func TestFindMount(t *testing.T) {
 		t.Errorf("mount 4: %+v", got)
 	}
 	xfs, _ := findMount(mounts, 43)
-	if xfsDataDevices(xfs) != 2 || xfs.superValue("logdev") != "/dev/sdb" || xfs.superValue("attr2") != "" {
+	if xfs.superValue("rtdev") != "/dev/sdc" || xfs.superValue("logdev") != "/dev/sdb" || xfs.superValue("attr2") != "" {
 		t.Errorf("xfs: %+v", xfs)
 	}
 	if _, err := parseMounts("garbage\n"); err == nil {

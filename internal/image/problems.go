@@ -25,18 +25,12 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	if f.Size == 0 || length == 0 {
 		add(extents.Empty, advice.MakeImage, "the file is empty")
 	}
-	problems = append(problems, f.unaligned(offset, length)...)
+	problems = append(problems, f.Unaligned(f.block(), "the file system's block", offset, length)...)
 	if reason, remedy := f.unsupportedReason(); reason != "" {
 		add(extents.UnsupportedFS, remedy, "%s", reason)
 	}
 	f.attributeProblems(add)
-	if f.Devices.Count > 1 {
-		problems = append(problems, f.multiDevice())
-	}
-	if f.Devices.Unknown != "" {
-		add(extents.MultiDevice, advice.ReadDevices,
-			"cannot tell whether the %s file system keeps data on several devices: %s", f.Filesystem, f.Devices.Unknown)
-	}
+	problems = append(problems, f.deviceProblems()...)
 	if f.Swap.Active {
 		add(extents.ActiveSwap, usual, "the kernel uses the file as swap space (%s in /proc/swaps)", f.Swap.Path)
 	}
@@ -50,22 +44,17 @@ func (f Facts) Problems(offset, length extents.Bytes) []extents.Problem {
 	return problems
 }
 
-// FolderProblems returns what keeps every image in a folder from being mapped, as far as
-// FolderFacts tells.
-func (f Facts) FolderProblems() []extents.Problem {
-	var problems []extents.Problem
-	if reason, remedy := f.unsupportedReason(); reason != "" {
-		problems = append(problems, extents.Problem{Rule: extents.UnsupportedFS, Message: reason, Remedy: remedy})
-	}
+// deviceProblems judges on how many devices the data may lie.
+func (f Facts) deviceProblems() (problems []extents.Problem) {
 	if f.Devices.Count > 1 {
-		problems = append(problems, f.multiDevice())
+		problems = append(problems, extents.Problem{Rule: extents.MultiDevice, Message: fmt.Sprintf(
+			"the %s file system keeps data on %d devices, and an extent does not say on which it lies", f.Filesystem, f.Devices.Count)})
+	}
+	if f.Devices.Unknown != "" {
+		problems = append(problems, extents.Problem{Rule: extents.MultiDevice, Remedy: advice.ReadDevices, Message: fmt.Sprintf(
+			"cannot tell whether the %s file system keeps data on several devices: %s", f.Filesystem, f.Devices.Unknown)})
 	}
 	return problems
-}
-
-func (f Facts) multiDevice() extents.Problem {
-	return extents.Problem{Rule: extents.MultiDevice, Message: fmt.Sprintf(
-		"the %s file system keeps data on %d devices, and an extent does not say on which of them it lies", f.Filesystem, f.Devices.Count)}
 }
 
 // Unfit reads the attributes of the inode afresh and returns every one that makes the
@@ -154,28 +143,29 @@ func (f Facts) unsupportedReason() (reason string, remedy extents.Remedy) {
 	return "", usual
 }
 
-// unaligned describes a window that does not begin or end on block borders.
-func (f Facts) unaligned(offset, length extents.Bytes) (problems []extents.Problem) {
+// Unaligned describes a window that does not begin or end on borders of blocks of this size,
+// which people know as what.
+func (f Facts) Unaligned(block extents.Bytes, what string, offset, length extents.Bytes) (problems []extents.Problem) {
 	limited := offset+length < f.Size
-	if rest := offset % f.block(); rest != 0 {
+	if rest := offset % block; rest != 0 {
 		problems = append(problems, extents.Problem{Rule: extents.SizeUnaligned,
-			Message: fmt.Sprintf("the offset %d is not a multiple of the file system's block of %d bytes", offset, f.block()),
-			Remedy:  advice.OffsetBetween.At(offset-rest, offset-rest+f.block())})
+			Message: fmt.Sprintf("the offset %d is not a multiple of %s of %d bytes", offset, what, block),
+			Remedy:  advice.OffsetBetween.At(offset-rest, offset-rest+block)})
 		if !limited { // then the whole file counts: what is left of it is the offset's fault
 			offset, length = 0, offset+length
 		}
 	}
-	rest := length % f.block()
+	rest := length % block
 	if rest == 0 {
 		return problems
 	}
 	p := extents.Problem{Rule: extents.SizeUnaligned, Offset: offset + length - rest, Length: rest,
-		Message: fmt.Sprintf("the size %d is not a multiple of the file system's block of %d bytes", length, f.block()),
-		Remedy:  advice.SizeTo.At(f.block(), 0)}
+		Message: fmt.Sprintf("the size %d is not a multiple of %s of %d bytes", length, what, block),
+		Remedy:  advice.SizeTo.At(block, 0)}
 	if limited {
-		p.Remedy = advice.LimitBetween.At(length-rest, length-rest+f.block())
+		p.Remedy = advice.LimitBetween.At(length-rest, length-rest+block)
 		if rest == length {
-			p.Remedy = advice.LimitOf.At(f.block(), 0)
+			p.Remedy = advice.LimitOf.At(block, 0)
 		}
 	}
 	return append(problems, p)

@@ -11,7 +11,8 @@ var xfsGeometry = ioctl.IOR('X', 126, xfsGeometrySize, "XFS_IOC_FSGEOMETRY")
 
 const (
 	xfsGeometrySize   = 256
-	xfsGeometryFlags  = 92      // offset of flags in struct xfs_fsop_geom
+	xfsGeometryRT     = 40      // offset of rtblocks in struct xfs_fsop_geom
+	xfsGeometryFlags  = 92      // and of flags
 	xfsGeometryShared = 1 << 20 // XFS_FSOP_GEOM_FLAGS_REFLINK
 )
 
@@ -24,12 +25,11 @@ func (i *Image) xfsReflink() (bool, error) {
 	return binary.NativeEndian.Uint32(buf[xfsGeometryFlags:])&xfsGeometryShared != 0, nil
 }
 
-// xfsDataDevices counts the devices that hold file data: the mounted one and the
-// real-time device. A file on a file system with a real-time device lies on one of
-// them as a whole, and FIEMAP does not say on which.
-func xfsDataDevices(m Mount) int {
-	if m.superValue("rtdev") != "" {
-		return 2
+// xfsHasRealtime reports whether the file system has a real-time section.
+func (i *Image) xfsHasRealtime() (bool, error) {
+	buf := make([]byte, xfsGeometrySize)
+	if err := ioctl.Buffer(i.fd(), xfsGeometry, buf); err != nil {
+		return false, err
 	}
-	return 1
+	return binary.NativeEndian.Uint64(buf[xfsGeometryRT:]) != 0, nil
 }

@@ -24,13 +24,16 @@ const (
 	Verity      = 0x00100000
 	NoCOW       = 0x00800000 // f2fs shows its pin with it
 	DAX         = 0x02000000
+	Casefold    = 0x40000000 // of a folder: names are the same in upper and lower case
 )
 
 // Extended flags of an inode, FS_XFLAG_* in include/uapi/linux/fs.h.
 const (
-	XRealtime = 0x00000001 // the data lies on the real-time device of xfs
-	XNoDefrag = 0x00002000
-	XDAX      = 0x00008000
+	XRealtime    = 0x00000001 // the data lies on the real-time device of xfs
+	XRTInherit   = 0x00000100 // of a folder: its files get XRealtime
+	XProjInherit = 0x00000200 // of a folder: its files belong to its project
+	XNoDefrag    = 0x00002000
+	XDAX         = 0x00008000
 )
 
 // longSize is sizeof(long), which some numbers contain although the kernel moves an int.

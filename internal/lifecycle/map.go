@@ -66,6 +66,7 @@ func (s *System) mapFound(ctx context.Context, found *image.Found, name, uuid st
 	if err != nil {
 		return Status{}, fault.Wrap(path, "", err)
 	}
+	s.warnOfFormat(v)
 	if problems := o.judge(v); len(problems) > 0 {
 		return Status{}, fault.Refuse(path, problems)
 	}

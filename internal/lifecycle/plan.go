@@ -2,9 +2,11 @@ package lifecycle
 
 import (
 	"context"
+	"log/slog"
 
 	"dmloop/extents"
 	"dmloop/guard"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/pin"
 	"dmloop/internal/survey"
@@ -30,6 +32,7 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	if err != nil {
 		return nil, err
 	}
+	s.warnOfFormat(v)
 	if problems := o.judge(v); len(problems) > 0 {
 		return nil, fault.Refuse(path, problems)
 	}
@@ -50,6 +53,14 @@ func (s *System) PlanMap(ctx context.Context, path string, o MapOptions) (*MapPl
 	return p, nil
 }
 
+// warnOfFormat says once that the image is no plain one: to map it is nearly always a mistake.
+func (s *System) warnOfFormat(v *survey.Report) {
+	if v.Format.Use == survey.Packed {
+		s.log.Warn("the file is "+v.Format.What+", and its device shows it byte for byte, not the disk in it",
+			"image", v.Path, "hint", fault.HowTo{Image: v.Path, Remedy: v.Format.Remedy})
+	}
+}
+
 // Check runs all rules over the image at path and leaves it as it is. Broken rules
 // are in the survey, not in the error.
 func (s *System) Check(ctx context.Context, path string, o survey.Options) (*survey.Report, error) {
@@ -60,10 +71,49 @@ func (s *System) Check(ctx context.Context, path string, o survey.Options) (*sur
 	return v, err
 }
 
-// CheckFolder says in advance what keeps images in the folder at path from being mapped.
+// CheckFolder says in advance what keeps images in the folder at path from being mapped, and
+// nothing of what it could not ask.
 func (s *System) CheckFolder(path string) (survey.FolderReport, error) {
-	r, err := s.surveyor().Folder(path)
+	quiet := s.surveyor()
+	quiet.Log = slog.New(slog.DiscardHandler)
+	r, err := quiet.Folder(path)
 	return r, fault.Wrap(path, "", err)
+}
+
+// Folder is what is known of a folder before there is an image in it.
+type Folder struct {
+	survey.FolderReport
+	Device string // path of what its file system is mounted from; empty when that is not known
+	UUID   string // of its file system; empty when it cannot be read
+	Ways   []Way  // out, where no image there can be mapped
+}
+
+// DescribeFolder is CheckFolder with the ways out on this machine. With sealed the question is
+// about sealed images alone. The table of activations is at tab.
+func (s *System) DescribeFolder(path, tab string, sealed bool) (Folder, error) {
+	r, err := s.surveyor().Folder(path)
+	f := Folder{FolderReport: r}
+	if err != nil {
+		return f, fault.Wrap(path, "", err)
+	}
+	if sealed && len(f.Plain.Lacks) == 0 {
+		f.Problems = append(f.Problems, f.Sealed.Lacks...)
+	}
+	if f.Host.Major != 0 {
+		f.Device, _ = blockdev.NodePath(s.sysfs, f.Host)
+	}
+	if _, asleep := blockdev.Suspended(s.sysfs, f.Host); f.Device != "" && !asleep {
+		devices := blockdev.Local()
+		if d, err := devices.ByNumber(f.Host); err == nil {
+			if superblock, err := devices.Filesystem(d); err == nil { // which only root may read
+				f.UUID = superblock.UUID
+			}
+		}
+	}
+	if !f.Mappable() {
+		f.Ways = s.WaysOut(f.FolderReport, tab)
+	}
+	return f, nil
 }
 
 // look is what Check and PlanMap have in common.

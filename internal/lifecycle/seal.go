@@ -187,7 +187,7 @@ func (s *System) rewrite(ctx context.Context, found *image.Found, change func(*i
 	err = change(writable, facts, rw)
 	var refused *extents.Refusal
 	if errors.As(err, &refused) {
-		survey.ByFormat(rw, facts, refused.Problems)
+		survey.ByFormat(rw, path, facts, refused.Problems)
 		err = fault.Refuse(path, refused.Problems)
 	}
 	return fault.Wrap(path, "", err)

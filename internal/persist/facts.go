@@ -44,6 +44,9 @@ func Gather(point, name string, paths Paths, devices blockdev.Finder) (Facts, er
 		return f, err
 	}
 	superblock, err := devices.Filesystem(device)
+	if errors.Is(err, fs.ErrPermission) {
+		return f, err
+	}
 	if err != nil {
 		return f, &RefusedError{err.Error(), advice.MountableFS}
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
@@ -19,10 +20,7 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	case size == 0:
 		return Record{}, extents.Refuse("", extents.Problem{Rule: extents.Empty, Message: "the image is empty", Remedy: advice.MakeImage})
 	case block > c.page:
-		return Record{}, extents.Refuse("", extents.Problem{
-			Rule: extents.Unpinnable, Remedy: advice.SmallerBlocks,
-			Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, c.page),
-		})
+		return Record{}, extents.Refuse("", largeBlocks(block, c.page))
 	case size%max(block, sectorSize) != 0:
 		block, rest := max(block, sectorSize), size%max(block, sectorSize)
 		return Record{}, extents.Refuse("", extents.Problem{
@@ -55,6 +53,24 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	uuid[6] = uuid[6]&0x0f | 0x40 // version 4: random
 	uuid[8] = uuid[8]&0x3f | 0x80 // RFC 9562
 	return newRecord(size, need, c.page, uuid), nil
+}
+
+// LargeBlocks returns why no image is sealed on a file system with blocks of this size, in
+// bytes, on the running kernel, or nil.
+func LargeBlocks(block extents.Bytes) *extents.Problem {
+	page := extents.Bytes(os.Getpagesize())
+	if block <= page {
+		return nil
+	}
+	p := largeBlocks(block, page)
+	return &p
+}
+
+func largeBlocks(block, page extents.Bytes) extents.Problem {
+	return extents.Problem{
+		Rule: extents.Unpinnable, Remedy: advice.SmallerBlocks,
+		Message: fmt.Sprintf("the file system's blocks of %d bytes are larger than the kernel's pages of %d: newer kernels take no swap file there", block, page),
+	}
 }
 
 func tooLong(need extents.Bytes) error {

@@ -37,6 +37,8 @@ type State struct {
 	Size   extents.Bytes  // of the file
 	Record Record         // when Kind is Sealed, HalfSealed or OtherPageSize
 	Reason string         // one clause that says why; empty when Kind is Plain or Sealed
+	Head   []byte         // what was read of the file: its first 64 KiB
+	Tail   []byte         // and its last sector, nil where that was not looked at
 	Looks  string         // when Kind is Plain: what in the content looks like a seal of dmloop, which proves nothing
 	moved  bool           // when HalfSealed: the content of the prologue is whole in the moved pages, otherwise in its place
 	remedy extents.Remedy // when Corrupt: what to do, if that is not to look for a backup
@@ -115,7 +117,7 @@ func inspect(s store, page extents.Bytes, said bool) (State, error) {
 	if raw == nil && !said && st.Kind != Plain {
 		st = State{Kind: Plain, Looks: cmp.Or(st.Reason, "it begins as an image that dmloop sealed")}
 	}
-	st.Size = size
+	st.Size, st.Head = size, head
 	if (st.Kind == Sealed || st.Kind == HalfSealed) && st.Record.PageSize != page {
 		st.Kind = OtherPageSize
 		st.Reason = fmt.Sprintf("sealed by a kernel with pages of %d bytes, this one has %d", st.Record.PageSize, page)
@@ -181,9 +183,10 @@ func inspectContent(s store, head []byte, size extents.Bytes) (State, error) {
 	if pageErr == nil {
 		return inspectSize(r, size), nil
 	}
+	var last []byte
 	if size >= sectorSize && size%sectorSize == 0 {
-		last, err := s.read(size-sectorSize, sectorSize)
-		if err != nil {
+		var err error
+		if last, err = s.read(size-sectorSize, sectorSize); err != nil {
 			return State{}, err
 		}
 		t, err := Decode(last)
@@ -200,7 +203,7 @@ func inspectContent(s store, head []byte, size extents.Bytes) (State, error) {
 	if !errors.Is(pageErr, ErrNoRecord) {
 		return corrupt("page 0: %v", pageErr), nil
 	}
-	return State{Kind: Plain}, nil
+	return State{Kind: Plain, Tail: last}, nil
 }
 
 // judge says where the content of the prologue is whole in an image that was

@@ -37,20 +37,33 @@ func unpinnable(f File, s Sealing, p Pins) *extents.Problem {
 		return problem("somebody made the file immutable, so the pin that is needed here cannot be set", advice.ClearFlag)
 	case grade == pin.Unsafe:
 		return problem("no pin holds the blocks on "+f.Facts.Filesystem, advice.MoveImage)
-	case f.Facts.ReadOnly && !f.Facts.Immutable() && f.ReadOnlyDevice:
-		return problem("the file system is on a read-only device, so the image cannot be pinned",
-			advice.MapReadOnly)
 	case f.Facts.ReadOnly && !f.Facts.Immutable():
-		return problem("the file system is mounted read-only, so the image cannot be pinned", advice.RemountWritable.Of(f.Facts.Mount.Point))
+		p := readOnlyProblem(f.Facts, f.ReadOnlyDevice)
+		return &p
 	case f.Facts.Filesystem == "f2fs" && f.Facts.Mount.HasSuperOption("mode=lfs"):
-		// f2fs_ioc_set_pin_file and f2fs_swap_activate refuse it with EINVAL.
-		return problem("f2fs is mounted with mode=lfs, which rewrites nothing in place and therefore neither pins a file nor takes one for swap",
-			advice.MountWithoutLFS)
+		p := lfsMode()
+		return &p
 	case f.Facts.Filesystem == "f2fs" && !s.Sealed && !f.Facts.Pin.Pinned && !pinsWrittenFiles(kernelVersion()):
 		return problem("this kernel's f2fs pins only files without blocks (EFBIG)",
 			advice.PinFirst)
 	}
 	return nil
+}
+
+// readOnlyProblem is the rule unpinnable on a file system that nobody can write to.
+func readOnlyProblem(f image.Facts, device bool) extents.Problem {
+	if device {
+		return extents.Problem{Rule: extents.Unpinnable, Message: "the file system is on a read-only device, so the image cannot be pinned", Remedy: advice.MapReadOnly}
+	}
+	return extents.Problem{Rule: extents.Unpinnable, Message: "the file system is mounted read-only, so the image cannot be pinned",
+		Remedy: advice.RemountWritable.Of(f.Mount.Point)}
+}
+
+// lfsMode is the rule unpinnable on f2fs with mode=lfs: f2fs_ioc_set_pin_file and
+// f2fs_swap_activate refuse it with EINVAL.
+func lfsMode() extents.Problem {
+	return extents.Problem{Rule: extents.Unpinnable, Remedy: advice.MountWithoutLFS,
+		Message: "f2fs is mounted with mode=lfs, which rewrites nothing in place and therefore neither pins a file nor takes one for swap"}
 }
 
 // Gated says why the gate in the kernel cannot guard an image; nil where it can, and is

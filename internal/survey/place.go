@@ -42,8 +42,9 @@ func (s Surveyor) Locate(img *image.Image, f File, sealing Sealing, read extents
 		return place, append(problems, *problem), nil
 	}
 	place.Stack = stack
-	if !sound {
-		return place, problems, nil
+	larger, err := largerBlocks(f, sealing, stack.LogicalBlock(), o.Window)
+	if problems = append(problems, larger...); !sound || err != nil {
+		return place, problems, err
 	}
 	content, problem, err := contentLayout(onHost, sealing)
 	if err != nil {
@@ -52,7 +53,7 @@ func (s Surveyor) Locate(img *image.Image, f File, sealing Sealing, read extents
 	if problem != nil {
 		return place, append(problems, *problem), nil
 	}
-	from, length, err := wholeBlocks(f, sealing, o.Window)
+	from, length, err := wholeBlocks(f, sealing, stack.LogicalBlock(), o.Window)
 	if err != nil || length == 0 {
 		return place, problems, err
 	}
@@ -60,8 +61,8 @@ func (s Surveyor) Locate(img *image.Image, f File, sealing Sealing, read extents
 	if err != nil {
 		return place, problems, err
 	}
-	segments, problems := stack.Resolve(window, from)
-	if len(problems) > 0 {
+	segments, more := stack.Resolve(window, from)
+	if problems = append(problems, more...); len(problems) > 0 {
 		return place, problems, nil
 	}
 	if place.Table, err = dmtable.Build(segments); err != nil {
@@ -93,14 +94,28 @@ func contentLayout(file extents.Layout, s Sealing) (extents.Layout, *extents.Pro
 	return content, nil, seal.Disjoint(content, slots)
 }
 
-// wholeBlocks returns the whole blocks of the window: all of it, unless the rule
-// size-unaligned is broken, which says so itself.
-func wholeBlocks(f File, s Sealing, w Window) (from, length extents.Bytes, err error) {
+// largerBlocks is the rule size-unaligned where the devices below write in larger blocks than the
+// file system, as when its device came to lie on another disk. For blocks of its own it is judged
+// with the file.
+func largerBlocks(f File, s Sealing, block extents.Bytes, w Window) ([]extents.Problem, error) {
+	if block <= f.Facts.BlockSize {
+		return nil, nil
+	}
+	length, err := w.Of(f.Path, s.Content)
+	if err != nil {
+		return nil, err
+	}
+	return f.Facts.Unaligned(block, "the device's block", w.Offset, length), nil
+}
+
+// wholeBlocks returns the whole blocks of the window, of the file system and of the devices
+// below: all of it, unless the rule size-unaligned is broken, which says so itself.
+func wholeBlocks(f File, s Sealing, device extents.Bytes, w Window) (from, length extents.Bytes, err error) {
 	length, err = w.Of(f.Path, s.Content)
 	if err != nil {
 		return 0, 0, err
 	}
-	block := max(f.Facts.BlockSize, dmtable.SectorSize)
+	block := max(f.Facts.BlockSize, device, dmtable.SectorSize)
 	end := (w.Offset + length) / block * block
 	from = (w.Offset + block - 1) / block * block
 	return from, max(end-from, 0), nil

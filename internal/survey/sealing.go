@@ -3,6 +3,7 @@ package survey
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -34,6 +35,7 @@ func (s Surveyor) sealing(img *image.Image, f File, o Options) (Sealing, []exten
 	if blind && st.Kind != seal.Plain {
 		s.Log.Warn("not checked without root: whether the image is marked as sealed; it looks so", "image", f.Path)
 	}
+	content := io.ReaderAt(ends{st})
 	var problems []extents.Problem
 	switch st.Kind {
 	case seal.Plain:
@@ -47,13 +49,33 @@ func (s Surveyor) sealing(img *image.Image, f File, o Options) (Sealing, []exten
 			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Remedy: advice.Seal})
 		}
 	case seal.Sealed:
+		content = seal.ReaderOf(img.File(), st.Record)
 		found.Sealed, found.Record, found.Content = true, st.Record, st.Record.Payload
 	default:
 		if p, bad := st.Problem(); bad {
 			problems = append(problems, p)
 		}
 	}
+	found.Format = FormatOf(content, found.Content).at(f.Path, found.Content, f.Facts.BlockSize)
 	return found, problems, nil
+}
+
+// ends reads what is known of the beginning and the end of a file.
+type ends struct{ seal.State }
+
+// ReadAt implements io.ReaderAt. What is not known ends early.
+func (e ends) ReadAt(p []byte, off int64) (n int, err error) {
+	tail := int64(e.Size) - int64(len(e.Tail))
+	switch {
+	case off >= 0 && off < int64(len(e.Head)):
+		n = copy(p, e.Head[off:])
+	case off >= tail && off < int64(e.Size):
+		n = copy(p, e.Tail[off-tail:])
+	}
+	if n < len(p) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // NoteLooks says of an image that is taken as it is that it looks sealed.

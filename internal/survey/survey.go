@@ -76,6 +76,7 @@ type Sealing struct {
 	Sealed  bool
 	Record  seal.Record   // of a sealed image
 	Content extents.Bytes // size of the content, less than the file's when it is sealed
+	Format  Format        // what the content is, if it is not the plain content of a disk
 	looks   bool          // only its content says that it is sealed
 }
 
@@ -133,6 +134,9 @@ func (s Surveyor) Survey(ctx context.Context, img *image.Image, path string, o O
 	}
 	if r.Length, err = o.Window.Of(path, r.Content); err != nil {
 		return r, err
+	}
+	if r.Format.Use == Footer && o.Window.Offset+r.Length <= r.Content-vhdFooter {
+		r.Format = Format{} // the window leaves it out
 	}
 	r.add(r.Facts.Problems(o.Window.Offset, r.Length)...)
 	if !r.Breaks(extents.UnsupportedFS) && r.Identity.Size > 0 { // else layouts mean nothing
