@@ -56,7 +56,7 @@ PACKAGES := android-sdk-libsparse-utils attr btrfs-progs busybox-static bzip2 cp
 BOOT_PACKAGES := bc bison cryptsetup-bin debootstrap flex libelf-dev libssl-dev lintian make rpm
 
 # What every change has to show on the oldest and the newest kernel.
-SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|QemuGate(Holds|Refuses.*|OutlivesTheGuard)|QemuLargeBlocks|TablesAreDmsetups)$$
+SMOKE := ^Test(DataPath|SealedRace|PlainRaceExt4|ImageInsideAnImage|OffsetAndSizeLimit|ReadOnly|Busy|ConciseTable|GuardComesBack|Qemu(Guard|Reader|Stopped).*|QemuGate(Holds|Refuses.*|OutlivesTheGuard)|QemuLargeBlocks|QemuGrowExt4Inside|TablesAreDmsetups)$$
 
 ARCHITECTURES := 386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le riscv64 s390x
 

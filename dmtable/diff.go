@@ -30,3 +30,16 @@ func (r *Row) target() string {
 	}
 	return r.Target + " " + r.Args
 }
+
+// Begins reports whether t shows at its beginning all that start shows, in the same rows,
+// whose last one may be longer: what a table is after rows were appended to it that were
+// joined where they continue one another.
+func (t Table) Begins(start Table) bool {
+	last := len(start) - 1
+	if last < 0 || len(t) <= last || !t[:last].Equal(start[:last]) {
+		return false
+	}
+	was, is := start[last], t[last]
+	return was.Start == is.Start && was.Target == is.Target && was.Args == is.Args &&
+		(was.Length == is.Length || was.Target == Linear && was.Length < is.Length)
+}

@@ -177,3 +177,36 @@ func leadsTo(t *testing.T, host dmtable.Table) (list []dmtable.Segment) {
 	}
 	return list
 }
+
+func TestBegins(t *testing.T) {
+	row := func(start, length dmtable.Sectors, target, args string) dmtable.Row {
+		return dmtable.Row{start, length, target, args}
+	}
+	start := dmtable.Table{row(0, 8, dmtable.Linear, "8:0 16"), row(8, 8, dmtable.Linear, "8:0 64")}
+	for name, test := range map[string]struct {
+		now  dmtable.Table
+		want bool
+	}{
+		"the same":                    {start, true},
+		"one more row":                {dmtable.Table{start[0], start[1], row(16, 8, dmtable.Linear, "8:0 0")}, true},
+		"the last one is longer":      {dmtable.Table{start[0], row(8, 24, dmtable.Linear, "8:0 64")}, true},
+		"the last one is shorter":     {dmtable.Table{start[0], row(8, 4, dmtable.Linear, "8:0 64"), row(12, 8, dmtable.Linear, "8:0 0")}, false},
+		"the last one lies elsewhere": {dmtable.Table{start[0], row(8, 24, dmtable.Linear, "8:0 65")}, false},
+		"the first one is longer":     {dmtable.Table{row(0, 12, dmtable.Linear, "8:0 16"), row(12, 8, dmtable.Linear, "8:0 64")}, false},
+		"the first one is another":    {dmtable.Table{row(0, 8, dmtable.Linear, "8:1 16"), start[1]}, false},
+		"it ends before":              {start[:1], false},
+		"nothing":                     {nil, false},
+		"errors":                      {dmtable.ErrorTable(16), false},
+	} {
+		if got := test.now.Begins(start); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if start.Begins(nil) {
+		t.Error("any table begins with none")
+	}
+	stripes := dmtable.Table{row(0, 256, dmtable.Striped, "2 128 8:0 0 8:1 0")}
+	if (dmtable.Table{row(0, 512, dmtable.Striped, "2 128 8:0 0 8:1 0")}).Begins(stripes) { // which lie elsewhere then
+		t.Error("a striped row that is longer is taken for the same")
+	}
+}

@@ -27,7 +27,7 @@ func Check(want Expected, got Observed) []Finding {
 
 // differences is Check of the parts that could be read.
 func differences(want Expected, got Observed) []Finding {
-	var c checker
+	c := checker{growing: got.Growing}
 	if got.Stuck != nil {
 		c.add(Unreadable, Different, "the state of the image cannot be read: %v", got.Stuck)
 	}
@@ -67,7 +67,10 @@ func differences(want Expected, got Observed) []Finding {
 }
 
 // checker collects findings.
-type checker struct{ findings []Finding }
+type checker struct {
+	findings []Finding
+	growing  extents.Bytes // Observed.Growing
+}
 
 func (c *checker) add(k Kind, s Severity, format string, args ...any) {
 	c.findings = append(c.findings, Finding{Kind: k, Severity: s, Message: fmt.Sprintf(format, args...)})
@@ -79,7 +82,7 @@ func (c *checker) identity(want, got Identity) {
 			got.Inode, got.Generation, got.Device(), want.Inode, want.Generation, want.Device())
 		return
 	}
-	if want.Size != got.Size {
+	if want.Size != got.Size && (got.Size < want.Size || got.Size > c.growing) {
 		c.add(Resized, Different, "the image has %d bytes, and had %d when it was mapped", got.Size, want.Size)
 	}
 	if got.Links == 0 {
@@ -88,6 +91,11 @@ func (c *checker) identity(want, got Identity) {
 }
 
 func (c *checker) layout(want, got extents.Layout) {
+	if c.growing > 0 && got.Size > want.Size { // what is new is judged by whoever appends it
+		if old, err := got.Window(0, want.Size); err == nil {
+			got = old
+		}
+	}
 	for _, e := range got.Clip().Extents {
 		if e.Flags&extents.FlagShared != 0 {
 			c.add(Shared, Different, "bytes %d to %d of the image share their blocks with another file", e.Logical, e.Logical+e.Length-1)
@@ -106,6 +114,10 @@ func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
 		if !slices.Contains(got.InForce, p) {
 			lost = append(lost, p)
 		}
+	}
+	if c.growing > 0 {
+		c.pinsGrowing(lost)
+		return
 	}
 	weaker := got.Grade.Weaker(want.Grade)
 	// Without the gate a mapping is worth what it is where there is none: the guard, which
@@ -127,6 +139,21 @@ func (c *checker) pins(want, got Pins, openers Reading[Openers]) {
 	default:
 		return
 	}
+	c.findings[len(c.findings)-1].Pins = lost
+}
+
+// pinsGrowing judges what is lost while the image is made longer: the immutable flag is off
+// for it, and whoever appends has the image open for writing.
+func (c *checker) pinsGrowing(lost []PinKind) {
+	lost = slices.DeleteFunc(lost, func(p PinKind) bool { return p == PinImmutable })
+	if len(lost) == 0 {
+		return
+	}
+	severity := Weak
+	if slices.Contains(lost, PinF2FS) || slices.Contains(lost, PinSwap) {
+		severity = Different
+	}
+	c.add(PinLost, severity, "the pin %s is gone while the image is made longer", strings.Join(PinNames(lost), ", "))
 	c.findings[len(c.findings)-1].Pins = lost
 }
 
@@ -225,6 +252,9 @@ func (c *checker) own(got OwnState) {
 func (c *checker) ownTable(want, got dmtable.Table) {
 	if isError(got) {
 		c.add(TornDown, Different, "the mapping has the error table")
+		return
+	}
+	if c.growing > 0 && got.Begins(want) {
 		return
 	}
 	if diff := want.Diff(got); diff != "" {

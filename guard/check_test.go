@@ -44,6 +44,17 @@ func same(e Expected) Observed {
 	}
 }
 
+// longer is what is read in the middle of a grow: four more KiB of the file, its writer, and the
+// table that shows them.
+func longer(o *Observed) {
+	o.Identity.Value.Size = 12288
+	o.Layout.Value.Size = 12288
+	o.Layout.Value.Extents = append(o.Layout.Value.Extents, extents.Extent{Logical: 8192, Physical: 85 << 10, Length: 4096})
+	o.Pins.Value.InForce, o.Pins.Value.Grade = []PinKind{"nodefrag"}, GradeUnsafe
+	o.Openers.Value = Writers
+	o.OwnTable.Value[1].Length += 8
+}
+
 func TestCheck(t *testing.T) {
 	tests := map[string]struct {
 		want     func(*Expected)
@@ -234,6 +245,57 @@ func TestCheck(t *testing.T) {
 			kinds: strings.TrimSpace(strings.Repeat("unreadable/note ", 7)), state: Healthy, message: "identity could not be read: input/output error"},
 		"stuck": {
 			got: func(o *Observed) { *o = Observed{Stuck: errRead} }, kinds: "unreadable/different", state: Failed, act: OnChangeError},
+		"made longer: appended to, and not pinned meanwhile": {
+			got: func(o *Observed) { longer(o); o.Growing = 16384 }, state: Healthy},
+		"made longer: everything of the longer one is there": {
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.Identity.Value.Size, o.Pins.Value.InForce = 16384, 16384, []PinKind{"nodefrag", "immutable"}
+			}, state: Healthy},
+		"longer, and no command says that it makes it so": {
+			got: longer, kinds: "resized/different moved/different pin-lost/different own-table-changed/different", state: Failed, act: OnChangeError},
+		"made longer: longer than it is meant to be": {
+			got:   func(o *Observed) { longer(o); o.Growing = 12288 - 1 },
+			kinds: "resized/different", state: Failed, act: OnChangeError},
+		"made longer: shorter than it was": {
+			got:   func(o *Observed) { o.Growing, o.Identity.Value.Size = 16384, 4096 },
+			kinds: "resized/different", state: Failed, act: OnChangeError},
+		"made longer: the old part moved": {
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.Layout.Value.Extents[1].Physical = 16384, 4096000
+			},
+			kinds: "moved/different", state: Failed, act: OnChangeError, message: "byte 4096"},
+		"made longer: the old part is shared": {
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.Layout.Value.Extents[0].Flags = 16384, extents.FlagShared
+			},
+			kinds: "shared/different", state: Failed, act: OnChangeError},
+		"made longer: what is new is not judged": {
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.Layout.Value.Extents[2].Flags = 16384, extents.FlagShared
+			}, state: Healthy},
+		"made longer: the table has other rows": {
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.OwnTable.Value[0].Args = 16384, "8:0 99"
+			},
+			kinds: "own-table-changed/different", state: Failed, act: OnChangeError},
+		"made longer: another pin is lost": {
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.Pins.Value.InForce = 16384, nil
+			},
+			kinds: "pin-lost/weak", state: Weakened, restored: "nodefrag", message: "while the image is made longer"},
+		"made longer: f2fs dropped its pin": {
+			want: func(e *Expected) { e.Pins.InForce = []PinKind{PinF2FS, PinImmutable} },
+			got: func(o *Observed) {
+				longer(o)
+				o.Growing, o.Pins.Value.InForce = 16384, nil
+			},
+			kinds: "pin-lost/different", state: Failed, act: OnChangeError},
 		"policy suspend": {
 			want:  func(e *Expected) { e.Policy = OnChangeSuspend },
 			got:   func(o *Observed) { o.Identity.Value.Size = 0 },

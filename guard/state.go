@@ -143,6 +143,11 @@ type Observed struct {
 	OwnTable Reading[dmtable.Table]
 	Layout   Reading[extents.Layout]
 	Unfit    Reading[[]extents.Problem] // attributes that make the image unmappable
+
+	// Growing is the size in bytes that a command gives the image now, and 0 without one.
+	// Meanwhile the image may be longer, the immutable flag is off, and the table may go on
+	// behind its end.
+	Growing extents.Bytes
 }
 
 // Part names a part of the state, in messages about failed readings.

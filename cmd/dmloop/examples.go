@@ -14,6 +14,8 @@ var examples = sync.OnceValue(func() map[string]string {
 dmloop create /srv/data.img 500MB && dmloop map /srv/data.img`,
 		"provision": `dmloop provision /srv/old.img
 dmloop check /srv/old.img || dmloop provision /srv/old.img`,
+		"grow": `dmloop grow /srv/image.img 20G
+dmloop grow --resizefs data +500M`,
 		"check": `dmloop check /srv/*.img
 dmloop check /srv
 dmloop check --json /srv/image.img

@@ -60,6 +60,10 @@ func TestMappedElsewhere(t *testing.T) {
 				}
 				unharmed(args[0])
 			}
+			if r := elsewhere(t, "grow", image, "+1M"); r.Code != 5 || !strings.Contains(r.Stderr, " vol") {
+				t.Errorf("grow: exit code %d\n%s", r.Code, r.Stderr)
+			}
+			unharmed("grow")
 			// Somebody has lifted the flag by hand: then only the kernel's list is left.
 			if !sealed {
 				vmtest.Must(t, "chattr", "-i", image)

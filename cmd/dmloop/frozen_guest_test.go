@@ -100,7 +100,7 @@ func frozenHost(t *testing.T, kind hostKind) {
 	t.Cleanup(thaw)
 	for _, args := range [][]string{
 		{"map", other}, {"map", otherSealed}, {"pin", other}, {"unpin", other}, {"seal", other}, {"unseal", otherSealed}, {"provision", other},
-		{"unmap", "plain"}, {"unmap", sealed}, {"create", h.path("new"), "1M"}, {"seal", "--create", "1M", h.path("new")},
+		{"grow", other, "+1M"}, {"grow", "--unsafe", "plain", "+1M"}, {"unmap", "plain"}, {"unmap", sealed}, {"create", h.path("new"), "1M"}, {"seal", "--create", "1M", h.path("new")},
 	} {
 		r := ends(t, thaw, 5, args...)
 		if !strings.Contains(r.Stderr, "frozen") || !strings.Contains(r.Stderr, "fsfreeze --unfreeze ") {

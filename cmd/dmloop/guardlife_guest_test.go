@@ -122,7 +122,7 @@ func TestCommandsCloseWhatTheyOpen(t *testing.T) {
 	for _, args := range [][]string{
 		{"check", img}, {"table", img}, {"map", img, "vol"}, {"check", img}, {"map", img, "again"}, {"list"}, {"status", "vol"}, {"verify"},
 		{"extents", img}, {"pin", img}, {"provision", img}, {"unmap", "nothing"}, {"boot", "verify", "vol"}, {"boot", "cmdline", "vol"},
-		{"unmap", "vol"}, {"seal", img}, {"unseal", img}, {"pin", img}, {"unpin", img}, {"provision", img}, {"unmap", "vol"},
+		{"grow", "--unsafe", "vol", "+64K"}, {"grow", "vol", "+64K"}, {"unmap", "vol"}, {"grow", img, "+64K"}, {"seal", img}, {"unseal", img}, {"pin", img}, {"unpin", img}, {"provision", img}, {"unmap", "vol"},
 	} {
 		before := descriptors(t)
 		cli(args...)

@@ -153,6 +153,11 @@ var hints = sync.OnceValue(func() map[extents.Remedy]string {
 		advice.DeferOrForce:  "stop the users, or use --deferred (remove at last close) or --force (let their I/O fail)",
 		advice.SeeLockHolder: "see what it waits for: ps -o pid,stat,wchan:32,args {low}; state D is a frozen file system, or a device that does not answer",
 		advice.SeeFrozen:     "see whether a file system is frozen (fsfreeze), or a device suspended or lost; the next command finishes or undoes what this one left",
+		advice.UnmapToGrow:   "unmap it first, and map it again afterwards: dmloop unmap {name} && dmloop grow {image} SIZE && dmloop map {image} {name}",
+		advice.MapWhole:      "unmap it, and map it again with another size limit or none: dmloop unmap {name}",
+		advice.CopyToGrow:    "make a longer one and copy the content into it: dmloop create NEW SIZE && dd if={image} of=NEW bs=4M conv=notrunc",
+		advice.CopyToShrink:  "make what is inside smaller with its own tool first, then copy it into a new image: dmloop create NEW SIZE",
+		advice.MapToResize:   "map it first: dmloop map {image}",
 
 		// About the guard.
 		advice.KillGuard:       "if it hangs, kill it; the mappings stay, and the next map starts another one",

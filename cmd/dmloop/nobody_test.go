@@ -75,6 +75,7 @@ func TestAsNobody(t *testing.T) {
 		{[]string{"map", "closed/image"}, 7, "not permitted"},
 		{[]string{"provision", "secret"}, 7, "permission denied"},
 		{[]string{"provision", "readable"}, 7, "permission denied"},
+		{[]string{"grow", "readable", "+1M"}, 7, "only root"},
 		{[]string{"create", "new", "1M"}, 7, "permission denied"},
 		{[]string{"create", "closed/new", "1M"}, 7, "permission denied"},
 		{[]string{"unmap", "x"}, 7, "sudo"},

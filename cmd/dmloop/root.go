@@ -150,6 +150,7 @@ var commands = []struct {
 }{
 	{"create", "images", newCreateCommand},
 	{"provision", "images", newProvisionCommand},
+	{"grow", "images", newGrowCommand},
 	{"check", "images", newCheckCommand},
 	{"extents", "images", newExtentsCommand},
 	{"table", "images", newTableCommand},

@@ -154,6 +154,11 @@ var (
 	DeferOrForce  = extents.Remedy{Way: "defer-or-force"}
 	SeeLockHolder = extents.Remedy{Way: "see-lock-holder"}
 	SeeFrozen     = extents.Remedy{Way: "see-frozen"}
+	UnmapToGrow   = extents.Remedy{Way: "unmap-to-grow"}
+	MapWhole      = extents.Remedy{Way: "map-whole"}
+	CopyToGrow    = extents.Remedy{Way: "copy-to-grow"}
+	CopyToShrink  = extents.Remedy{Way: "copy-to-shrink"}
+	MapToResize   = extents.Remedy{Way: "map-to-resize"}
 )
 
 // About the guard.

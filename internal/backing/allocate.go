@@ -22,13 +22,20 @@ const (
 
 // allocate gives s blocks, as unwritten extents where the file system has those. It
 // does not change what the file reads as, and makes the file longer if s does.
-func allocate(ctx context.Context, f *os.File, s stretch) error {
-	size := int64(-1)
+func allocate(ctx context.Context, f *os.File, s stretch) error { return fallocate(ctx, f, 0, s) }
+
+// reserve is allocate that leaves the file's size.
+func reserve(ctx context.Context, f *os.File, s stretch) error {
+	return fallocate(ctx, f, unix.FALLOC_FL_KEEP_SIZE, s)
+}
+
+func fallocate(ctx context.Context, f *os.File, mode uint32, s stretch) error {
+	blocks := int64(-1)
 	for tries := 0; ; tries++ {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		err := unix.Fallocate(int(f.Fd()), 0, int64(s.offset), int64(s.length))
+		err := unix.Fallocate(int(f.Fd()), mode, int64(s.offset), int64(s.length))
 		switch {
 		case err == nil:
 			return nil
@@ -37,12 +44,12 @@ func allocate(ctx context.Context, f *os.File, s stretch) error {
 		case !errors.Is(err, unix.EAGAIN):
 			return fallocateError(f, s, err)
 		}
-		info, statErr := f.Stat()
-		if statErr != nil {
-			return statErr
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			return &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
 		}
-		if info.Size() > size {
-			size, tries = info.Size(), 0 // EAGAIN after partial growth is progress
+		if st.Blocks > blocks {
+			blocks, tries = st.Blocks, 0 // EAGAIN after a part was given is progress
 		}
 		if tries == stalledTries {
 			return fallocateError(f, s, err)

@@ -80,7 +80,7 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 		return err
 	}
 	problems := hopeless(facts, size, extents.Empty, extents.SizeUnaligned, extents.Compressed)
-	if problems = append(problems, judgeSize(size, facts.BlockSize)...); len(problems) > 0 {
+	if problems = append(problems, SizeProblems(size, facts.BlockSize)...); len(problems) > 0 {
 		return extents.Refuse(path, problems...)
 	}
 	if err := spaceFor(f, path, size); err != nil {
@@ -102,8 +102,9 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 	return verify(img, path)
 }
 
-// judgeSize returns the problem with the size of a new image, if there is one.
-func judgeSize(size, block extents.Bytes) []extents.Problem {
+// SizeProblems returns what is wrong with the size of a new image on a file system with these
+// blocks, in bytes; nil when nothing is.
+func SizeProblems(size, block extents.Bytes) []extents.Problem {
 	switch rest := size % block; {
 	case size <= 0:
 		return []extents.Problem{{Rule: extents.Empty, Message: fmt.Sprintf("an image of %d bytes cannot be mapped", size)}}

@@ -49,6 +49,7 @@ type writer struct {
 type writeMode struct {
 	blank    bool // the file has no content yet: do not look before writing zeros
 	buffered bool // no O_DIRECT
+	past     bool // nothing else than O_DIRECT: no page of the file may get into memory
 }
 
 // newWriter switches file to O_DIRECT unless mode forbids it. The caller closes the
@@ -88,7 +89,7 @@ func alignedBuffer() ([]byte, error) {
 // goes through the page cache and is on the disk after fsync all the same.
 func (w *writer) direct(on bool) error {
 	err := inode.SetDirect(w.file, on)
-	if on && errors.Is(err, unix.EINVAL) {
+	if on && errors.Is(err, unix.EINVAL) && !w.mode.past {
 		return nil
 	}
 	return err
@@ -198,7 +199,7 @@ func (w *writer) write(buf []byte, offset extents.Bytes) error {
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
-		case errors.Is(err, unix.EINVAL) && !refused:
+		case errors.Is(err, unix.EINVAL) && !refused && !w.mode.past:
 			refused = true
 			if err := w.direct(false); err != nil {
 				return err

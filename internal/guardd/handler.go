@@ -184,6 +184,20 @@ func (d *Daemon) Open(_ context.Context, want record.Image) (*os.File, error) {
 	return nil, guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", want.Path)
 }
 
+// Grow implements guardrpc.Handler.
+func (d *Daemon) Grow(_ context.Context, name string) error {
+	d.mu.Lock()
+	m := d.mappings[name]
+	d.mu.Unlock()
+	switch {
+	case m == nil:
+		return guardrpc.Errorf(guardrpc.KindNotFound, "%s is not watched", name)
+	case m.growing() == 0:
+		return guardrpc.Errorf(guardrpc.KindFailed, "the record of %s does not say that it is made longer", name)
+	}
+	return nil
+}
+
 // Record implements guardrpc.Handler.
 func (d *Daemon) Record(_ context.Context, name string) (record.Record, error) {
 	m, watched := d.remembered(name)

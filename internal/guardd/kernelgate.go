@@ -40,7 +40,7 @@ func (a *actions) gateAgain() error {
 	if err := errors.Join(gate.Load(), gate.Again()); err != nil {
 		return fmt.Errorf("putting the gate in force again: %w", err)
 	}
-	if err := a.d.gatePinning(a.m.record, false); err != nil {
+	if err := a.d.gatePinning(a.m.record, a.m.growing() > 0); err != nil {
 		return fmt.Errorf("putting the gate in force again: %w", err)
 	}
 	a.d.Log.Warn("the gate is in force again", "mapping", a.m.record.Name)

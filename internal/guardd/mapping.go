@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/dmtable"
+	"dmloop/extents"
 	"dmloop/guard"
 	"dmloop/internal/dm"
 	"dmloop/internal/guardrpc"
@@ -86,7 +87,7 @@ func (m *mapping) attach(img *image.Image) error {
 			m.d.Log.Warn("the image is watched by the timer only", "mapping", m.record.Name, "error", err)
 		}
 	}
-	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Stopped: m.hostStopped, Hosts: m.d.hosts, Sysfs: m.d.Sysfs}
+	reader := &observe.Reader{Mapper: m.d.Mapper, Image: img, Record: m.record, Leases: true, Leaving: m.leaving, Growing: m.growing, Stopped: m.hostStopped, Hosts: m.d.hosts, Sysfs: m.d.Sysfs}
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
 	m.image, m.id, m.marked, m.reader = img, id, marked, reader
@@ -153,6 +154,16 @@ func (m *mapping) leaving() bool {
 		return true
 	}
 	return err == nil && (now.UUID != m.record.UUID || now.State == guard.Releasing || now.State == guard.Mapping)
+}
+
+// growing returns the size that a command gives the image now, as its record says, and 0
+// without one.
+func (m *mapping) growing() extents.Bytes {
+	now, err := m.d.store.Head(m.record.Name)
+	if err != nil || now.UUID != m.record.UUID || now.Growing == nil {
+		return 0
+	}
+	return now.Growing.To
 }
 
 // left has the rest of a mapping released, whose device a command has taken down.
@@ -299,7 +310,7 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 			d.Log.Error("a record cannot be read, its mapping is not watched", "mapping", name, "error", err)
 			continue
 		}
-		if m.State == guard.Releasing || m.State == guard.Mapping {
+		if unfinished(m) {
 			d.releases.expect(name)
 		}
 		if !adoptable(m) && !d.lingers(m) {

@@ -27,6 +27,9 @@ func (o *Own) Add(ctx context.Context, name string) error {
 	return err
 }
 
+// Grow is for commands that make an image longer, which finishing never does.
+func (o *Own) Grow(ctx context.Context, name string) error { return o.d.Grow(ctx, name) }
+
 // Drop makes the guard forget the mapping.
 func (o *Own) Drop(ctx context.Context, name string) error { return o.d.Drop(ctx, name) }
 

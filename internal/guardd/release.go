@@ -82,7 +82,7 @@ func (d *Daemon) recordSaved(file string) {
 			mp.saved = m
 		}
 		d.mu.Unlock()
-		if d.Finish != nil && (m.State == guard.Releasing || m.State == guard.Mapping) {
+		if d.Finish != nil && unfinished(m) {
 			d.releases.expect(name)
 		}
 	}
@@ -92,7 +92,12 @@ func (d *Daemon) recordSaved(file string) {
 // or was.
 func (d *Daemon) halfWay(name string) bool {
 	m, err := d.store.Head(name)
-	return err == nil && (m.State == guard.Releasing || m.State == guard.Mapping)
+	return err == nil && unfinished(m)
+}
+
+// unfinished reports whether a record is one that a command changes in several steps.
+func unfinished(m record.Record) bool {
+	return m.State == guard.Releasing || m.State == guard.Mapping || m.Growing != nil
 }
 
 // tendReleases ends what killed commands left. Finish takes the lock that every

@@ -76,6 +76,14 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 	return err
 }
 
+// Grow asks whether the guard knows, from the record, that the image of the mapping called
+// name is being made longer, and so does not take it for a change by others. A guard of an
+// earlier version does not know the request.
+func (c *Client) Grow(ctx context.Context, name string) error {
+	_, _, err := c.call(ctx, request{Op: opGrow, Name: name}, nil)
+	return err
+}
+
 // OpenImage returns a read-only descriptor of a watched image, which an open of
 // the path would not give. Which image is said by its inode, wherever the recorded path
 // leads to; one that is not watched is KindNotFound.

@@ -108,6 +108,16 @@ func (g *Guard) Drop(ctx context.Context, name string) error {
 	return err
 }
 
+// Grow asks whether the guard knows that the image of a mapping is being made longer. One
+// that does not run has nothing to know.
+func (g *Guard) Grow(ctx context.Context, name string) error {
+	err := g.do(ctx, func(c *Client) error { return c.Grow(ctx, name) })
+	if errors.Is(err, ErrNoGuard) {
+		return nil
+	}
+	return err
+}
+
 // Watched lists the mappings that a running guard watches; nil when none runs.
 func (g *Guard) Watched(ctx context.Context) (map[string]bool, error) {
 	var st Status

@@ -37,6 +37,7 @@ const (
 	opPrepare op = "prepare" // with a descriptor of the image
 	opAdd     op = "add"
 	opDrop    op = "drop"
+	opGrow    op = "grow"
 	opOpen    op = "open" // answered with a descriptor
 	opRecord  op = "record"
 	opStatus  op = "status"
@@ -47,7 +48,7 @@ const (
 // request is the line a client sends.
 type request struct {
 	Op   op     `json:"op"`
-	Name string `json:"name,omitempty"` // add, drop, check: the mapping
+	Name string `json:"name,omitempty"` // add, drop, grow, check: the mapping
 	// Open: which inode, since a path may lead to another by now. A guard of an earlier
 	// version knows the path only; what it hands out is compared.
 	Inode uint64 `json:"inode,omitempty"`

@@ -59,6 +59,8 @@ func (h *fakeHandler) Add(_ context.Context, _ *Session, name string) (MappingSt
 
 func (h *fakeHandler) Drop(context.Context, string) error { return nil }
 
+func (h *fakeHandler) Grow(context.Context, string) error { return nil }
+
 func (h *fakeHandler) Open(_ context.Context, want record.Image) (*os.File, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -31,6 +31,9 @@ type Handler interface {
 	Prepare(ctx context.Context, s *Session, image *os.File, deny bool) (Prepared, error)
 	Add(ctx context.Context, s *Session, name string) (MappingState, error)
 	Drop(ctx context.Context, name string) error
+	// Grow returns nil when the record says, and so the guard knows, that the image of a
+	// watched mapping is being made longer.
+	Grow(ctx context.Context, name string) error
 	// Open returns a descriptor of the caller's own. Of want only the path and which inode
 	// it is are set; a client of an earlier version sets the path only.
 	Open(ctx context.Context, want record.Image) (*os.File, error)
@@ -179,6 +182,8 @@ func handle(ctx context.Context, h Handler, s *Session, r request, f *os.File) (
 		a.Mapping = &m
 	case opDrop:
 		err = h.Drop(ctx, r.Name)
+	case opGrow:
+		err = h.Grow(ctx, r.Name)
 	case opOpen:
 		out, err = h.Open(ctx, record.Image{Path: r.Path, FileID: guard.FileID{Inode: r.Inode, Major: r.Major, Minor: r.Minor}})
 	case opRecord:

@@ -46,6 +46,9 @@ func (s *System) Recorded(ctx context.Context, target string) (record.Record, im
 	if err != nil {
 		return record.Record{}, none, err
 	}
+	if m.Growing != nil {
+		return record.Record{}, none, &fault.Error{Class: fault.Busy, Subject: target, Message: "its image is being made longer", Remedy: advice.SeeList}
+	}
 	img, err := s.openRecorded(ctx, m.Image)
 	if err != nil {
 		return record.Record{}, none, fault.Wrap(target, "", err)

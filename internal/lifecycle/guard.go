@@ -22,6 +22,7 @@ type Guard interface {
 	Prepare(ctx context.Context, image *os.File, deny bool) (denies bool, err error)
 	Add(ctx context.Context, name string) error
 	Drop(ctx context.Context, name string) error
+	Grow(ctx context.Context, name string) error
 	Record(ctx context.Context, name string) (record.Record, error)
 	Watched(ctx context.Context) (map[string]bool, error)
 	OpenImage(ctx context.Context, want record.Image) (*os.File, error)

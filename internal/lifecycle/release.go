@@ -126,7 +126,8 @@ func (s *System) recover(ctx context.Context, t *turn) (finished []record.Record
 	}
 	for _, name := range names {
 		m, err := store.Head(name)
-		if err == nil && m.State != guard.Mapping && m.State != guard.Releasing {
+		halfWay := m.State == guard.Mapping || m.State == guard.Releasing
+		if err == nil && !halfWay && m.Growing == nil {
 			continue
 		}
 		if err == nil {
@@ -134,6 +135,12 @@ func (s *System) recover(ctx context.Context, t *turn) (finished []record.Record
 		}
 		if err != nil {
 			s.log.Warn("a record cannot be read", "error", err)
+			continue
+		}
+		if !halfWay {
+			if err := s.settleGrowth(ctx, t, m); err != nil {
+				s.log.Warn("an image that was being made longer is not settled yet", "mapping", name, "error", err)
+			}
 			continue
 		}
 		img, err := s.toRelease(ctx, t.asleep, m)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"dmloop/extents"
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/fault"
@@ -102,6 +103,21 @@ func judged(findings []guard.Finding) (guard.State, string) {
 	return d.State, d.Reason
 }
 
+// growing returns the size that a command gives the image of a mapping now, as its record
+// says by now, and 0 without one.
+func (s *System) growing(m record.Record) extents.Bytes {
+	store, err := s.openStore(false)
+	if err != nil || store == nil {
+		return 0
+	}
+	defer store.Close()
+	now, err := store.Head(m.Name)
+	if err != nil || now.UUID != m.UUID || now.Growing == nil {
+		return 0
+	}
+	return now.Growing.To
+}
+
 // observeAll reads everything that a check compares, once, in full.
 func (s *System) observeAll(ctx context.Context, m record.Record) guard.Observed {
 	img, err := s.openRecorded(ctx, m.Image)
@@ -113,7 +129,7 @@ func (s *System) observeAll(ctx context.Context, m record.Record) guard.Observed
 	if err != nil {
 		return guard.Observed{Own: guard.Read(guard.OwnState{}, err)}
 	}
-	r := &observe.Reader{Mapper: conn, Image: img, Record: m, Sysfs: s.sysfs}
+	r := &observe.Reader{Mapper: conn, Image: img, Record: m, Sysfs: s.sysfs, Growing: func() extents.Bytes { return s.growing(m) }}
 	defer r.Close()
 	return r.Full(ctx, r.Quick(ctx, true))
 }

@@ -17,11 +17,26 @@ import (
 // GoLive makes the loaded table of a device live and returns when the device's links are
 // there. Flags are for udev's rules.
 func (m *Mapper) GoLive(name, uuid string, dev dmtable.Device, flags udev.Flags) error {
+	if err := m.resume(name, uuid, dm.ResumeOptions{}, flags); err != nil {
+		return err
+	}
+	return udev.EnsureLink(name, dev)
+}
+
+// Exchange makes the loaded table of a running device live in place of the one that it has.
+// What is on its way is written first, and a file system on the device is not frozen for it.
+func (m *Mapper) Exchange(name, uuid string, flags udev.Flags) error {
+	return m.resume(name, uuid, dm.ResumeOptions{SkipLockFS: true}, flags)
+}
+
+// resume returns when udev has handled the event.
+func (m *Mapper) resume(name, uuid string, o dm.ResumeOptions, flags udev.Flags) error {
 	t, err := udev.Begin(m.Log)
 	if err != nil {
 		return err
 	}
-	info, err := m.Resume(dm.ByUUID(uuid), dm.ResumeOptions{EventNr: t.AddWith(flags)})
+	o.EventNr = t.AddWith(flags)
+	info, err := m.Resume(dm.ByUUID(uuid), o)
 	if err != nil {
 		return errors.Join(err, t.Fail(), t.Wait())
 	}
@@ -29,9 +44,9 @@ func (m *Mapper) GoLive(name, uuid string, dev dmtable.Device, flags udev.Flags)
 		t.Done()
 	}
 	if err := t.Wait(); err != nil {
-		m.Log.Warn("udev did not confirm the new device in time; making its link here", "device", name, "error", err)
+		m.Log.Warn("udev did not confirm the device in time", "device", name, "error", err)
 	}
-	return udev.EnsureLink(name, dev)
+	return nil
 }
 
 // The choices of map's --udev-rules, as records keep them.

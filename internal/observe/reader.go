@@ -45,6 +45,9 @@ type Reader struct {
 	// Leaving reports whether a command is at work that takes the mapping down, which
 	// explains a device that is gone. Nil means never.
 	Leaving func() bool
+	// Growing returns the size in bytes that a command gives the image now, and 0 without one.
+	// It is asked when something differs that this explains. Nil means never.
+	Growing func() extents.Bytes
 	// Stopped reports whether the host device is a mapping itself that was found
 	// different. Nil means that nobody knows.
 	Stopped func() bool
@@ -90,6 +93,9 @@ func (r *Reader) Quick(_ context.Context, fresh bool) guard.Observed {
 	if err == nil && slices.Contains(kinds, pin.Swap) {
 		o.Claim = guard.Read(r.area())
 	}
+	if r.Growing != nil && r.mayGrow(o, kinds) {
+		o.Growing = r.Growing()
+	}
 	pins := r.pins(kinds, o.Openers)
 	if err == nil && slices.Contains(kinds, pin.F2FS) {
 		pins.Tries, pins.Limit, err = r.Image.PinTries(r.Record.Image.Device())
@@ -97,6 +103,12 @@ func (r *Reader) Quick(_ context.Context, fresh bool) guard.Observed {
 	}
 	o.Pins = guard.Read(pins, err)
 	return o
+}
+
+// mayGrow reports whether something is as it is while the image is made longer.
+func (r *Reader) mayGrow(o guard.Observed, kinds []pin.Kind) bool {
+	return o.Identity.Value.Size > r.Record.Image.Size || o.Openers.Value == guard.Writers ||
+		slices.Contains(r.Record.PinKinds(), pin.Immutable) && !slices.Contains(kinds, pin.Immutable)
 }
 
 // Full adds the layout and the mapping's own table.
@@ -113,6 +125,10 @@ func (r *Reader) Full(_ context.Context, o guard.Observed) guard.Observed {
 	}
 	layout, err := extents.Read(r.Image.File())
 	o.Layout = guard.Read(layout.Clip().Merge(), err)
+	// It may have begun since Quick.
+	if r.Growing != nil && o.Growing == 0 && (layout.Size > r.Record.Image.Size || o.OwnTable.Done && !o.OwnTable.Value.Equal(r.Record.Table)) {
+		o.Growing = r.Growing()
+	}
 	o.Unfit = guard.Read(r.Image.Unfit())
 	return o
 }

@@ -310,6 +310,30 @@ func dropMark(f *os.File) error {
 	return nil
 }
 
+// ErrForeign says that somebody else made the file immutable.
+var ErrForeign = errors.New("somebody else made the file immutable")
+
+// Lift takes the immutable flag off that dmloop set, as the mark on f says, for a change after
+// which Set puts it on again: the mark stays. A file without the flag is left as it is; a
+// flag of somebody else's is ErrForeign.
+func Lift(f *os.File, filesystem string) error {
+	inForce, err := InForce(f, filesystem)
+	if err != nil || !slices.Contains(inForce, Immutable) {
+		return err
+	}
+	foreign, err := Foreign(f, inForce)
+	switch {
+	case err != nil:
+		return err
+	case foreign:
+		return ErrForeign
+	}
+	if err := put(f, filesystem, Immutable, false); err != nil {
+		return fmt.Errorf("lifting the immutable flag: %w", err)
+	}
+	return nil
+}
+
 // EndClaim ends the kernel's claim on f where it was taken for the mapping called name or
 // by hand, and leaves the other pins: the immutable flag is off for it as long as that
 // takes. The mark of a pin by hand goes on naming the claim, as it does after a boot, so

@@ -76,6 +76,14 @@ func (m Record) NameBelow(device dmtable.Device) string {
 	return ""
 }
 
+// Growing says that a command makes the image of a live mapping longer, or began to.
+// Until the record has the layout and the table of the longer image, the live table may be
+// the old one only; from then on it is either of both.
+type Growing struct {
+	From extents.Bytes `json:"from"` // size of the file before
+	To   extents.Bytes `json:"to"`   // and after
+}
+
 // Record is the stored record of one mapping, a plain value.
 type Record struct {
 	Version   int            `json:"version"`
@@ -99,6 +107,7 @@ type Record struct {
 	Gate      guard.Gate     `json:"gate,omitempty"`       // what denies opens by others; records of earlier versions do not say: the guard then
 	Unsafe    bool           `json:"unsafe,omitempty"`
 	Parts     []Part         `json:"parts,omitempty"` // partition devices on top, to be removed first
+	Growing   *Growing       `json:"growing,omitempty"`
 	Created   time.Time      `json:"created"`
 	Base      Base           `json:"base"`            // the host device's own table
 	Below     []Below        `json:"below,omitempty"` // the devices that the table names

@@ -22,9 +22,9 @@ func sample(name string) Record {
 		Offset: 4096, Size: 8192, ReadOnly: true, Sealed: true, Extents: 2,
 		Pins: []Pin{{Kind: "nodefrag", Ours: true}, {Kind: "immutable"}}, Grade: "guarded", Proof: true,
 		OnChange: "suspend", UdevRules: "all", Guard: true, Gate: guard.GateBPF, Unsafe: true, Parts: []Part{{Name: name + "p1", Number: 1}},
-		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
-		Below:   []Below{{Device: dmtable.Device{Major: 8, Minor: 1}, Name: "sda1"}},
-		Base:    Base{Device: dev, Name: "host", UUID: "LVM-x", Table: "0 100 linear 8:1 0\n"},
+		Growing: &Growing{From: 8192, To: 12288}, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Below: []Below{{Device: dmtable.Device{Major: 8, Minor: 1}, Name: "sda1"}},
+		Base:  Base{Device: dev, Name: "host", UUID: "LVM-x", Table: "0 100 linear 8:1 0\n"},
 		Layout: extents.Layout{Size: 12288, Extents: []extents.Extent{
 			{Logical: 0, Physical: 1 << 40, Length: 4096}, {Logical: 4096, Physical: 8192, Length: 8192}}},
 		Table: dmtable.Table{
