@@ -38,6 +38,7 @@ const (
 	OpenElsewhere     Rule = "open-elsewhere"
 	ActiveSwap        Rule = "active-swap"
 	SealCorrupt       Rule = "seal-corrupt"
+	Unproven          Rule = "unproven"
 	BtrfsCOW          Rule = "btrfs-cow"
 	BtrfsProfile      Rule = "btrfs-profile"
 	Unsealed          Rule = "unsealed"
@@ -93,7 +94,7 @@ var meanings = []RuleMeaning{
 	{NotRegular, "it is a directory, a device, a FIFO, or its path has a symbolic link that a stranger could have put there"},
 	{Empty, "it has no bytes"},
 	{SizeUnaligned, "its size, or the start or end of the part that is asked for, is not a multiple of the file system's block, or of the logical block of a device below"},
-	{UnsupportedFS, "its file system is not ext4, xfs, f2fs or btrfs, has no block device of its own, or is mounted with an option under which its blocks are not what a crash leaves"},
+	{UnsupportedFS, "its file system is not ext4, xfs, f2fs, btrfs, vfat, exfat or ntfs3, has no block device of its own, or is mounted with an option under which its blocks are not what a crash leaves"},
 	{Hole, "a part has no block"},
 	{Unwritten, "a part is allocated and was never written: the disk holds old data there"},
 	{Delalloc, "data in memory has no block yet"},
@@ -117,9 +118,10 @@ var meanings = []RuleMeaning{
 	{OpenElsewhere, "somebody else keeps it open or mapped for more than a few seconds, and is named where that can be seen"},
 	{ActiveSwap, "the kernel uses it as swap"},
 	{SealCorrupt, "it is marked as sealed and its record does not hold, or it is to be unsealed and only looks sealed"},
+	{Unproven, "on vfat, exfat and ntfs3: the layout names blocks that were never written, and its seal does not say that dmloop wrote every byte once"},
 	{BtrfsCOW, "on btrfs: it is copied on write"},
 	{BtrfsProfile, "on btrfs: the profile of its data is not single"},
-	{Unsealed, "it has to be sealed: on btrfs, or to be held as swap"},
+	{Unsealed, "it has to be sealed: on btrfs, vfat, exfat and ntfs3, or to be held as swap"},
 	{Unpinnable, "nothing can keep its blocks in place well enough; its pin needs opens to be denied, which the kernel cannot do; it is sealed, and users other than root may open it"},
 	{MountedDirectly, "its file system is mounted straight from a disk or partition"},
 	{UnresolvableStack, "the device of its file system has targets other than linear and striped, or is changing"},

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/internal/ioctl"
 )
 
@@ -25,6 +27,10 @@ const (
 // dirty pages are written back first (FIEMAP_FLAG_SYNC). Any descriptor that is
 // open for reading will do.
 //
+// FAT and exFAT have no FIEMAP. There the kernel is asked for single blocks (FIBMAP, which
+// takes CAP_SYS_RAWIO), and blocks that follow each other are one row. It tells nothing of
+// blocks that were never written: on exFAT a part that reads as zeros may hold anything.
+//
 // The rows are read in several calls, so a file that is changed meanwhile gives
 // a layout that never was: read twice and compare. Rows that overlap or run
 // backwards are returned as they are, and Problems refuses them. The error wraps
@@ -34,7 +40,11 @@ func Read(f *os.File) (Layout, error) {
 	if err != nil {
 		return Layout{}, err
 	}
-	rows, err := readRows(Bytes(info.Size()), fiemap(f))
+	walk, err := walkOf(f)
+	if err != nil {
+		return Layout{}, err
+	}
+	rows, err := readRows(Bytes(info.Size()), walk)
 	if err != nil {
 		return Layout{}, fmt.Errorf("%s: %w", f.Name(), err)
 	}
@@ -50,7 +60,11 @@ func Each(f *os.File, visit func(rows []Extent) error) error {
 	if err != nil {
 		return err
 	}
-	read, refused := eachAhead(Bytes(info.Size()), fiemap(f), visit)
+	walk, err := walkOf(f)
+	if err != nil {
+		return err
+	}
+	read, refused := eachAhead(Bytes(info.Size()), walk, visit)
 	if refused != nil {
 		return refused
 	}
@@ -62,14 +76,14 @@ func Each(f *os.File, visit func(rows []Extent) error) error {
 
 // eachAhead runs eachBatch one batch ahead of visit, and has ended it when it returns.
 // It returns the error of reading, which came after all that was visited, and that of visit.
-func eachAhead(size Bytes, call func(buf []byte) error, visit func(rows []Extent) error) (read, refused error) {
+func eachAhead(size Bytes, walk walk, visit func(rows []Extent) error) (read, refused error) {
 	batches, enough, ended := make(chan []Extent), make(chan struct{}), make(chan struct{})
 	stopped := errors.New("stopped")
 	go func() {
 		defer close(ended)
 		defer close(batches)
 		var kept [2][]Extent // the one that visit has, and the next
-		read = eachBatch(size, call, func(rows []Extent, _ Bytes) error {
+		read = walk(size, func(rows []Extent, _ Bytes) error {
 			kept[0], kept[1] = kept[1], append(kept[0][:0], rows...)
 			select {
 			case batches <- kept[1]:
@@ -100,17 +114,21 @@ func Same(f *os.File, l Layout) (bool, error) {
 	if Bytes(info.Size()) != l.Size {
 		return false, nil
 	}
-	same, err := sameRows(l, fiemap(f))
+	walk, err := walkOf(f)
+	if err != nil {
+		return false, err
+	}
+	same, err := sameRows(l, walk)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return same, nil
 }
 
-func sameRows(l Layout, call func(buf []byte) error) (bool, error) {
+func sameRows(l Layout, walk walk) (bool, error) {
 	left := l.Extents
 	differs := errors.New("differs")
-	err := eachBatch(l.Size, call, func(rows []Extent, _ Bytes) error {
+	err := walk(l.Size, func(rows []Extent, _ Bytes) error {
 		if len(rows) > len(left) || !slices.Equal(rows, left[:len(rows)]) {
 			return differs
 		}
@@ -123,14 +141,34 @@ func sameRows(l Layout, call func(buf []byte) error) (bool, error) {
 	return err == nil && len(left) == 0, err
 }
 
-func fiemap(f *os.File) func(buf []byte) error {
-	return func(buf []byte) error { return ioctl.Buffer(int(f.Fd()), fiemapRequest, buf) }
+// A walk tells visit the rows of a file of size bytes, batch after batch, and up to which
+// byte each batch reaches. An error of visit ends it and is returned as it is.
+type walk func(size Bytes, visit func(rows []Extent, done Bytes) error) error
+
+// walkOf chooses by the file system, never by what fails: where FIEMAP is there it is the
+// only one that is believed.
+func walkOf(f *os.File) (walk, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return nil, &os.PathError{Op: "fstatfs", Path: f.Name(), Err: err}
+	}
+	if byBlock(uint32(fs.Type)) {
+		return fibmapWalk(f, Bytes(fs.Bsize))
+	}
+	return fiemapWalk(func(buf []byte) error { return ioctl.Buffer(int(f.Fd()), fiemapRequest, buf) }), nil
+}
+
+// fiemapWalk is eachBatch.
+func fiemapWalk(call func(buf []byte) error) walk {
+	return func(size Bytes, visit func(rows []Extent, done Bytes) error) error {
+		return eachBatch(size, call, visit)
+	}
 }
 
 // readRows collects all batches.
-func readRows(size Bytes, call func(buf []byte) error) ([]Extent, error) {
+func readRows(size Bytes, walk walk) ([]Extent, error) {
 	var rows []Extent
-	err := eachBatch(size, call, func(batch []Extent, done Bytes) error {
+	err := walk(size, func(batch []Extent, done Bytes) error {
 		if cap(rows)-len(rows) < len(batch) {
 			rows = slices.Grow(rows, len(batch)+expected(len(rows)+len(batch), done, size))
 		}

@@ -42,7 +42,7 @@ func plainRows(n int) []Extent {
 func TestReadRowsInBatches(t *testing.T) {
 	for _, n := range []int{0, 1, 2, firstRows, firstRows + 1, batchRows - 1, batchRows, batchRows + 1, 2 * batchRows, 10*batchRows + 7} {
 		k := &kernel{rows: plainRows(n)}
-		got, err := readRows(Bytes(n)*4096, k.call)
+		got, err := readRows(Bytes(n)*4096, fiemapWalk(k.call))
 		if err != nil || !slices.Equal(got, k.rows) {
 			t.Errorf("%d rows: got %d rows, %v", n, len(got), err)
 		}
@@ -56,7 +56,7 @@ func TestReadRowsInBatches(t *testing.T) {
 // last row, or fill batches of their own.
 func TestReadRowsBehindTheEnd(t *testing.T) {
 	k := &kernel{rows: plainRows(3 * batchRows)}
-	got, err := readRows(10*4096, k.call)
+	got, err := readRows(10*4096, fiemapWalk(k.call))
 	if err != nil || len(got) != firstRows+batchRows || !slices.Equal(got, k.rows[:len(got)]) {
 		t.Errorf("got %d rows, %v, want %d", len(got), err, firstRows+batchRows)
 	}
@@ -68,51 +68,51 @@ func TestReadRowsBehindTheEnd(t *testing.T) {
 func TestReadRowsOfLiars(t *testing.T) {
 	t.Run("never ends", func(t *testing.T) {
 		size, calls := Bytes(1<<20), 0
-		_, err := readRows(size, func(buf []byte) error {
+		_, err := readRows(size, fiemapWalk(func(buf []byte) error {
 			calls++
 			start := Bytes(binary.NativeEndian.Uint64(buf))
 			encodeReply(buf, []Extent{{start, 4096, 4096, 0}})
 			return nil
-		})
+		}))
 		if err != nil || calls > int(size/4096)+2 {
 			t.Errorf("%d calls, %v", calls, err)
 		}
 	})
 	t.Run("no progress", func(t *testing.T) {
-		rows, err := readRows(1<<20, func(buf []byte) error {
+		rows, err := readRows(1<<20, fiemapWalk(func(buf []byte) error {
 			encodeReply(buf, []Extent{{0, 4096, 4096, 0}})
 			return nil
-		})
+		}))
 		if err == nil {
 			t.Errorf("got %v, want an error", rows)
 		}
 	})
 	t.Run("empty rows", func(t *testing.T) {
-		if rows, err := readRows(1<<20, func(buf []byte) error {
+		if rows, err := readRows(1<<20, fiemapWalk(func(buf []byte) error {
 			encodeReply(buf, []Extent{{0, 0, 0, 0}})
 			return nil
-		}); err == nil {
+		})); err == nil {
 			t.Errorf("got %v, want an error", rows)
 		}
 	})
 	t.Run("backwards inside a batch", func(t *testing.T) {
 		rows := []Extent{{8192, 8192, 4096, 0}, {0, 4096, 4096, 0}, {4096, 40960, 8192, FlagLast}}
-		got, err := readRows(12288, func(buf []byte) error {
+		got, err := readRows(12288, fiemapWalk(func(buf []byte) error {
 			encodeReply(buf, rows)
 			return nil
-		})
+		}))
 		if err != nil || !slices.Equal(got, rows) {
 			t.Errorf("rows were not kept as they came: %v, %v", got, err)
 		}
 	})
 	t.Run("error on the second call", func(t *testing.T) {
 		k := &kernel{rows: plainRows(2 * batchRows)}
-		rows, err := readRows(1<<30, func(buf []byte) error {
+		rows, err := readRows(1<<30, fiemapWalk(func(buf []byte) error {
 			if k.calls == 1 {
 				return unix.EIO
 			}
 			return k.call(buf)
-		})
+		}))
 		if !errors.Is(err, unix.EIO) || rows != nil {
 			t.Errorf("got %d rows, %v", len(rows), err)
 		}
@@ -167,13 +167,13 @@ func TestEachAhead(t *testing.T) {
 	size := Bytes(len(k.rows)) * 4096
 	var got []Extent
 	collect := func(rows []Extent) error { got = append(got, rows...); return nil }
-	read, refused := eachAhead(size, k.call, collect)
+	read, refused := eachAhead(size, fiemapWalk(k.call), collect)
 	if read != nil || refused != nil || !slices.Equal(got, k.rows) {
 		t.Errorf("%d rows, %v, %v", len(got), read, refused)
 	}
 	enough := errors.New("enough")
 	k.calls, got = 0, nil
-	_, refused = eachAhead(size, k.call, func(rows []Extent) error {
+	_, refused = eachAhead(size, fiemapWalk(k.call), func(rows []Extent) error {
 		got = append(got, rows...)
 		return enough
 	})
@@ -183,12 +183,12 @@ func TestEachAhead(t *testing.T) {
 	broken := errors.New("broken")
 	calls := 0
 	got = nil
-	read, refused = eachAhead(size, func(buf []byte) error {
+	read, refused = eachAhead(size, fiemapWalk(func(buf []byte) error {
 		if calls++; calls == 3 {
 			return broken
 		}
 		return k.call(buf)
-	}, collect)
+	}), collect)
 	if read != broken || refused != nil || !slices.Equal(got, k.rows[:firstRows+batchRows]) {
 		t.Errorf("the kernel fails: %d rows, %v, %v", len(got), read, refused)
 	}
@@ -215,12 +215,12 @@ func TestSameRows(t *testing.T) {
 		"none":         {nil, false},
 		"last differs": {changed(last, func(e *Extent) { e.Flags = FlagLast | FlagUnwritten }), false},
 	} {
-		if got, err := sameRows(l, (&kernel{rows: c.rows}).call); got != c.want || err != nil {
+		if got, err := sameRows(l, fiemapWalk((&kernel{rows: c.rows}).call)); got != c.want || err != nil {
 			t.Errorf("%s: %t, %v", name, got, err)
 		}
 	}
 	broken := errors.New("broken")
-	if _, err := sameRows(l, func([]byte) error { return broken }); !errors.Is(err, broken) {
+	if _, err := sameRows(l, fiemapWalk(func([]byte) error { return broken })); !errors.Is(err, broken) {
 		t.Errorf("%v instead of the kernel's error", err)
 	}
 	f, err := os.Open(os.DevNull)

@@ -14,6 +14,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"dmloop/internal/fstype"
 	"dmloop/internal/vmtest"
 )
 
@@ -21,8 +24,34 @@ import (
 // commands do.
 func cli(args ...string) vmtest.Result {
 	var out, errOut bytes.Buffer
-	code := run(context.Background(), args, &out, &errOut)
+	code := run(context.Background(), said(args), &out, &errOut)
 	return vmtest.Result{Stdout: out.String(), Stderr: errOut.String(), Code: code}
+}
+
+// said adds the word that an image is sealed to a command about one that is on a file
+// system on which no file can be marked. Of an image that is plain it says nothing wrong:
+// it is asked what it is.
+func said(args []string) []string {
+	if len(args) == 0 || !slices.Contains([]string{"map", "seal", "unseal", "check", "pin", "table"}, args[0]) {
+		return args
+	}
+	bare := false
+	for _, a := range args[1:] {
+		if strings.HasPrefix(a, "--pin") || a == "--adopt" {
+			return args
+		}
+		bare = bare || filepath.IsAbs(a) && onBare(a)
+	}
+	if !bare {
+		return args
+	}
+	return append(slices.Clone(args), "--pin=swap")
+}
+
+// onBare reports whether a file is, or would be, where no file can be marked.
+func onBare(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(filepath.Dir(path), &st) == nil && fstype.OfMagic(uint32(st.Type)).Bare
 }
 
 // expect runs a command line that has to end with this code.
@@ -48,7 +77,21 @@ var (
 	xfsHost1K  = hostKind{"xfs-1k", "xfs", []string{"-b", "size=1024"}}
 	f2fsHost   = hostKind{"f2fs", "f2fs", nil}
 	btrfsHost  = hostKind{"btrfs", "btrfs", nil}
+
+	vfatHost    = hostKind{"vfat", "vfat", []string{"-F", "32"}}
+	vfatHost512 = hostKind{"vfat-512", "vfat", []string{"-F", "32", "-s", "1", "-a"}} // clusters of a sector, off the pages
+	exfatHost   = hostKind{"exfat", "exfat", nil}
+	ntfsHost    = hostKind{"ntfs3", "ntfs3", nil}
 )
+
+// bare reports whether files have neither flags nor attributes there.
+func (k hostKind) bare() bool { return fstype.Of(k.fstype).Bare }
+
+// known leaves out what this kernel does not have.
+func known(t testing.TB, kinds ...hostKind) []hostKind {
+	t.Helper()
+	return slices.DeleteFunc(slices.Clone(kinds), func(k hostKind) bool { return !vmtest.HasFilesystem(t, k.fstype) })
+}
 
 // host is a mounted file system on a stack of devices.
 type host struct {
@@ -101,6 +144,9 @@ func newHost(t testing.TB, kind hostKind, stack string, mount ...string) *host {
 func newHostOn(t testing.TB, kind hostKind, dev string, mount ...string) *host {
 	t.Helper()
 	vmtest.Mkfs(t, kind.fstype, dev, kind.mkfs...)
+	if len(mount) == 0 {
+		mount = vmtest.MountOptions(kind.fstype)
+	}
 	return &host{kind: kind, dev: dev, dir: vmtest.Mount(t, dev, mount...), options: mount}
 }
 
@@ -156,7 +202,7 @@ func (h *host) check(t testing.TB) {
 	t.Helper()
 	vmtest.Must(t, "umount", h.dir)
 	tool := map[string][]string{"ext4": {"e2fsck", "-fn"}, "xfs": {"xfs_repair", "-n"}, "f2fs": {"fsck.f2fs", "--dry-run"},
-		"btrfs": {"btrfs", "check", "--readonly"}}[h.kind.fstype]
+		"btrfs": {"btrfs", "check", "--readonly"}, "vfat": {"fsck.vfat", "-n"}, "exfat": {"fsck.exfat", "-n"}, "ntfs3": {"ntfsfix", "-n"}}[h.kind.fstype]
 	if r := vmtest.Run(t, slices.Concat(tool, h.fsck, []string{h.dev})...); r.Code != 0 {
 		t.Errorf("%s: exit code %d\n%s%s", tool[0], r.Code, r.Stdout, r.Stderr)
 	}
@@ -225,6 +271,15 @@ func nothingLeft(t testing.TB, images ...string) {
 // unpinned fails the test when an image has a flag or the pin's mark of dmloop.
 func unpinned(t testing.TB, image string) {
 	t.Helper()
+	if onBare(image) {
+		if swaps := vmtest.Must(t, "cat", "/proc/swaps"); strings.Contains(swaps, image) {
+			t.Errorf("still swap: %s", swaps)
+		}
+		if rest, _ := filepath.Glob(filepath.Join(filepath.Dir(image), "*.dmloop-*")); len(rest) > 0 {
+			t.Errorf("left beside it: %q", rest)
+		}
+		return
+	}
 	r := vmtest.Run(t, "lsattr", "-d", image)
 	if flags, _, _ := strings.Cut(r.Stdout, " "); r.Code != 0 || strings.Contains(flags, "i") {
 		t.Errorf("%s has the flags %s %s", image, flags, r.Stderr)

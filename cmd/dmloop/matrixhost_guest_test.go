@@ -537,7 +537,11 @@ func takeAllSpace(path string) {
 		}
 	}
 	for size, at := int64(64<<20), int64(0); size >= 4096; {
-		if unix.Fallocate(int(f.Fd()), 0, at, size) != nil {
+		err := unix.Fallocate(int(f.Fd()), 0, at, size)
+		if errors.Is(err, unix.EOPNOTSUPP) { // exFAT: a longer file has its blocks at once
+			err = f.Truncate(at + size)
+		}
+		if err != nil {
 			size /= 2
 			continue
 		}

@@ -67,6 +67,10 @@ func runProvision(ctx context.Context, env *cliEnv, path string) error {
 		fmt.Fprintf(env.stdout, "%s: nothing to do\n", printable(path))
 		return nil
 	}
+	if report.Written > 0 {
+		fmt.Fprintf(env.stdout, "%s: wrote all of its %s once\n", printable(path), humanSize(report.Written))
+		return nil
+	}
 	fmt.Fprintf(env.stdout, "%s: zeroed %s of holes and %s of unwritten space, unshared %s, decompressed %s\n", printable(path),
 		humanSize(report.Holes), humanSize(report.Unwritten), humanSize(report.Shared), humanSize(report.Encoded))
 	return nil

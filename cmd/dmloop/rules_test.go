@@ -39,7 +39,7 @@ func ruleNames(t *testing.T) map[string]string {
 // The contract's list, written out: a rule that is renamed breaks scripts.
 const contract = `not-regular empty size-unaligned unsupported-fs hole unwritten delalloc unknown shared encoded encrypted
 	inline tail not-aligned compressed verity dax data-journal realtime multi-device out-of-range overlap unstable dirty-cache
-	open-elsewhere active-swap seal-corrupt btrfs-cow btrfs-profile unsealed unpinnable mounted-directly
+	open-elsewhere active-swap seal-corrupt unproven btrfs-cow btrfs-profile unsealed unpinnable mounted-directly
 	unresolvable-stack indirect too-many-extents`
 
 func TestRulesAreTheContracts(t *testing.T) {

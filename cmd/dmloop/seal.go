@@ -9,11 +9,13 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/backing"
 	"dmloop/internal/fault"
+	"dmloop/internal/lifecycle"
 )
 
 func newSealCommand(env *cliEnv) *cobra.Command {
 	var create extents.Bytes
 	adopt := false
+	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinSwap}}
 	cmd := &cobra.Command{
 		Use:   "seal IMAGE",
 		Short: "Prepare an image so that the kernel itself can hold it still",
@@ -24,7 +26,9 @@ them back. An interrupted seal or unseal is finished.
 
 An extended attribute of the file marks it as sealed; its content never does. With
 --adopt a copy that lost the attribute gets it again: you vouch that dmloop sealed it,
-and not somebody who could write its content.`,
+and not somebody who could write its content. Files on FAT, exFAT and NTFS cannot have
+such attributes: there you say so each time, with --pin=swap. Every byte of an image
+there is written once, which takes as long as its size needs.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("create") && create == 0 {
@@ -35,11 +39,12 @@ and not somebody who could write its content.`,
 				defer sys.Close()
 				return sys.AdoptSeal(cmd.Context(), args[0])
 			}
-			return runSeal(cmd.Context(), env, create, false, args[0])
+			return runSeal(cmd.Context(), env, create, word.isSwap(), args[0])
 		},
 	}
 	cmd.Flags().Var(sizeValue{&create}, "create", "make a new image of this size first")
 	cmd.Flags().BoolVar(&adopt, "adopt", false, "mark a sealed image that lost its attribute, and change nothing else")
+	cmd.Flags().Var(&word, "pin", "auto, or swap: the image is sealed, whatever its attributes say")
 	cmd.MarkFlagsMutuallyExclusive("create", "adopt")
 	jsonFlag(env, cmd)
 	return cmd
@@ -59,5 +64,7 @@ func runSeal(ctx context.Context, env *cliEnv, create extents.Bytes, said bool, 
 			return backingError(path, err, fault.Usage)
 		}
 	}
-	return sys.Seal(ctx, path, said)
+	show, done := progress(env, "seal")
+	defer done()
+	return sys.WithProgress(show).Seal(ctx, path, said)
 }

@@ -15,10 +15,10 @@ import (
 )
 
 // sealedHosts are the file systems that sealing is for.
-var sealedHosts = []hostKind{ext4Host, ext4Host1K, xfsHost, f2fsHost, btrfsHost}
+var sealedHosts = []hostKind{ext4Host, ext4Host1K, xfsHost, f2fsHost, btrfsHost, vfatHost, exfatHost, ntfsHost}
 
 func eachSealedHost(t *testing.T, test func(t *testing.T, h *host)) {
-	for _, kind := range sealedHosts {
+	for _, kind := range known(t, sealedHosts...) {
 		t.Run(kind.name, func(t *testing.T) { test(t, newHost(t, kind, "shim")) })
 	}
 }
@@ -88,7 +88,7 @@ func (h *host) neighbours(t testing.TB, n int) (check func(t testing.TB)) {
 // Images of odd sizes are sealed, mapped, written to, mapped again and made plain
 // again; nothing of that is seen by the neighbours or by the file system's checker.
 func TestSealedSizes(t *testing.T) {
-	eachSealedHost(t, func(t *testing.T, h *host) {
+	sizes := func(t *testing.T, h *host) {
 		unchanged := h.neighbours(t, 2)
 		block, page := h.block(t), int64(os.Getpagesize())
 		for i, size := range []int64{block, 2*page + block, 17 * block, 1<<20 - block, 4<<20 + 3*block} {
@@ -131,7 +131,11 @@ func TestSealedSizes(t *testing.T) {
 		unchanged(t)
 		h.check(t)
 		unchanged(t)
-	})
+	}
+	eachSealedHost(t, sizes)
+	if everything() {
+		t.Run(vfatHost512.name, func(t *testing.T) { sizes(t, newHost(t, vfatHost512, "shim")) })
+	}
 }
 
 // checked fails the test when check says something else of an image. One that is not
@@ -201,7 +205,7 @@ func TestSealedFileSystemInside(t *testing.T) {
 // A sparse image of 1 GiB is made full by provision, sealed and mapped: the device
 // shows at every offset what the file had.
 func TestLongSealedGiB(t *testing.T) {
-	for _, kind := range sealedHosts {
+	for _, kind := range known(t, sealedHosts...) {
 		t.Run(kind.name, func(t *testing.T) { sealedGiB(t, kind) })
 	}
 }
@@ -214,7 +218,7 @@ func sealedGiB(t *testing.T, kind hostKind) {
 	expect(t, 0, "shim", disk, "host")
 	t.Cleanup(func() { vmtest.DmsetupRemove(t, "host") })
 	vmtest.Mkfs(t, kind.fstype, "/dev/mapper/host", kind.mkfs...)
-	h := &host{kind: kind, dev: "/dev/mapper/host", dir: vmtest.Mount(t, "/dev/mapper/host")}
+	h := &host{kind: kind, dev: "/dev/mapper/host", dir: vmtest.Mount(t, "/dev/mapper/host", vmtest.MountOptions(kind.fstype)...)}
 	const size = 1 << 30
 	image := h.path("image.img")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {

@@ -262,6 +262,14 @@ func TestLongSealedAttacksXFS(t *testing.T)  { attackSealed(t, xfsHost) }
 func TestQemuSealedAttacksXFS(t *testing.T)  { attackSealed(t, xfsHost) }
 func TestLongSealedAttacksF2FS(t *testing.T) { attackSealed(t, f2fsHost) }
 func TestQemuSealedAttacksF2FS(t *testing.T) { attackSealed(t, f2fsHost) }
+func TestSealedAttacksFAT(t *testing.T)      { attackSealed(t, vfatHost) }
+
+// User Mode Linux has neither.
+func TestQemuSealedAttacksExFAT(t *testing.T) {
+	for _, kind := range known(t, exfatHost, ntfsHost) {
+		t.Run(kind.name, func(t *testing.T) { attackSealed(t, kind) })
+	}
+}
 
 func attackSealed(t *testing.T, kind hostKind) {
 	h := newHost(t, kind, "shim")
@@ -271,7 +279,7 @@ func attackSealed(t *testing.T, kind hostKind) {
 	}
 	kernel := vmtest.Kernel(t)
 	var image string
-	if kind.fstype == "f2fs" || kind.fstype == "btrfs" {
+	if kind.fstype == "f2fs" || kind.fstype == "btrfs" || kind.bare() {
 		image = h.image(t, "image", strconv.Itoa(imageSize))
 	} else { // in pieces, so that a defragmenter has something to do
 		image = vmtest.FragmentedFile(t, h.dir, "image", pieces, imageSize/pieces)
@@ -288,7 +296,7 @@ func attackSealed(t *testing.T, kind hostKind) {
 			continue // no pin is against who has the devices themselves
 		}
 		for _, lift := range []string{"", "lifted: "} {
-			if lift != "" && !a.lifted {
+			if lift != "" && (!a.lifted || kind.bare()) { // there is no flag
 				continue
 			}
 			for i, name := range []string{"twin", "donor"} {
@@ -314,6 +322,13 @@ func attackSealed(t *testing.T, kind hostKind) {
 			}
 			state := "untouched"
 			switch r := cli("verify", "vol"); {
+			case kind.bare() && strings.HasPrefix(a.name, "swapoff"):
+				// No flag is in the way of that: it lifts the only pin on purpose.
+				if state = "the grade is gone"; r.Code != 4 || !strings.Contains(r.Stdout+r.Stderr, "swap") {
+					t.Errorf("verify after the claim was ended: exit code %d, %s%s", r.Code, r.Stdout, r.Stderr)
+				}
+				expect(t, 0, "unmap", "vol")
+				dev = mapSealed(t, image, "vol")
 			case strings.HasSuffix(a.name, "f2fs unpin"):
 				// That lifts the pin on purpose, and f2fs may move the blocks from now on.
 				if state = "the grade is gone"; r.Code != 4 || !strings.Contains(r.Stdout+r.Stderr, "f2fs-pin") {
@@ -325,7 +340,7 @@ func attackSealed(t *testing.T, kind hostKind) {
 			case r.Code != 0:
 				t.Errorf("%s%s: %s; verify: exit code %d, %s%s", lift, a.name, call, r.Code, r.Stdout, r.Stderr)
 			}
-			if vmtest.Run(t, "chattr", "+i", image).Code != 0 {
+			if !kind.bare() && vmtest.Run(t, "chattr", "+i", image).Code != 0 {
 				t.Errorf("%s%s: the flag cannot be set again", lift, a.name)
 			}
 			t.Logf("SEALED|%s|%s|%s%s|%s|%s", kernel, kind.fstype, lift, a.name, call, state)

@@ -13,6 +13,7 @@ import (
 func newTableCommand(env *cliEnv) *cobra.Command {
 	o := &lifecycle.MapOptions{}
 	concise := false
+	word := pinWord{words: []string{lifecycle.PinAuto, lifecycle.PinSwap}}
 	cmd := &cobra.Command{
 		Use:   "table IMAGE",
 		Short: "Print the device-mapper table that map would load",
@@ -20,10 +21,12 @@ func newTableCommand(env *cliEnv) *cobra.Command {
 --concise in the format of dmsetup create --concise and dm-mod.create=.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o.AsSealed = word.isSwap()
 			return runTable(cmd.Context(), env, *o, concise, args[0])
 		},
 	}
 	surveyFlags(cmd, &o.Options)
+	cmd.Flags().Var(&word, "pin", "auto, or swap: the image is sealed, whatever its attributes say")
 	cmd.Flags().BoolVar(&concise, "concise", false, "print one line with name, uuid and flags")
 	cmd.Flags().BoolVarP(&o.ReadOnly, "read-only", "r", false, "with --concise: a read-only device")
 	cmd.Flags().StringVar(&o.UUID, "uuid", "", "with --concise: use this UUID (32 hex digits)")

@@ -130,6 +130,11 @@ var (
 	DropMarkOrRestore = extents.Remedy{Way: "drop-mark-or-restore"}
 	DropMark          = extents.Remedy{Way: "drop-mark"}
 	SmallerBlocks     = extents.Remedy{Way: "smaller-blocks"}
+	LongerFiles       = extents.Remedy{Way: "longer-files"}
+	SayPinSwap        = extents.Remedy{Way: "say-pin-swap"}
+	GrowBare          = extents.Remedy{Way: "grow-bare"}
+	SealSaid          = extents.Remedy{Way: "seal-said"}
+	MountForRoot      = extents.Remedy{Way: "mount-for-root"}
 	CopyToNew         = extents.Remedy{Way: "copy-to-new"}
 	FreeSwapPlace     = extents.Remedy{Way: "free-swap-place"}
 	ReadAnew          = extents.Remedy{Way: "read-anew"}

@@ -41,7 +41,7 @@ var level = map[string]int{
 	"internal/fstype":     3, // what is known of each file system, in one table
 	"internal/pin":        4,
 	"internal/record":     3,
-	"internal/seal":       3,
+	"internal/seal":       4,
 	"internal/tab":        3,
 	"internal/blockdev":   4,
 	"internal/guardrpc":   4,

@@ -10,6 +10,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/inode"
 
@@ -21,7 +22,8 @@ import (
 // give. size must be a positive multiple of the file system's block.
 //
 // The file has no name until it is complete and on the disk (O_TMPFILE), so a crash, a
-// kill or the end of ctx leaves nothing behind. An existing path, a symbolic link
+// kill or the end of ctx leaves nothing behind; on FAT and the like, which have no such
+// files, a crash or a kill leaves one of another name, which the next call takes over. An existing path, a symbolic link
 // included, is never replaced: then the error wraps fs.ErrExist. Further errors:
 // *NoSpaceError, checked beforehand; *extents.Refusal when a file there cannot be
 // mappable, checked before anything is allocated.
@@ -40,7 +42,15 @@ func Create(ctx context.Context, path string, size extents.Bytes, opts Options) 
 		return err
 	}
 	defer dir.Close()
-	f, err := unnamed(dir, path)
+	bare, err := bareFolder(dir)
+	if err != nil {
+		return err
+	}
+	open, finish := unnamed, publish
+	if bare {
+		open, finish = named, rename
+	}
+	f, err := open(dir, name, path)
 	if err != nil {
 		return err
 	}
@@ -50,13 +60,16 @@ func Create(ctx context.Context, path string, size extents.Bytes, opts Options) 
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
 	if err := fill(ctx, img, path, size, opts); err != nil {
+		if bare {
+			err = errors.Join(err, unix.Unlinkat(int(dir.Fd()), unfinished(name), 0))
+		}
 		return err
 	}
-	return publish(f, dir, name, path)
+	return finish(f, dir, name, path)
 }
 
 // unnamed opens a new file without a name in dir.
-func unnamed(dir *os.File, path string) (*os.File, error) {
+func unnamed(dir *os.File, _, path string) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR):
@@ -80,7 +93,8 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 		return err
 	}
 	problems := hopeless(facts, size, extents.Empty, extents.SizeUnaligned, extents.Compressed)
-	if problems = append(problems, SizeProblems(size, facts.BlockSize)...); len(problems) > 0 {
+	problems = append(problems, SizeProblems(size, facts.BlockSize)...)
+	if problems = append(problems, tooLarge(facts.Kind(), size)...); len(problems) > 0 {
 		return extents.Refuse(path, problems...)
 	}
 	if err := spaceFor(f, path, size); err != nil {
@@ -90,6 +104,12 @@ func fill(ctx context.Context, img *image.Image, path string, size extents.Bytes
 		return err
 	}
 	r := repairer{file: f, path: path, guard: func() error { return nil }, meter: &meter{show: opts.Progress}, mode: writeMode{blank: true}}
+	if fstype.Of(facts.Kind()).Bare {
+		if err := r.fresh(ctx, size); err != nil {
+			return noSpace(f, path, size, err)
+		}
+		return verify(img, path)
+	}
 	// All of it, whatever the extents say: f2fs calls the blocks of a pinned file
 	// written as soon as they are allocated, with anything in them.
 	everything := plan{zero: []stretch{{0, size}}, report: Report{Unwritten: size}}

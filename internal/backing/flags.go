@@ -13,6 +13,9 @@ import (
 // compression off, on btrfs also copy-on-write, and pins the file on f2fs, where the blocks
 // must be allocated after that (f2fs.rst).
 func prepare(f *os.File, kind string) error {
+	if fstype.Of(kind).Bare {
+		return nil
+	}
 	err := inode.ChangeFlags(f, 0, inode.Compress)
 	switch fs := fstype.Of(kind); {
 	case err != nil:

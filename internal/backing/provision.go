@@ -20,6 +20,7 @@ type Report struct {
 	Unwritten extents.Bytes `json:"unwritten"` // zeroed
 	Shared    extents.Bytes `json:"shared"`    // given blocks of their own
 	Encoded   extents.Bytes `json:"encoded"`   // written again, uncompressed
+	Written   extents.Bytes `json:"written"`   // written over with itself, where nothing tells what was written
 	Rounds    int           `json:"rounds"`    // 0 when there was nothing to do
 }
 
@@ -28,6 +29,7 @@ func (r *Report) add(o Report) {
 	r.Unwritten += o.Unwritten
 	r.Shared += o.Shared
 	r.Encoded += o.Encoded
+	r.Written += o.Written
 }
 
 // Provision makes the file that was found mappable as far as writing to it can: holes and
@@ -66,7 +68,8 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 		return Report{}, err
 	}
 	defer func() { err = errors.Join(err, lease.Release()) }()
-	if err := inode.ChangeFlags(img.File(), 0, inode.Compress); err != nil && !errors.Is(err, unix.EINVAL) {
+	fs := fstype.Of(facts.Kind())
+	if err := inode.ChangeFlags(img.File(), 0, inode.Compress); err != nil && !errors.Is(err, unix.EINVAL) && !fs.Bare {
 		return Report{}, fmt.Errorf("%s: %w", path, err) // EINVAL: f2fs does not let go of a file that has blocks; verify reports it
 	}
 	if facts.Pin.Pinned {
@@ -74,11 +77,17 @@ func Provision(ctx context.Context, found *image.Found, opts Options) (report Re
 	}
 	r := repairer{
 		file: img.File(), path: path, guard: leaseGuard(lease, path), meter: &meter{show: opts.Progress},
-		mode: writeMode{buffered: fstype.Of(facts.Kind()).BufferedFill},
+		mode: writeMode{buffered: fs.BufferedFill},
 	}
 	report, err = r.run(ctx)
 	if err != nil {
 		return report, err
+	}
+	if fs.Unproven {
+		if err := r.writeAll(ctx, facts.Size); err != nil {
+			return report, err
+		}
+		report.Written, report.Rounds = facts.Size, report.Rounds+1
 	}
 	return report, verify(img, path)
 }

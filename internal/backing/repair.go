@@ -67,7 +67,7 @@ func join(list []stretch, s stretch) []stretch {
 }
 
 func (p plan) bytes() extents.Bytes {
-	return p.report.Holes + p.report.Unwritten + p.report.Shared + p.report.Encoded
+	return p.report.Holes + p.report.Unwritten + p.report.Shared + p.report.Encoded + p.report.Written
 }
 
 // newBlocks returns how much of the plan takes free space.

@@ -21,7 +21,7 @@ import (
 var ErrNotFound = errors.New("no such block device")
 
 // ErrNoFilesystem is wrapped by errors about a device that has no known file system.
-var ErrNoFilesystem = errors.New("no ext4, xfs, f2fs or btrfs file system")
+var ErrNoFilesystem = errors.New("no file system that images can lie on")
 
 // Finder looks for devices. Its fields are folders, so that tests can use others.
 type Finder struct{ Sys, Dev string }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,6 +56,26 @@ func TestIdentifyRealFilesystems(t *testing.T) {
 			t.Errorf("%s: %+v, %v", fstype, got, err)
 		}
 	}
+	for name, mkfs := range map[string][]string{
+		"vfat":  {"mkfs.vfat", "-F", "32", "-n", "STICK"},
+		"fat16": {"mkfs.vfat", "-F", "16", "-n", "STICK"},
+		"fat12": {"mkfs.vfat", "-F", "12", "-s", "128"},
+		"exfat": {"mkfs.exfat"},
+		"ntfs":  {"mkfs.ntfs", "-F", "-Q", "-q"},
+	} {
+		path := filepath.Join(t.TempDir(), "fs")
+		sparse(t, path, 40<<20)
+		run(t, "", append(mkfs, path)...)
+		want := map[string]string{"vfat": "vfat", "fat16": "vfat", "fat12": "vfat", "exfat": "exfat", "ntfs": "ntfs3"}[name]
+		uuid := strings.TrimSpace(run(t, "", "blkid", "-p", "-o", "value", "-s", "UUID", path))
+		label := ""
+		if slices.Contains(mkfs, "STICK") {
+			label = "STICK"
+		}
+		if got, err := (Finder{}).Filesystem(Device{Path: path}); err != nil || got.Type != want || uuid == "" || got.UUID != uuid || got.Label != label {
+			t.Errorf("%s: %+v, %v; blkid says %s", name, got, err, uuid)
+		}
+	}
 	for _, head := range [][]byte{nil, make([]byte, 100), make([]byte, headSize)} {
 		if got, ok := identify(head); ok {
 			t.Errorf("%d zeros are %+v", len(head), got)
@@ -65,7 +86,7 @@ func TestIdentifyRealFilesystems(t *testing.T) {
 func FuzzIdentify(f *testing.F) {
 	f.Add([]byte("XFSB"))
 	f.Fuzz(func(t *testing.T, head []byte) {
-		if fs, ok := identify(head); ok && len(fs.UUID) != 36 {
+		if fs, ok := identify(head); ok && !slices.Contains([]int{9, 16, 36}, len(fs.UUID)) {
 			t.Errorf("%q", fs.UUID)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"unicode/utf16"
 
 	"dmloop/internal/fstype"
@@ -12,7 +13,7 @@ import (
 // Filesystem is what a superblock says.
 type Filesystem struct {
 	Type  string // as mount(2) takes it
-	UUID  string // lower-case, with dashes
+	UUID  string // as blkid prints it: lower-case with dashes, or a serial number (1A2B-3C4D) where there is no more
 	Label string // empty when it has none
 }
 
@@ -28,24 +29,44 @@ const (
 // identify reads the superblock at the beginning of a device.
 func identify(head []byte) (Filesystem, bool) {
 	for _, t := range fstype.All() {
-		s := t.Superblock
-		if len(head) < s.UUIDAt+16 || len(head) < s.MagicAt+len(s.Magic) || !bytes.Equal(head[s.MagicAt:s.MagicAt+len(s.Magic)], s.Magic) {
-			continue
+		for _, s := range t.Superblocks() {
+			if len(head) < s.UUIDAt+16 || len(head) < s.MagicAt+len(s.Magic) || !bytes.Equal(head[s.MagicAt:s.MagicAt+len(s.Magic)], s.Magic) {
+				continue
+			}
+			if t.Name == "ext4" && binary.LittleEndian.Uint32(head[ext4Incompat:])&ext4JournalDev != 0 {
+				continue
+			}
+			return Filesystem{Type: t.Name, UUID: uuid(head[s.UUIDAt:], s.Serial), Label: label(head, s)}, true
 		}
-		if t.Name == "ext4" && binary.LittleEndian.Uint32(head[ext4Incompat:])&ext4JournalDev != 0 {
-			continue
-		}
-		return Filesystem{Type: t.Name, UUID: FormatUUID([16]byte(head[s.UUIDAt:])), Label: label(head, s)}, true
 	}
 	return Filesystem{}, false
 }
 
+// uuid prints a UUID, or the serial number of serial bytes that stands for it.
+func uuid(b []byte, serial int) string {
+	switch serial {
+	case 4:
+		n := binary.LittleEndian.Uint32(b)
+		return fmt.Sprintf("%04X-%04X", n>>16, n&0xffff)
+	case 8:
+		return fmt.Sprintf("%016X", binary.LittleEndian.Uint64(b))
+	}
+	return FormatUUID([16]byte(b))
+}
+
 // label reads the label, up to its first zero.
 func label(head []byte, s fstype.Superblock) string {
-	if len(head) < s.LabelAt+s.Label {
+	if s.Label == 0 || len(head) < s.LabelAt+s.Label {
 		return ""
 	}
 	b := head[s.LabelAt : s.LabelAt+s.Label]
+	if s.Serial != 0 { // filled up with blanks, or said to be none
+		text := strings.TrimRight(string(b), " ")
+		if text == "NO NAME" {
+			return ""
+		}
+		return text
+	}
 	if !s.UTF16 {
 		text, _, _ := bytes.Cut(b, []byte{0})
 		return string(text)

@@ -111,6 +111,9 @@ func Decode(b []byte) (Manifest, error) {
 // errSealedOnF2FS refuses what no boot would find where it was saved.
 var errSealedOnF2FS = errors.New("f2fs moves a sealed image whenever the kernel takes it for swap: unseal it, or keep it on ext4 or xfs")
 
+// errUnnamed refuses images that no manifest can name.
+var errUnnamed = errors.New("on FAT, exFAT and NTFS a file has no number that it keeps, so that no boot could tell whether it is the image: keep it on ext4 or xfs")
+
 // check refuses values that no saved manifest has.
 func (m Manifest) check() error {
 	switch fs := fstype.Of(m.Host.Filesystem); {
@@ -122,6 +125,8 @@ func (m Manifest) check() error {
 		return fmt.Errorf("image path %q", m.Path)
 	case m.Host.UUID == "" || m.Host.Sectors == 0:
 		return errors.New("the host is not described")
+	case fs.Bare:
+		return errUnnamed
 	case !fs.Known() || fs.OwnAddresses:
 		return fmt.Errorf("unsupported host file system %q", m.Host.Filesystem)
 	case m.Record.Sealed && fs.SwapMoves:

@@ -72,6 +72,9 @@ func Make(ctx context.Context, sys Recorder, devices blockdev.Finder, target str
 	if len(rec.Parts) > 0 {
 		return refuse("partitions inside an image are not brought up at boot: map it without --partscan")
 	}
+	if fstype.Of(fs.Type).Bare {
+		return refuse("%v", errUnnamed)
+	}
 	if rec.Sealed && fstype.Of(fs.Type).SwapMoves {
 		return refuse("%v", errSealedOnF2FS)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 )
 
@@ -33,6 +34,8 @@ func Exposed(f image.Facts, gated bool) *extents.Problem {
 	switch strangers, open := f.Owner != 0, f.Mode&others != 0; {
 	case !strangers && !open:
 		return nil
+	case fstype.Of(f.Kind()).MountMode:
+		remedy = advice.MountForRoot.Of(f.Mount.Point)
 	case !open:
 		remedy = advice.ChownRoot
 	case !strangers:

@@ -111,6 +111,8 @@ func remedyFor(err error) extents.Remedy {
 		return Permission(CapLease)
 	case errors.Is(err, dm.ErrPermission), errors.As(err, new(*swap.Error)):
 		return Permission(CapAdmin)
+	case errors.As(err, &call) && call.Request == "FIBMAP":
+		return Permission(CapRawIO)
 	case errors.As(err, &call) && strings.Contains(call.Request, "SET"): // flags of the inode
 		return Permission(CapImmutable)
 	}

@@ -19,6 +19,7 @@ type Capability struct {
 var (
 	CapFiles     = Capability{1, "CAP_DAC_OVERRIDE"}
 	CapImmutable = Capability{9, "CAP_LINUX_IMMUTABLE"}
+	CapRawIO     = Capability{17, "CAP_SYS_RAWIO"}
 	CapAdmin     = Capability{21, "CAP_SYS_ADMIN"}
 	CapLease     = Capability{28, "CAP_LEASE"}
 )

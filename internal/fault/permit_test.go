@@ -45,13 +45,14 @@ func TestRemedyForCalls(t *testing.T) {
 		"lease": {fmt.Errorf("%w: %w", image.ErrCannotProve, unix.EACCES), "CAP_LEASE"},
 		"flags": {fmt.Errorf("pin: %w", &ioctl.Error{Request: "FS_IOC_SETFLAGS", Err: unix.EPERM}), "CAP_LINUX_IMMUTABLE"},
 		"xattr": {&ioctl.Error{Request: "FS_IOC_FSSETXATTR", Err: unix.EPERM}, "CAP_LINUX_IMMUTABLE"},
+		"block": {fmt.Errorf("x: %w", &ioctl.Error{Request: "FIBMAP", Err: unix.EPERM}), "CAP_SYS_RAWIO"},
 		"swap":  {&swap.Error{Op: "swapon", Errno: unix.EPERM}, "CAP_SYS_ADMIN"},
 		"dm":    {&dm.Error{Op: "DM_DEV_CREATE", Err: unix.EACCES}, "CAP_SYS_ADMIN"},
 		"other": {&ioctl.Error{Request: "FS_IOC_SETFLAGS", Err: unix.EIO}, ""},
 		"read":  {&ioctl.Error{Request: "FS_IOC_GETFLAGS", Err: unix.EPERM}, ""},
 	} {
 		if got := remedyFor(c.err); (got == extents.Remedy{}) != (c.want == "") || c.want != "" && got != Permission(map[string]Capability{
-			"CAP_LEASE": CapLease, "CAP_LINUX_IMMUTABLE": CapImmutable, "CAP_SYS_ADMIN": CapAdmin}[c.want]) {
+			"CAP_LEASE": CapLease, "CAP_LINUX_IMMUTABLE": CapImmutable, "CAP_SYS_ADMIN": CapAdmin, "CAP_SYS_RAWIO": CapRawIO}[c.want]) {
 			t.Errorf("%s: %v, want one about %s", name, got, c.want)
 		}
 		if got := remedyFor(fmt.Errorf("open: %w", unix.EROFS)); got != advice.MakeWritable {

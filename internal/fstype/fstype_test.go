@@ -19,16 +19,24 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s: no grade for the immutable flag", fs.Name)
 		}
 		names[fs.Name] = true
+		switch {
+		case fs.Bare && (fs.Immutable != guard.GradeUnsafe || fs.Pin != ""):
+			t.Errorf("%s has flags and has none", fs.Name)
+		case fs.Unproven && !fs.Bare, fs.Units && !fs.Bare:
+			t.Errorf("%s: what was never tried elsewhere", fs.Name)
+		case OfMagic(fs.Magic).Name != fs.Name, len(fs.Superblocks()) == 0, fs.Superblocks()[0].MagicAt != fs.Superblock.MagicAt:
+			t.Errorf("%s is not found by its magic", fs.Name)
+		}
 		if Of(fs.Name).Name != fs.Name {
 			t.Errorf("%s is not found", fs.Name)
 		}
 	}
 	for _, name := range []string{"", "tmpfs", "ext2"} {
-		if Of(name).Known() {
+		if Of(name).Known() || OfMagic(0x01021994).Known() {
 			t.Errorf("%q is known", name)
 		}
 	}
-	if got := Names(); got != "ext4, xfs, f2fs and btrfs" {
+	if got := Names(); got != "ext4, xfs, f2fs, btrfs, vfat, exfat and ntfs3" {
 		t.Errorf("%q", got)
 	}
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,6 +72,16 @@ func parseF2FSDevices(super []byte) (int, error) {
 		}
 	}
 	return max(count, 1), nil
+}
+
+// SyncDevice makes durable what the file system of m has written to its device dev so far,
+// its tables above all, without having it write more.
+func SyncDevice(m Mount, dev dmtable.Device) error {
+	f, err := openDevice(m.Source, dev)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // openDevice opens the block device dev for reading: at the path it was mounted

@@ -139,13 +139,19 @@ func (i *Image) common() (Facts, error) {
 		facts.Filesystem = fmt.Sprintf("file system 0x%x on a mount that is not visible here", facts.Magic)
 	}
 	facts.ReadOnly = fs.Flags&unix.ST_RDONLY != 0
-	return facts, nil
+	if fstype.Of(facts.Kind()).Units {
+		facts.BlockSize, err = extents.BlockUnit(i.file)
+	}
+	return facts, err
 }
 
 // readAttributes reads the inode's flags, which the file systems that can be mapped
 // from all have.
 func (i *Image) readAttributes(facts *Facts) error {
 	var err error
+	if fstype.Of(facts.Kind()).Bare {
+		return nil
+	}
 	if facts.InodeFlags, err = inode.Flags(i.file); err != nil && (facts.Kind() != "" || !inode.NotSupported(err)) {
 		return err
 	}
@@ -174,6 +180,8 @@ func (i *Image) readSpecific(facts *Facts) error {
 	case "btrfs":
 		facts.Reflink = true
 		facts.Devices.Count, err = i.btrfsDevices()
+	case "vfat", "exfat", "ntfs3":
+		facts.Devices.Count = 1
 	}
 	return err
 }

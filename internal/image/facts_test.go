@@ -125,6 +125,12 @@ func TestFactsProblems(t *testing.T) {
 		{"btrfs in need of rescue", func(f *Facts) {
 			f.Filesystem, f.Magic, f.Mount.SuperOptions = "btrfs", unix.BTRFS_SUPER_MAGIC, []string{"ro", "rescue=nologreplay:ignorebadroots"}
 		}, []extents.Rule{extents.UnsupportedFS}},
+		{"ntfs3 by force", func(f *Facts) {
+			f.Filesystem, f.Magic, f.Mount.Type, f.Mount.SuperOptions = "ntfs3", 0x7366746e, "ntfs3", []string{"rw", "force"}
+		}, []extents.Rule{extents.UnsupportedFS}},
+		{"vfat", func(f *Facts) {
+			f.Filesystem, f.Magic, f.Mount.Type, f.BlockSize = "vfat", unix.MSDOS_SUPER_MAGIC, "vfat", 512
+		}, nil},
 		{"another device", func(f *Facts) { f.Device.Minor = 7 }, []extents.Rule{extents.UnsupportedFS}},
 		{"encrypted", func(f *Facts) { f.InodeFlags |= inode.Encrypt }, []extents.Rule{extents.Encrypted}},
 		{"encrypted by statx", func(f *Facts) { f.Attributes |= unix.STATX_ATTR_ENCRYPTED }, []extents.Rule{extents.Encrypted}},

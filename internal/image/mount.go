@@ -45,6 +45,9 @@ func (m Mount) refused() (reason string, remedy extents.Remedy) {
 		return "is mounted with checkpoint=disable: after a power cut it goes back to what it was before, without the files that were made since",
 			advice.EnableCheckpoint.Of(m.Point)
 	}
+	if m.Type == "ntfs3" && m.HasSuperOption("force") {
+		return "is mounted although it is marked as not unmounted in order (force)", advice.CheckAndMount
+	}
 	for _, option := range []string{"emergency_ro", "shutdown"} { // ext4 since about 6.14
 		if m.HasSuperOption(option) {
 			return fmt.Sprintf("has stopped after an error (%s)", option), advice.CheckAndMount

@@ -6,13 +6,13 @@ import "runtime"
 // direction, the size of the argument, the letter of the driver (8 bits) and the number
 // that the driver gives it (8 bits).
 type encoding struct {
-	sizeBits    uint
-	write, read uint32 // directions, as the program sees them
+	sizeBits          uint
+	none, write, read uint32 // directions, as the program sees them
 }
 
 var (
-	generic = encoding{sizeBits: 14, write: 1, read: 2} // include/uapi/asm-generic/ioctl.h
-	older   = encoding{sizeBits: 13, write: 4, read: 2} // arch/{mips,powerpc,sparc}/include/uapi/asm/ioctl.h
+	generic = encoding{sizeBits: 14, write: 1, read: 2}          // include/uapi/asm-generic/ioctl.h
+	older   = encoding{sizeBits: 13, none: 1, write: 4, read: 2} // arch/{mips,powerpc,sparc}/include/uapi/asm/ioctl.h
 )
 
 // native is the encoding of the machine that the program is built for.
@@ -28,6 +28,12 @@ func encodingOf(arch string) encoding {
 
 func (e encoding) number(direction uint32, letter, number byte, size uintptr) uint32 {
 	return direction<<(16+e.sizeBits) | uint32(size)<<16 | uint32(letter)<<8 | uint32(number)
+}
+
+// IO is a request whose number says nothing of an argument, the kernel's _IO. Some, from the
+// time before that was minded, take one all the same.
+func IO(letter, number byte, name string) Request {
+	return Request{Number: native.number(native.none, letter, number, 0), Name: name}
 }
 
 // IOR is a request that the kernel answers in an argument of size bytes, its _IOR.

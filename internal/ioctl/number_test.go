@@ -15,12 +15,12 @@ func TestNumbers(t *testing.T) {
 		x64 = 8
 	)
 	type numbers struct {
-		getFlags, setFlags, getVersion, getXattr, setXattr, fiemap, setPin, getPin, fsInfo, devInfo, treeSearch, tableLoad uint32
+		getFlags, setFlags, getVersion, getXattr, setXattr, fiemap, setPin, getPin, fsInfo, devInfo, treeSearch, tableLoad, fibmap, unit uint32
 	}
-	generic64 := numbers{0x80086601, 0x40086602, 0x80087601, 0x801c581f, 0x401c5820, 0xc020660b, 0x4004f50d, 0x8004f50e, 0x8400941f, 0xd000941e, 0xc0709411, 0xc138fd09}
-	generic32 := numbers{0x80046601, 0x40046602, 0x80047601, 0x801c581f, 0x401c5820, 0xc020660b, 0x4004f50d, 0x8004f50e, 0x8400941f, 0xd000941e, 0xc0709411, 0xc138fd09}
-	older64 := numbers{0x40086601, 0x80086602, 0x40087601, 0x401c581f, 0x801c5820, 0xc020660b, 0x8004f50d, 0x4004f50e, 0x4400941f, 0xd000941e, 0xc0709411, 0xc138fd09}
-	older32 := numbers{0x40046601, 0x80046602, 0x40047601, 0x401c581f, 0x801c5820, 0xc020660b, 0x8004f50d, 0x4004f50e, 0x4400941f, 0xd000941e, 0xc0709411, 0xc138fd09}
+	generic64 := numbers{0x80086601, 0x40086602, 0x80087601, 0x801c581f, 0x401c5820, 0xc020660b, 0x4004f50d, 0x8004f50e, 0x8400941f, 0xd000941e, 0xc0709411, 0xc138fd09, 0x1, 0x2}
+	generic32 := numbers{0x80046601, 0x40046602, 0x80047601, 0x801c581f, 0x401c5820, 0xc020660b, 0x4004f50d, 0x8004f50e, 0x8400941f, 0xd000941e, 0xc0709411, 0xc138fd09, 0x1, 0x2}
+	older64 := numbers{0x40086601, 0x80086602, 0x40087601, 0x401c581f, 0x801c5820, 0xc020660b, 0x8004f50d, 0x4004f50e, 0x4400941f, 0xd000941e, 0xc0709411, 0xc138fd09, 0x20000001, 0x20000002}
+	older32 := numbers{0x40046601, 0x80046602, 0x40047601, 0x401c581f, 0x801c5820, 0xc020660b, 0x8004f50d, 0x4004f50e, 0x4400941f, 0xd000941e, 0xc0709411, 0xc138fd09, 0x20000001, 0x20000002}
 	for _, c := range []struct {
 		arch string
 		long uintptr
@@ -37,6 +37,7 @@ func TestNumbers(t *testing.T) {
 			setPin: e.number(e.write, 0xf5, 13, 4), getPin: e.number(e.read, 0xf5, 14, 4),
 			fsInfo: e.number(e.read, 0x94, 31, 1024), devInfo: e.number(e.read|e.write, 0x94, 30, 4096), treeSearch: e.number(e.read|e.write, 0x94, 17, 112),
 			tableLoad: e.number(e.read|e.write, 0xfd, 9, 312),
+			fibmap:    e.number(e.none, 0, 1, 0), unit: e.number(e.none, 0, 2, 0),
 		}
 		if got != c.want {
 			t.Errorf("%s:\n got %#x\nwant %#x", c.arch, got, c.want)

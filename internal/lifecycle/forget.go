@@ -8,6 +8,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
 	"dmloop/internal/pin"
@@ -50,7 +51,7 @@ func (s *System) Forget(ctx context.Context, target string) (Forgotten, error) {
 		left.Gone, left.Pins = true, nil
 	case err == nil:
 		defer img.Close()
-		if mark, _, err := pin.ReadMark(img.File()); err == nil {
+		if mark, marked, err := pin.ReadMark(img.File()); err == nil && (marked || !fstype.Of(m.Image.Filesystem).Bare) {
 			left.Pins = mark.Kinds
 		}
 	}

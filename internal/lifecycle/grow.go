@@ -12,6 +12,7 @@ import (
 	"dmloop/internal/advice"
 	"dmloop/internal/backing"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
@@ -158,6 +159,11 @@ func (s *System) growable(ctx context.Context, img *image.Image, path string) (*
 	if err != nil {
 		return nil, err
 	}
+	if fstype.Of(facts.Kind()).Bare {
+		// No mark says whether the image is sealed, and appending to one that is would end it.
+		return nil, fault.Refuse(path, []extents.Problem{{Rule: extents.UnsupportedFS, Remedy: advice.GrowBare,
+			Message: "images on " + facts.Kind() + " are not made longer by grow"}})
+	}
 	if err := s.surveyor().NotLive(img, facts.Filesystem); err != nil {
 		return nil, err
 	}
@@ -233,7 +239,7 @@ func (s *System) lengthen(ctx context.Context, img *image.Image, lease *image.Le
 	}
 	options := backing.GrowOptions{Progress: o.Progress, Guard: whole}
 	if v.Sealed {
-		if err := sealing(v, seal.Unseal(img.File())); err != nil {
+		if err := sealing(v, seal.Unseal(img.File(), false)); err != nil {
 			return err
 		}
 	}
@@ -247,9 +253,9 @@ func (s *System) lengthen(ctx context.Context, img *image.Image, lease *image.Le
 		g.GPT, err = hasGPT(img.File())
 	}
 	if v.Sealed {
-		_, again := seal.Seal(img.File(), false, func() (extents.Layout, error) {
+		_, again := seal.Seal(img.File(), seal.Options{Layout: func() (extents.Layout, error) {
 			return s.sealLayout(survey.File{Path: v.Path, Facts: v.Facts}, img, img.File())
-		})
+		}})
 		err = errors.Join(err, sealing(v, again))
 	}
 	if err != nil {

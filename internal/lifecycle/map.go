@@ -126,9 +126,7 @@ func (j *mapJob) run(ctx context.Context) error {
 	}
 	// From here on a killed run leaves a record that names what it made. Undoing
 	// needs neither layout nor table, which may be large.
-	intent := j.m
-	intent.Layout, intent.Table = extents.Layout{}, nil
-	if err := j.store.Save(intent); err != nil {
+	if err := j.intend(); err != nil {
 		return err
 	}
 	steps := []func(context.Context) error{
@@ -147,6 +145,24 @@ func (j *mapJob) run(ctx context.Context) error {
 	return j.store.SaveHead(j.m)
 }
 
+// intend saves the record of what is about to be made. Where no file can be marked it says,
+// too, that the claim is going to be dmloop's.
+func (j *mapJob) intend() error {
+	intent := j.m
+	intent.Layout, intent.Table = extents.Layout{}, nil
+	if fstype.Of(j.m.Image.Filesystem).Bare && slices.Contains(wantedPins(j.survey, j.options.Pin), pin.Swap) {
+		active, err := j.probe.Active()
+		if err != nil {
+			return err
+		}
+		if !active {
+			intent.Pins = []record.Pin{{Kind: pin.Swap, Ours: true}}
+			j.m.Pins = intent.Pins // for undo, until it is known what is set
+		}
+	}
+	return j.store.Save(intent)
+}
+
 // setPins pins the file, proves then that nobody else has it open, and refuses what is
 // weaker than the user accepts. The gate is in force since before, so whoever is on the
 // way to the file meets the gate, the flag or the lease (docs/pinning.md).
@@ -158,12 +174,14 @@ func (j *mapJob) setPins(ctx context.Context) error {
 	}
 	ours, err := pin.Set(j.img.File(), j.m.Image.Filesystem, j.m.Name, wantedPins(j.survey, j.options.Pin), hold)
 	if err != nil {
+		j.m.Pins = nil // what was set is gone again
 		return j.pinError(err)
 	}
 	inForce, err := pinsInForce(j.img, j.m, func(*os.File) (bool, error) { return j.probe.Active() })
 	if err != nil {
 		return err
 	}
+	j.m.Pins = nil
 	if !slices.Contains(inForce, pin.Swap) { // which nobody's descriptor gets past, and keeps the lease from being had
 		if j.lease, err = j.soleOpener(ctx, j.img, j.survey.Path, j.patience.openers); err != nil {
 			return j.openError(err)

@@ -50,7 +50,7 @@ func (s *System) Pin(ctx context.Context, path string, asSealed bool) ([]string,
 	}
 	if !v.Sealed || v.Foreign {
 		if err := s.proveOnce(ctx, img, path); err != nil {
-			return nil, fault.Wrap(path, "", errors.Join(pinningError(path, err), pin.UndoFor(img.File(), v.Facts.Filesystem, "", hold)))
+			return nil, fault.Wrap(path, "", errors.Join(pinningError(path, err), pin.UndoFor(img.File(), v.Facts.Filesystem, "", nil, hold)))
 		}
 	}
 	inForce, err := pinsInForce(img, record.Record{Image: record.Image{Filesystem: v.Facts.Filesystem}, Sealed: v.Sealed}, swap.Active)
@@ -104,7 +104,9 @@ func (s *System) unpin(ctx context.Context, found *image.Found) error {
 	if err := s.surveyor().NotLive(img, facts.Filesystem); err != nil {
 		return err
 	}
-	return fault.Wrap(path, "", pinningError(path, pin.Undo(img.File(), facts.Filesystem, s.claim(ctx, img))))
+	hold := s.claim(ctx, img)
+	hold.Gated = true // it is going to be let go of, whoever may open it
+	return fault.Wrap(path, "", pinningError(path, pin.Undo(img.File(), facts.Filesystem, hold)))
 }
 
 // proveOnce proves that nobody else has an image open that is pinned now: whoever was on

@@ -8,7 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/guard"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
@@ -75,21 +77,24 @@ func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.I
 		var err error
 		if img, err = s.openToChange(ctx, sleepers{}, *m); err != nil {
 			if errors.Is(err, observe.ErrImageGone) {
-				s.log.Warn("the image is gone, its pins with it", "mapping", m.Name, "image", m.Image.Path)
+				s.log.Warn("the image is gone, its pins with it", "mapping", m.Name, "image", m.Image.Path, "why", err)
 				return nil
 			}
 			return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
 		}
 		defer img.Close()
 	}
-	if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil {
-		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
+	pulled := s.pulled(*m)
+	if !pulled {
+		if err := s.surveyor().NotLive(img, m.Image.Filesystem, m.UUID); err != nil {
+			return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, err)
+		}
 	}
 	if err := repinning(*m); err != nil {
 		return err
 	}
 	cache, err := img.DropCache(ctx)
-	if err != nil {
+	if err != nil && !pulled {
 		return fmt.Errorf("dropping the page cache of %s: %w", m.Image.Path, err)
 	}
 	if cache.Cached > 0 {
@@ -98,10 +103,29 @@ func (s *System) releasePins(ctx context.Context, m *record.Record, img *image.I
 	}
 	hold := s.claim(ctx, img)
 	hold.Gated = m.Gate == guard.GateBPF
-	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, hold); err != nil {
+	if err := pin.UndoFor(img.File(), m.Image.Filesystem, m.Name, m.OurPins(), hold); err != nil {
 		return fmt.Errorf("the pins of %s are not released: %w", m.Image.Path, pinningError(m.Image.Path, err))
 	}
 	return nil
+}
+
+// pulled reports whether the disk that the image lies on is gone, and nothing of the image
+// has to be written for its pins to be released: a claim is only the kernel's. Nobody can
+// do anything to the blocks of such a disk.
+func (s *System) pulled(m record.Record) bool {
+	if !fstype.Of(m.Image.Filesystem).Bare || len(m.Below) == 0 {
+		return false
+	}
+	conn, err := s.mapper()
+	if err != nil {
+		return false
+	}
+	for _, b := range m.Below {
+		if h, err := blockdev.ReadHealth(s.sysfs, conn, b.Device); err != nil || h.Lost == "" || h.Name != "" { // with a name it may come back
+			return false
+		}
+	}
+	return true
 }
 
 // Finish finishes or undoes what killed commands left, as every command that changes a

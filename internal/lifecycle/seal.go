@@ -10,6 +10,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
+	"dmloop/internal/backing"
 	"dmloop/internal/claim"
 	"dmloop/internal/fault"
 	"dmloop/internal/fstype"
@@ -97,13 +98,33 @@ func (s *System) Seal(ctx context.Context, path string, said bool) error {
 
 func (s *System) seal(ctx context.Context, found *image.Found, said bool) error {
 	path := found.Given()
-	return s.rewrite(ctx, found, func(img *image.Image, facts image.Facts, rw *os.File) error {
+	return s.rewrite(ctx, found, func(img *image.Image, facts image.Facts, rw *os.File, lease *image.Lease) error {
 		st, err := seal.Inspect(rw, said)
 		if err != nil {
 			return err
 		}
-		survey.NoteLooks(s.log, path, st)
-		_, err = seal.Seal(rw, said, func() (extents.Layout, error) { return s.sealLayout(survey.File{Path: path, Facts: facts}, img, rw) })
+		if st.Looks != "" && fstype.Of(facts.Kind()).Bare {
+			// Where no mark could say so, an image that is sealed looks like one that is not.
+			return extents.Refuse("", extents.Problem{Rule: extents.SealCorrupt, Remedy: advice.SayPinSwap,
+				Message: "it looks sealed already, and nobody says so: " + st.Looks})
+		}
+		survey.NoteLooks(s.log, path, facts, st)
+		o := seal.Options{Said: said, Layout: func() (extents.Layout, error) {
+			return s.sealLayout(survey.File{Path: path, Facts: facts}, img, rw)
+		}}
+		if fstype.Of(facts.Kind()).Bare {
+			o.Device = func() error { return image.SyncDevice(facts.Mount, facts.Device) }
+		}
+		if fstype.Of(facts.Kind()).Unproven && !st.Record.Written {
+			if err := seal.CanSeal(rw, o); err != nil {
+				return err
+			}
+			if err := backing.WriteAll(ctx, rw, path, lease, s.progress); err != nil {
+				return err
+			}
+			o.Written = true
+		}
+		_, err = seal.Seal(rw, o)
 		if p := claim.Exposed(facts, s.surveyor().Gated(facts, "") == nil); err == nil && p != nil {
 			s.log.Warn("the image is sealed, and map will refuse it: "+p.Message, "hint", fault.HowTo{Image: path, Remedy: p.Remedy})
 		}
@@ -119,7 +140,7 @@ func (s *System) AdoptSeal(ctx context.Context, path string) error {
 		return err
 	}
 	defer found.Close()
-	return s.rewrite(ctx, found, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Adopt(rw) })
+	return s.rewrite(ctx, found, func(_ *image.Image, _ image.Facts, rw *os.File, _ *image.Lease) error { return seal.Adopt(rw) })
 }
 
 // sealLayout reads the layout of a file that is being sealed, in addresses of the host
@@ -136,18 +157,19 @@ func (s *System) sealLayout(f survey.File, img *image.Image, rw *os.File) (exten
 	return onHost, err
 }
 
-// Unseal puts the image's first pages back. It refuses while the image is mapped.
-func (s *System) Unseal(ctx context.Context, path string) error {
+// Unseal puts the image's first pages back. It refuses while the image is mapped. With
+// said, an image whose content says that it is sealed is taken for sealed.
+func (s *System) Unseal(ctx context.Context, path string, said bool) error {
 	found, err := find(path)
 	if err != nil {
 		return err
 	}
 	defer found.Close()
-	return s.rewrite(ctx, found, func(_ *image.Image, _ image.Facts, rw *os.File) error { return seal.Unseal(rw) })
+	return s.rewrite(ctx, found, func(_ *image.Image, _ image.Facts, rw *os.File, _ *image.Lease) error { return seal.Unseal(rw, said) })
 }
 
 // rewrite runs change on a writable descriptor of an image that nobody else uses.
-func (s *System) rewrite(ctx context.Context, found *image.Found, change func(*image.Image, image.Facts, *os.File) error) error {
+func (s *System) rewrite(ctx context.Context, found *image.Found, change func(*image.Image, image.Facts, *os.File, *image.Lease) error) error {
 	path := found.Given()
 	t, err := s.lockImage(ctx, found)
 	if err != nil {
@@ -184,7 +206,7 @@ func (s *System) rewrite(ctx context.Context, found *image.Found, change func(*i
 		return fault.Wrap(path, "", pinningError(path, err))
 	}
 	defer lease.Release() //nolint:errcheck // until then whoever wants to open the file waits; closing it ends the lease as well
-	err = change(writable, facts, rw)
+	err = change(writable, facts, rw, lease)
 	var refused *extents.Refusal
 	if errors.As(err, &refused) {
 		survey.ByFormat(rw, path, facts, refused.Problems)

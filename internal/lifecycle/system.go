@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dmloop/extents"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/gate"
@@ -40,7 +41,14 @@ type System struct {
 	guard    *watchdog
 	patience patience
 
-	kernelDenies func() (bool, error) // whether the kernel can deny opens
+	kernelDenies func() (bool, error)            // whether the kernel can deny opens
+	progress     func(done, total extents.Bytes) // is told how far the writing of a whole image is; may be nil
+}
+
+// WithProgress has show told how far the writing of a whole image is, in bytes.
+func (s *System) WithProgress(show func(done, total extents.Bytes)) *System {
+	s.progress = show
+	return s
 }
 
 // NewSystem returns the system of this machine with its state in stateDir.

@@ -102,6 +102,8 @@ func Open(want record.Image, open func(*image.Found) (*image.Image, error)) (*im
 	switch {
 	case herr == nil:
 		return byHandle, nil
+	case heldNowhere(want):
+		return nil, letGo{want}
 	case errors.Is(herr, ErrImageGone):
 		return nil, herr
 	}

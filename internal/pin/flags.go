@@ -16,6 +16,9 @@ var errNotThere = errors.New("the flag did not take")
 // the order in which they are set. An active swap claim is not among them: it is
 // proved by other means (package swap).
 func InForce(f *os.File, filesystem string) ([]Kind, error) {
+	if fstype.Of(filesystem).Bare {
+		return nil, nil
+	}
 	flags, err := inode.Flags(f)
 	if err != nil {
 		return nil, fmt.Errorf("reading the inode flags: %w", err)

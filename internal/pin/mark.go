@@ -73,11 +73,15 @@ func writeMark(f *os.File, filesystem string, m Mark) error {
 // immutable file, and so does swapoff, which is why it is released after it.
 func Wanted(filesystem string, sealed bool) []Kind {
 	var kinds []Kind
-	if fs := fstype.Of(filesystem); fs.Pin != "" && !(sealed && fs.SwapPins) {
+	fs := fstype.Of(filesystem)
+	if fs.Pin != "" && !(sealed && fs.SwapPins) {
 		kinds = append(kinds, fs.Pin)
 	}
 	if sealed {
 		kinds = append(kinds, Swap)
+	}
+	if fs.Bare {
+		return kinds
 	}
 	return append(kinds, Immutable)
 }
@@ -126,11 +130,17 @@ func Foreign(f *os.File, inForce []Kind) (bool, error) {
 // afterwards. A mark with an empty name (`dmloop pin`) keeps it, so that UndoFor leaves
 // those pins. Nothing is set on a file that somebody else made immutable. On failure
 // all is as it was: what was in force before stays so, or is so again.
+//
+// Where files have neither flags nor attributes there is no mark: a claim that was taken
+// before is not ours, and the caller has to remember the one that is.
 func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours []Kind, err error) {
 	for _, k := range kinds {
 		if !slices.Contains(order, k) {
 			return nil, fmt.Errorf("there is no pin %q", k)
 		}
+	}
+	if fstype.Of(filesystem).Bare {
+		return setBare(kinds, claim)
 	}
 	s := setting{file: f, filesystem: filesystem, claim: claim}
 	if s.inForce, err = InForce(f, filesystem); err != nil {
@@ -166,6 +176,44 @@ func Set(f *os.File, filesystem, name string, kinds []Kind, claim Claim) (ours [
 		return nil, errors.Join(err, s.takeBack())
 	}
 	return ours, nil
+}
+
+// setBare is Set where the claim is all that there is.
+func setBare(kinds []Kind, claim Claim) (ours []Kind, err error) {
+	if !slices.Contains(kinds, Swap) {
+		return nil, nil
+	}
+	active, err := claim.Active()
+	if err == nil && active {
+		return nil, claim.Verify()
+	}
+	if err == nil {
+		err = claim.Take(func() error { return nil })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("setting the pin %s: %w", Swap, err)
+	}
+	return []Kind{Swap}, nil
+}
+
+// undoBare ends a claim of which nothing on the file says whose it is, when it is the
+// claim of a sealed image.
+func undoBare(claim Claim) error {
+	active, err := claim.Active()
+	if err != nil || !active {
+		return err
+	}
+	if err := claim.Verify(); err != nil {
+		return fmt.Errorf("clearing the pin %s: %w", Swap, err)
+	}
+	return endBare(claim)
+}
+
+func endBare(claim Claim) error {
+	if err := claim.End(); err != nil {
+		return fmt.Errorf("clearing the pin %s: %w", Swap, err)
+	}
+	return nil
 }
 
 // setting is one run of Set: what was there before, and what the run has done so far.
@@ -365,8 +413,12 @@ func EndClaim(f *os.File, filesystem, name string, claim Claim) error {
 }
 
 // Undo clears the pins that the mark on f names, in reverse order, and the mark
-// last. It may be repeated: what is gone already is not an error.
+// last. It may be repeated: what is gone already is not an error. Where there are no marks it
+// ends the claim of a sealed image, whoever took it.
 func Undo(f *os.File, filesystem string, claim Claim) error {
+	if fstype.Of(filesystem).Bare {
+		return undoBare(claim)
+	}
 	m, ok, err := ReadMark(f)
 	if err != nil || !ok {
 		return err
@@ -389,8 +441,15 @@ func Undo(f *os.File, filesystem string, claim Claim) error {
 }
 
 // UndoFor is Undo where the pins were set for the mapping called name; pins that
-// somebody set by hand, or for another mapping, stay.
-func UndoFor(f *os.File, filesystem, name string, claim Claim) error {
+// somebody set by hand, or for another mapping, stay. Where there are no marks recorded
+// has to say what was set for it.
+func UndoFor(f *os.File, filesystem, name string, recorded []Kind, claim Claim) error {
+	if fstype.Of(filesystem).Bare {
+		if !slices.Contains(recorded, Swap) {
+			return nil
+		}
+		return endBare(claim)
+	}
 	m, ok, err := ReadMark(f)
 	if err != nil || !ok || m.Name != name {
 		return err

@@ -139,14 +139,14 @@ func TestSetAndUndo(t *testing.T) {
 				if i, n, m := inForce(t, f, fstype); !i || n != (fstype == "xfs") || !m {
 					t.Errorf("immutable %v, nodefrag %v, marked %v", i, n, m)
 				}
-				if err := UndoFor(f, fstype, "other", noClaim(t)); err != nil {
+				if err := UndoFor(f, fstype, "other", nil, noClaim(t)); err != nil {
 					t.Error(err)
 				}
 				if i, _, m := inForce(t, f, fstype); !i || !m {
 					t.Error("another mapping's pins were cleared")
 				}
 				for range 2 { // what is gone is no error
-					if err := UndoFor(f, fstype, "x", noClaim(t)); err != nil {
+					if err := UndoFor(f, fstype, "x", nil, noClaim(t)); err != nil {
 						t.Error(err)
 					}
 				}
@@ -187,7 +187,7 @@ func TestEveryHalfWayState(t *testing.T) {
 					t.Errorf("%v, %s: in force %v, %v", left, finish, kinds, err)
 				}
 			}
-			if err := UndoFor(f, "xfs", name, noClaim(t)); err != nil {
+			if err := UndoFor(f, "xfs", name, nil, noClaim(t)); err != nil {
 				t.Errorf("%v, %s: %v", left, finish, err)
 			}
 			if i, n, m := inForce(t, f, "xfs"); i || n || m {
@@ -204,7 +204,7 @@ func TestPinsOfOthersStay(t *testing.T) {
 	if err != nil || len(ours) != 0 {
 		t.Errorf("set %v, %v", ours, err)
 	}
-	if err := UndoFor(f, "xfs", "x", noClaim(t)); err != nil {
+	if err := UndoFor(f, "xfs", "x", nil, noClaim(t)); err != nil {
 		t.Error(err)
 	}
 	if i, _, m := inForce(t, f, "xfs"); !i || m {
@@ -219,7 +219,7 @@ func TestPinsOfOthersStay(t *testing.T) {
 	if _, err := Set(f, "xfs", "x", Wanted("xfs", false), noClaim(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := UndoFor(f, "xfs", "x", noClaim(t)); err != nil {
+	if err := UndoFor(f, "xfs", "x", nil, noClaim(t)); err != nil {
 		t.Fatal(err)
 	}
 	if i, n, m := inForce(t, f, "xfs"); !i || !n || !m {
@@ -378,7 +378,7 @@ func TestBadMarks(t *testing.T) {
 		if m, ok, err := ReadMark(f); err == nil {
 			t.Errorf("%s: read as %+v, %v", name, m, ok)
 		}
-		if Undo(f, "ext4", noClaim(t)) == nil || UndoFor(f, "ext4", "x", noClaim(t)) == nil {
+		if Undo(f, "ext4", noClaim(t)) == nil || UndoFor(f, "ext4", "x", nil, noClaim(t)) == nil {
 			t.Errorf("%s: Undo went on", name)
 		}
 		if _, err := Set(f, "ext4", "x", []Kind{Immutable}, noClaim(t)); err == nil {

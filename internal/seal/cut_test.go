@@ -23,12 +23,14 @@ func image(size int, seed uint64) []byte {
 	return b
 }
 
-func changeOf(s *cutStore) change { return change{store: s, page: testPage, layout: s.layout} }
+func changeOf(s *cutStore) change {
+	return change{store: s, page: testPage, said: s.bare, bare: s.bare, written: s.bare, layout: s.layout}
+}
 
 // content returns what the image shows, in whatever whole state it is.
 func content(t *testing.T, s *cutStore) []byte {
 	t.Helper()
-	st, err := inspect(s, testPage, false)
+	st, err := inspect(s, testPage, s.bare)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,15 +54,16 @@ var shapes = []struct {
 	base extents.Bytes
 	runs []extents.Bytes
 
-	fixed bool
+	fixed, bare bool
 }{
-	{"page-aligned blocks", 5 * testPage, 1 << 20, nil, false},
-	{"blocks off the page", 5*testPage + 1024, 1<<20 + 1024, nil, false},
-	{"two pages and a block", 2*testPage + 1024, 1<<20 + 1024, nil, false},
-	{"one block", 1024, 1<<20 + 3072, nil, false},
-	{"grown in pieces", 2 * testPage, 1<<20 + 1024, []extents.Bytes{testPage, testPage, 3 * 1024, 1024}, false},
-	{"first run of no whole page", 9 * testPage, 1<<20 + 1024, []extents.Bytes{5 * 1024, 6 * 1024}, false},
-	{"pinned", 9 * testPage, 1 << 20, nil, true},
+	{"page-aligned blocks", 5 * testPage, 1 << 20, nil, false, false},
+	{"blocks off the page", 5*testPage + 1024, 1<<20 + 1024, nil, false, false},
+	{"two pages and a block", 2*testPage + 1024, 1<<20 + 1024, nil, false, false},
+	{"one block", 1024, 1<<20 + 3072, nil, false, false},
+	{"grown in pieces", 2 * testPage, 1<<20 + 1024, []extents.Bytes{testPage, testPage, 3 * 1024, 1024}, false, false},
+	{"first run of no whole page", 9 * testPage, 1<<20 + 1024, []extents.Bytes{5 * 1024, 6 * 1024}, false, false},
+	{"pinned", 9 * testPage, 1 << 20, nil, true, false},
+	{"no attributes", 5*testPage + 512, 1<<20 + 1024, nil, false, true},
 }
 
 // cuts calls f with every state that a cut before operation n of run may leave
@@ -99,7 +102,10 @@ func TestPowerCut(t *testing.T) {
 				want := image(shape.size, 7)
 				fresh := func() *cutStore {
 					s := newCutStore(want)
-					s.base, s.runs, s.fixed = shape.base, shape.runs, shape.fixed
+					s.base, s.runs, s.fixed, s.bare = shape.base, shape.runs, shape.fixed, shape.bare
+					if s.bare {
+						s.block = sectorSize
+					}
 					return s
 				}
 				begin := fresh()
@@ -164,7 +170,7 @@ func sealAndUse(t *testing.T, s *cutStore) []byte {
 // place, and returns the state that the first cut had left.
 func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand.Rand) Kind {
 	t.Helper()
-	st, err := inspect(left, testPage, false)
+	st, err := inspect(left, testPage, left.bare)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +185,7 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 			if err == nil {
 				break
 			}
-			if now, ierr := inspect(s, testPage, false); ierr == nil && finish == "unseal" && now.Looks != "" && refusedBy(err) == extents.SealCorrupt {
+			if now, ierr := inspect(s, testPage, s.bare); ierr == nil && finish == "unseal" && now.Looks != "" && refusedBy(err) == extents.SealCorrupt {
 				break // it is plain, or was before the cut
 			}
 			if !errors.Is(err, errCut) {
@@ -189,7 +195,7 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 		}
 		// What is reported as done is durable.
 		s = s.after(part{none, 0, 0}, r)
-		end, err := inspect(s, testPage, false)
+		end, err := inspect(s, testPage, s.bare)
 		if err != nil || end.Kind != map[string]Kind{"seal": Sealed, "unseal": Plain}[finish] {
 			t.Fatalf("%s, %s: state is %v (%s), %v", what, finish, end.Kind, end.Reason, err)
 		}
@@ -197,8 +203,11 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 			provesDisjoint(t, s, end.Record)
 		}
 		var mark []byte
-		if end.Kind == Sealed {
+		if end.Kind == Sealed && !s.bare {
 			mark = end.Record.Encode()
+		}
+		if end.Kind == Sealed && end.Record.Written != s.bare {
+			t.Fatalf("%s, %s: the record says written: %v", what, finish, end.Record.Written)
 		}
 		if !bytes.Equal(s.attr, mark) {
 			t.Fatalf("%s, %s: the attribute is %x, want %x", what, finish, s.attr, mark)
@@ -267,7 +276,7 @@ func TestFailingOperation(t *testing.T) {
 			if err := s.sync(); err != nil {
 				t.Fatal(err)
 			}
-			if st, _ := inspect(s, testPage, false); start == "seal" && n < 5 && st.Kind != Plain {
+			if st, _ := inspect(s, testPage, s.bare); start == "seal" && n < 5 && st.Kind != Plain {
 				t.Errorf("seal with operation %d (%s) failing left %v", n, first, st.Kind)
 			}
 			recoverBoth(t, s, want, fmt.Sprintf("%s, operation %d (%s) failed", start, n, first), rand.New(rand.NewPCG(5, 6)))

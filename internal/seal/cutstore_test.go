@@ -35,6 +35,7 @@ type cutStore struct {
 	cutAt int // -1: never
 	block extents.Bytes
 	flags extents.Flags         // of the last extent
+	bare  bool                  // the attribute stands for a file beside the image: it holds intents only
 	fixed bool                  // nothing is written beyond the end, as in a pinned f2fs file
 	fail  func(op string) error // an error that an operation returns instead
 }
@@ -127,6 +128,9 @@ func (s *cutStore) setAttribute(p []byte) error {
 		return err
 	}
 	s.nowAt = bytes.Clone(p)
+	if r, err := Decode(p); s.bare && err == nil && r.Phase == PhaseSealed {
+		s.nowAt = nil
+	}
 	s.attrs = append(s.attrs, s.nowAt)
 	return nil
 }
@@ -179,7 +183,7 @@ func (s *cutStore) clone() *cutStore {
 
 // after returns the store as a power cut leaves it.
 func (s *cutStore) after(p part, r *rand.Rand) *cutStore {
-	out := &cutStore{disk: bytes.Clone(s.disk), attr: s.attr, base: s.base, runs: s.runs, cutAt: -1, block: s.block, fixed: s.fixed}
+	out := &cutStore{disk: bytes.Clone(s.disk), attr: s.attr, base: s.base, runs: s.runs, cutAt: -1, block: s.block, fixed: s.fixed, bare: s.bare}
 	if p.attrs > 0 {
 		out.attr = s.attrs[p.attrs-1]
 	}

@@ -60,14 +60,14 @@ func TestPinnedF2FS(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("after swapoff: %s", vmtest.Must(t, "f2fs_io", "pinfile", "get", path))
-		if err := Unseal(f); err != nil {
+		if err := Unseal(f, h.bare()); err != nil {
 			t.Fatal(err)
 		}
 		sameFile(t, path, image(int(size), 1))
 		// Unsealing what was sealed and never claimed: it is pinned still.
 		if vmtest.Run(t, "f2fs_io", "pinfile", "set", path).Code == 0 {
 			h.seal(f)
-			if err := Unseal(f); err != nil {
+			if err := Unseal(f, h.bare()); err != nil {
 				t.Fatal(err)
 			}
 			sameFile(t, path, image(int(size), 1))

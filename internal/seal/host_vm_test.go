@@ -16,6 +16,7 @@ import (
 
 	"dmloop/extents"
 	"dmloop/internal/btrfs"
+	"dmloop/internal/fstype"
 	"dmloop/internal/swap"
 	"dmloop/internal/vmtest"
 )
@@ -27,12 +28,15 @@ func TestMain(m *testing.M) {
 	vmtest.Main(m)
 }
 
-// hosts are the host file systems that sealing is for.
-var hosts = []struct {
+// hostKind is a file system as the tests make it.
+type hostKind struct {
 	name, fstype string
 	mkfs         []string
 	block        int64
-}{
+}
+
+// hosts are the host file systems that sealing is for.
+var hosts = []hostKind{
 	{"ext4", "ext4", []string{"-b", "4096"}, 4096},
 	{"ext4-1k", "ext4", []string{"-b", "1024"}, 1024},
 	{"ext4-2k", "ext4", []string{"-b", "2048"}, 2048},
@@ -40,6 +44,9 @@ var hosts = []struct {
 	{"xfs-1k", "xfs", []string{"-b", "size=1024"}, 1024},
 	{"f2fs", "f2fs", nil, 4096},
 	{"btrfs", "btrfs", nil, 4096},
+	{"vfat", "vfat", []string{"-F", "32", "-s", "4", "-a"}, 512}, // clusters of half a page, off the pages
+	{"exfat", "exfat", nil, 512},
+	{"ntfs3", "ntfs3", nil, 4096},
 }
 
 // host is a mounted file system and the device that it is mounted from.
@@ -52,12 +59,34 @@ type host struct {
 // eachHost runs a test on a fresh file system of every kind that this kernel has.
 func eachHost(t *testing.T, f func(t *testing.T, h host)) {
 	for _, k := range hosts {
+		if !vmtest.HasFilesystem(t, k.fstype) {
+			continue
+		}
 		t.Run(k.name, func(t *testing.T) {
 			disk := vmtest.Disk(t, 0)
 			vmtest.Mkfs(t, k.fstype, disk, k.mkfs...)
-			f(t, host{t, k.fstype, disk, vmtest.Mount(t, disk), k.block})
+			f(t, host{t, k.fstype, disk, vmtest.Mount(t, disk, vmtest.MountOptions(k.fstype)...), k.block})
 		})
 	}
+}
+
+// bare reports whether files have no attributes there, so that somebody has to say that an
+// image is sealed.
+func (h host) bare() bool { return fstype.Of(h.fstype).Bare }
+
+// options are those of an image that the test has written itself.
+func (h host) options(f *os.File) Options {
+	o := Options{Said: h.bare(), Written: h.bare(), Layout: h.layout(f)}
+	if h.bare() && h.dev != "" {
+		o.Device = func() error {
+			d, err := os.Open(h.dev)
+			if err != nil {
+				return err
+			}
+			return errors.Join(d.Sync(), d.Close())
+		}
+	}
+	return o
 }
 
 // create makes an image of random bytes, with copy-on-write off on btrfs.
@@ -114,11 +143,11 @@ func (h host) layout(f *os.File) LayoutFunc {
 // seal seals an image and proves what can be proved of the result.
 func (h host) seal(f *os.File) Record {
 	h.t.Helper()
-	r, err := Seal(f, false, h.layout(f))
+	r, err := Seal(f, h.options(f))
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	st, err := Inspect(f, false)
+	st, err := Inspect(f, h.bare())
 	if err != nil || st.Kind != Sealed || st.Record != r {
 		h.t.Fatalf("%+v, %v", st, err)
 	}
@@ -238,5 +267,8 @@ func noAttribute(t testing.TB, path string) {
 	t.Helper()
 	if out := vmtest.Run(t, "getfattr", "--absolute-names", "-d", "-m", "-", path).Stdout; strings.Contains(out, "dmloop") {
 		t.Fatalf("%s still has %s", path, out)
+	}
+	if _, err := os.Lstat(path + IntentSuffix); err == nil {
+		t.Fatalf("%s still has a file beside it", path)
 	}
 }

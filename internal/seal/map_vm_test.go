@@ -55,7 +55,7 @@ func TestMappedThroughDeviceMapper(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := Unseal(f); err != nil {
+			if err := Unseal(f, h.bare()); err != nil {
 				t.Fatal(err)
 			}
 			if got := vmtest.ChecksumFile(t, path); got != was {

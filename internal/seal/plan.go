@@ -52,7 +52,21 @@ func (c change) plan(size extents.Bytes) (Record, error) {
 	_, _ = rand.Read(uuid[:])     // never fails
 	uuid[6] = uuid[6]&0x0f | 0x40 // version 4: random
 	uuid[8] = uuid[8]&0x3f | 0x80 // RFC 9562
-	return newRecord(size, need, c.page, uuid), nil
+	r := newRecord(size, need, c.page, uuid)
+	r.Written = c.written
+	return r, c.fits(r)
+}
+
+// fits refuses a file that would be longer than the file system lets a file be.
+func (c change) fits(r Record) error {
+	if c.most == 0 || r.Size() <= c.most {
+		return nil
+	}
+	return extents.Refuse("", extents.Problem{
+		Rule: extents.Unpinnable, Offset: r.Payload, Length: r.Size() - r.Payload,
+		Message: fmt.Sprintf("sealed, the file would have %d bytes, and a file on this file system has at most %d", r.Size(), c.most),
+		Remedy:  advice.LongerFiles.At(c.most/r.PageSize*r.PageSize-(r.Size()-r.Payload)-r.PageSize, 0),
+	})
 }
 
 // LargeBlocks returns why no image is sealed on a file system with blocks of this size, in

@@ -70,7 +70,12 @@ type Record struct {
 	Moved    extents.Bytes // where the content of [0,Prologue) stands: the first page after Payload, Prologue and leastMoved
 	UUID     [16]byte      // made anew at each sealing
 	Sum      uint32        // CRC-32C of the content of [0,Kept()); 0 in PhaseSealed, where the content changes without us
+	Written  bool          // dmloop wrote every byte of the file once, where the layout alone does not show that they were written
 }
+
+// flagWritten is Written in the record's flags. Other bits are refused: they are of a later
+// version and may mean anything.
+const flagWritten = 1
 
 // Size returns the size of the sealed file: payload, moved pages and one page
 // for the trailer.
@@ -125,6 +130,9 @@ func (r Record) Encode() []byte {
 	le.PutUint64(b[40:], uint64(r.Size()))
 	copy(b[48:64], r.UUID[:])
 	le.PutUint32(b[64:], r.Sum)
+	if r.Written {
+		le.PutUint32(b[68:], flagWritten)
+	}
 	le.PutUint32(b[RecordSize-4:], crc32.Checksum(b[:RecordSize-4], castagnoli()))
 	return b
 }
@@ -147,8 +155,12 @@ func Decode(b []byte) (Record, error) {
 	if v := le.Uint32(b[8:]); v != Version {
 		return Record{}, fmt.Errorf("format version %d, this dmloop knows %d", v, Version)
 	}
-	if !allZero(b[68 : RecordSize-4]) {
+	if !allZero(b[72 : RecordSize-4]) {
 		return Record{}, errors.New("reserved bytes of the record are not zero")
+	}
+	flags := le.Uint32(b[68:])
+	if flags&^flagWritten != 0 {
+		return Record{}, fmt.Errorf("flags 0x%x in the record, which this dmloop does not know", flags&^flagWritten)
 	}
 	payload, moved, size := le.Uint64(b[24:]), le.Uint64(b[32:]), le.Uint64(b[40:])
 	if payload > maxOffset || moved > maxOffset || size > maxOffset {
@@ -158,7 +170,7 @@ func Decode(b []byte) (Record, error) {
 	r := Record{
 		Phase: Phase(le.Uint32(b[12:])), PageSize: page, Prologue: extents.Bytes(le.Uint32(b[20:])) * page,
 		Payload: extents.Bytes(payload), Moved: extents.Bytes(moved),
-		UUID: [16]byte(b[48:64]), Sum: le.Uint32(b[64:]),
+		UUID: [16]byte(b[48:64]), Sum: le.Uint32(b[64:]), Written: flags&flagWritten != 0,
 	}
 	if err := r.validate(); err != nil {
 		return Record{}, err

@@ -32,6 +32,22 @@ func TestRecordBytes(t *testing.T) {
 	}
 }
 
+// Beside the flag nothing of the record changes; a flag that is not known may mean anything.
+func TestWrittenFlag(t *testing.T) {
+	written := sample
+	written.Written = true
+	b, plain := written.Encode(), sample.Encode()
+	if got, err := Decode(b); err != nil || got != written {
+		t.Errorf("decoded %+v, %v", got, err)
+	}
+	if b[68] != 1 || !bytes.Equal(b[:68], plain[:68]) || !bytes.Equal(b[69:RecordSize-4], plain[69:RecordSize-4]) {
+		t.Errorf("%x", b)
+	}
+	if !written.place(sample) {
+		t.Error("it names other places")
+	}
+}
+
 func TestDecodeRefuses(t *testing.T) {
 	le := binary.LittleEndian
 	for _, c := range []struct {
@@ -57,6 +73,9 @@ func TestDecodeRefuses(t *testing.T) {
 		{"moved pages at 2^63", func(b []byte) { le.PutUint64(b[32:], 1<<63) }},
 		{"another size", func(b []byte) { le.PutUint64(b[40:], 45055) }},
 		{"content checksum of a sealed image", func(b []byte) { le.PutUint32(b[64:], 1) }},
+		{"unknown flag", func(b []byte) { b[68] = 3 }},
+		{"unknown flag, high", func(b []byte) { b[71] = 0x80 }},
+		{"first reserved byte", func(b []byte) { b[72] = 1 }},
 		{"reserved byte", func(b []byte) { b[123] = 1 }},
 	} {
 		b := sample.Encode()

@@ -16,9 +16,23 @@ import (
 // on the block device: on btrfs, translated through the chunk tree.
 type LayoutFunc func() (extents.Layout, error)
 
+// Options say what Seal cannot see by itself.
+type Options struct {
+	Said    bool       // the caller was told that the image is sealed (see Inspect)
+	Written bool       // every byte of the file was written by the caller, durably, and by nobody since
+	Layout  LayoutFunc // of the file that is sealed
+	// Device makes durable what the file system has written to its device so far, and nothing
+	// more; nil where a journal orders that. exFAT keeps a file in one piece without a chain
+	// of clusters, and makes the chain when it is continued elsewhere
+	// (exfat_chain_cont_cluster): the chain has to be on the disk before the folder says that
+	// there is one, or a power cut leaves the file's first cluster alone.
+	Device func() error
+}
+
 // Seal makes a plain image a sealed one and returns its record. The work is a
 // few pages whatever the size of the image. It finishes a half-way seal or
-// unseal, and does nothing to an image that is sealed. What an image holds is
+// unseal, and does nothing to an image that is sealed, unless its record does not say yet
+// that every byte was written. What an image holds is
 // content, also when it looks like a seal or like a swap area, unless the caller has
 // been told that the image is sealed (see Inspect).
 //
@@ -27,14 +41,37 @@ type LayoutFunc func() (extents.Layout, error)
 // of the layout. It returns *extents.Refusal when the image cannot be sealed as it
 // is; then, and when the disk is full, the file is what it was. After any other
 // error the image is half-way at worst.
-func Seal(f *os.File, said bool, layout LayoutFunc) (Record, error) {
+func Seal(f *os.File, o Options) (Record, error) {
 	s := newFileStore(f)
 	if err := prepare(s); err != nil {
 		return Record{}, err
 	}
-	c := change{store: s, page: extents.Bytes(os.Getpagesize()), said: said, layout: layout}
+	c := change{store: s, page: extents.Bytes(os.Getpagesize()), said: o.Said, written: o.Written, layout: o.Layout, device: o.Device, bare: s.beside, most: s.most()}
 	r, err := c.seal()
 	return r, errors.Join(err, s.uncache())
+}
+
+// CanSeal returns the *extents.Refusal that Seal would return, as far as it can be told while
+// nothing is written: work that comes before sealing is not done in vain.
+func CanSeal(f *os.File, o Options) error {
+	s := newFileStore(f)
+	if err := prepare(s); err != nil {
+		return err
+	}
+	c := change{store: s, page: extents.Bytes(os.Getpagesize()), said: o.Said, layout: o.Layout, most: s.most()}
+	st, err := inspect(c.store, c.page, c.said)
+	if err != nil {
+		return err
+	}
+	switch st.Kind {
+	case Plain:
+		_, err = c.plan(st.Size)
+	case Sealed, HalfSealed:
+	default:
+		p, _ := st.Problem()
+		err = extents.Refuse("", p)
+	}
+	return err
 }
 
 // prepare refuses a file that the kernel holds, and empties the page cache, so
@@ -56,9 +93,13 @@ func prepare(s fileStore) error {
 // change is one run of sealing or unsealing.
 type change struct {
 	store
-	page   extents.Bytes // the kernel's page size
-	said   bool          // something other than the attribute says that the image is sealed
-	layout LayoutFunc
+	page    extents.Bytes // the kernel's page size
+	said    bool          // something other than the attribute says that the image is sealed
+	written bool          // every byte of the file was written
+	layout  LayoutFunc
+	device  func() error  // see Options
+	bare    bool          // nothing but the word of somebody says that the image is sealed
+	most    extents.Bytes // size that a file can have at most; 0: any
 }
 
 func (c change) seal() (Record, error) {
@@ -67,9 +108,13 @@ func (c change) seal() (Record, error) {
 		return Record{}, err
 	}
 	r := st.Record
+	proven := !c.written || r.Written
+	r.Written = r.Written || c.written
 	switch {
-	case st.Kind == Sealed:
+	case st.Kind == Sealed && proven:
 		return r, nil
+	case st.Kind == Sealed: // of page 0 and of the trailer one sector changes
+		return c.mark(r)
 	case st.Kind == HalfSealed && st.moved:
 		if err := c.cutRest(st); err != nil {
 			return r, err
@@ -132,7 +177,12 @@ func (c change) move(r Record) (Record, error) {
 		if need <= r.Prologue {
 			return r, c.compare(r, r.Moved)
 		}
-		r = newRecord(r.Payload, need, c.page, r.UUID)
+		longer := newRecord(r.Payload, need, c.page, r.UUID)
+		longer.Written = r.Written
+		if err := c.fits(longer); err != nil {
+			return r, err
+		}
+		r = longer
 	}
 }
 
@@ -145,6 +195,9 @@ func (c change) lengthen(r Record) error {
 		return err
 	}
 	err := c.write(r.Size()-c.page, r.trailerPage())
+	if err == nil && c.device != nil { // before anything syncs the file itself
+		return c.device()
+	}
 	if !errors.Is(err, unix.EIO) {
 		return err
 	}

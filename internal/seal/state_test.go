@@ -209,3 +209,47 @@ func (s lossy) write(off extents.Bytes, p []byte) error {
 	}
 	return s.cutStore.write(off, p)
 }
+
+// A seal of before is told once that every byte was written; then nothing is left to do.
+func TestSealWritten(t *testing.T) {
+	want := image(5*testPage, 3)
+	s := newCutStore(want)
+	s.base = 1 << 20
+	if _, err := changeOf(s).seal(); err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []bool{true, false} {
+		s.ops = 0
+		c := changeOf(s)
+		c.written = true
+		r, err := c.seal()
+		if err != nil || !r.Written || (s.ops > 0) != again {
+			t.Fatalf("%+v, %v, %d operations", r, err, s.ops)
+		}
+		if st, err := inspect(s, testPage, false); err != nil || st.Kind != Sealed || st.Record != r || !bytes.Equal(content(t, s), want) {
+			t.Fatalf("%+v, %v", st, err)
+		}
+	}
+	if r, err := changeOf(s).seal(); err != nil || !r.Written { // and is not forgotten
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// What would be longer than a file can be is refused before anything is written.
+func TestSealTooLong(t *testing.T) {
+	s := newCutStore(image(5*testPage, 3))
+	s.base = 1 << 20
+	c := changeOf(s)
+	c.most = 9 * testPage // moved to the seventh page at least, two of them, and one more
+	if _, err := c.seal(); refusedBy(err) != extents.Unpinnable || s.ops > 0 {
+		t.Errorf("%v, %d operations", err, s.ops)
+	}
+	var refused *extents.Refusal
+	if _, err := c.seal(); errors.As(err, &refused) && refused.Problems[0].Remedy.Way != advice.LongerFiles.Way {
+		t.Errorf("%+v", refused.Problems[0])
+	}
+	c.most = 10 * testPage
+	if _, err := c.seal(); err != nil {
+		t.Error(err)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dmloop/extents"
+	"dmloop/internal/fstype"
 	"dmloop/internal/inode"
 )
 
@@ -38,9 +39,23 @@ type store interface {
 }
 
 // fileStore is the store of a real file.
-type fileStore struct{ f *os.File }
+type fileStore struct {
+	f      *os.File
+	fs     fstype.Type
+	beside bool // the file can have no attribute: an intent is in a file beside it
+}
 
-func newFileStore(f *os.File) fileStore { return fileStore{f} }
+func newFileStore(f *os.File) fileStore {
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(f.Fd()), &st) != nil { // what matters fails later
+		return fileStore{f: f}
+	}
+	fs := fstype.OfMagic(uint32(st.Type))
+	return fileStore{f: f, fs: fs, beside: fs.Bare}
+}
+
+// most is the size that a file can have at most, 0 where it does not matter.
+func (s fileStore) most() extents.Bytes { return extents.Bytes(s.fs.MaxFile) }
 
 func (s fileStore) fd() int { return int(s.f.Fd()) }
 
@@ -61,6 +76,9 @@ func (s fileStore) size() (extents.Bytes, error) {
 }
 
 func (s fileStore) blockSize() (extents.Bytes, error) {
+	if s.fs.Units {
+		return extents.BlockUnit(s.f)
+	}
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(s.fd(), &st); err != nil {
 		return 0, s.fail("fstatfs", err)
@@ -87,7 +105,7 @@ func (s fileStore) read(off, n extents.Bytes) ([]byte, error) {
 			return nil, fmt.Errorf("%s: %w", s.f.Name(), err)
 		}
 	}
-	if errors.Is(err, unix.EINVAL) { // no direct I/O on this file system, or not in such pieces
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) { // no direct I/O on this file system, or not in such pieces, or of such a file
 		if err := s.uncache(); err != nil {
 			return nil, err
 		}
@@ -125,7 +143,17 @@ func (s fileStore) write(off extents.Bytes, p []byte) error {
 	return err
 }
 
-func (s fileStore) sync() error { return s.f.Sync() }
+// sync makes all durable that was changed. Without a journal that is more than the file: the
+// folder, and the table of what belongs to which file. syncfs writes it, and fsync, which
+// has the disk empty its cache, comes after it.
+func (s fileStore) sync() error {
+	if s.fs.Bare {
+		if err := unix.Syncfs(s.fd()); err != nil {
+			return s.fail("syncfs", err)
+		}
+	}
+	return s.f.Sync()
+}
 
 // uncache writes back what is dirty and drops the page cache of the file.
 func (s fileStore) uncache() error {
@@ -136,7 +164,11 @@ func (s fileStore) uncache() error {
 }
 
 func (s fileStore) reserve(off, n extents.Bytes) error {
-	return s.fallocate(unix.FALLOC_FL_KEEP_SIZE, off, n)
+	err := s.fallocate(unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if s.fs.Bare && errors.Is(err, unix.EOPNOTSUPP) { // exFAT: the write allocates
+		return nil
+	}
+	return err
 }
 
 func (s fileStore) grow(off, n extents.Bytes) error { return s.fallocate(0, off, n) }
@@ -173,6 +205,9 @@ func (s fileStore) truncate(size extents.Bytes) error {
 
 // attribute reads the attribute. Without CAP_SYS_ADMIN the kernel says ENODATA.
 func (s fileStore) attribute() ([]byte, error) {
+	if s.beside {
+		return s.intent()
+	}
 	buf := make([]byte, 4096)
 	n, err := unix.Fgetxattr(s.fd(), Attribute, buf)
 	switch {
@@ -187,10 +222,16 @@ func (s fileStore) attribute() ([]byte, error) {
 }
 
 func (s fileStore) setAttribute(p []byte) error {
+	if s.beside {
+		return s.setIntent(p)
+	}
 	return s.fail("fsetxattr "+Attribute, unix.Fsetxattr(s.fd(), Attribute, p, 0))
 }
 
 func (s fileStore) dropAttribute() error {
+	if s.beside {
+		return s.dropIntent()
+	}
 	err := unix.Fremovexattr(s.fd(), Attribute)
 	if errors.Is(err, unix.ENODATA) {
 		return nil

@@ -11,18 +11,18 @@ import (
 // Unseal makes a sealed image plain again: the content that a mapping of it
 // showed last, at its own offsets, and the size that it had. It finishes a
 // half-way seal or unseal, and does nothing to a plain image. A plain image that
-// looks sealed is refused: whether it is one, only the caller can say (Adopt).
+// looks sealed is refused unless said is set: whether it is one, only the caller can say.
 //
 // f must be open for reading and writing, by nobody else, and not mapped. It
 // returns *extents.Refusal, and changes nothing, when the kernel holds the image
 // as a swap file, when it is of another page size, or when its record does not
 // hold. On f2fs the image may have lost its pin afterwards.
-func Unseal(f *os.File) error {
+func Unseal(f *os.File, said bool) error {
 	s := newFileStore(f)
 	if err := prepare(s); err != nil {
 		return err
 	}
-	c := change{store: s, page: extents.Bytes(os.Getpagesize())}
+	c := change{store: s, page: extents.Bytes(os.Getpagesize()), said: said, bare: s.beside}
 	return errors.Join(c.unseal(), s.uncache())
 }
 
@@ -33,6 +33,9 @@ func Unseal(f *os.File) error {
 // must be as for Unseal. It returns *extents.Refusal when the content does not hold.
 func Adopt(f *os.File) error {
 	s := newFileStore(f)
+	if s.beside {
+		return extents.Refuse("", extents.Problem{Rule: extents.Unsealed, Message: "files there cannot be marked as sealed: the file system keeps no attributes", Remedy: advice.SayPinSwap})
+	}
 	if err := prepare(s); err != nil {
 		return err
 	}
@@ -67,9 +70,15 @@ func (c change) unseal() error {
 	}
 	switch {
 	case st.Looks != "":
+		remedy := advice.AdoptOrPlain
+		if c.bare {
+			remedy = advice.SayPinSwap
+		}
 		return extents.Refuse("", extents.Problem{Rule: extents.SealCorrupt,
 			Message: "nothing outside its content says that the image is sealed, though " + st.Looks,
-			Remedy:  advice.AdoptOrPlain})
+			Remedy:  remedy})
+	case st.Kind == Plain && c.bare: // an intent that was cut while it was written may be there
+		return c.dropAttribute()
 	case st.Kind == Plain:
 		return nil
 	case st.Kind == HalfSealed && !st.moved:

@@ -11,6 +11,7 @@ import (
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/seal"
@@ -43,7 +44,7 @@ func (s Surveyor) sealing(img *image.Image, f File, o Options) (Sealing, []exten
 		if found.looks && o.Unattended {
 			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "only its content says that it is sealed (" + st.Looks + "): it may be a copy that lost its attribute, and an fsck of the device would write over its first page"})
 		} else {
-			NoteLooks(s.Log, f.Path, st)
+			NoteLooks(s.Log, f.Path, f.Facts, st)
 		}
 		if o.AsSealed {
 			problems = append(problems, extents.Problem{Rule: extents.Unsealed, Message: "--pin=swap needs a sealed image", Remedy: advice.Seal})
@@ -57,6 +58,9 @@ func (s Surveyor) sealing(img *image.Image, f File, o Options) (Sealing, []exten
 		}
 	}
 	found.Format = FormatOf(content, found.Content).at(f.Path, found.Content, f.Facts.BlockSize)
+	if st.Kind == seal.Plain || st.Kind == seal.Sealed {
+		problems = append(problems, unproven(f, found, o)...)
+	}
 	return found, problems, nil
 }
 
@@ -78,11 +82,40 @@ func (e ends) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+// unproven returns what breaks the rules of a file system that takes sealed images only, and
+// on which the layout does not show what was written. btrfs has rules of its own.
+func unproven(f File, s Sealing, o Options) (problems []extents.Problem) {
+	fs := fstype.Of(f.Facts.Kind())
+	if fs.Bare && !s.Sealed && !o.AsSealed {
+		remedy := advice.Seal
+		if s.looks {
+			remedy = advice.SayPinSwap
+		}
+		problems = append(problems, extents.Problem{Rule: extents.Unsealed, Remedy: remedy,
+			Message: fmt.Sprintf("on %s nothing but the kernel's hold on a swap file keeps blocks in place, so the image has to be sealed, and said to be (--pin=swap)", fs.Name)})
+	}
+	if fs.Unproven && !s.Record.Written {
+		remedy := advice.Seal
+		if s.Sealed {
+			remedy = advice.SealSaid
+		} else if s.looks {
+			remedy = advice.SayPinSwap
+		}
+		problems = append(problems, extents.Problem{Rule: extents.Unproven, Remedy: remedy,
+			Message: fmt.Sprintf("%s lists blocks that were never written as if they were, and no seal says that dmloop wrote every byte of the file", fs.Name)})
+	}
+	return problems
+}
+
 // NoteLooks says of an image that is taken as it is that it looks sealed.
-func NoteLooks(log *slog.Logger, path string, st seal.State) {
+func NoteLooks(log *slog.Logger, path string, f image.Facts, st seal.State) {
 	if st.Looks == "" {
 		return
 	}
+	remedy := advice.AdoptCopy
+	if fstype.Of(f.Kind()).Bare {
+		remedy = advice.SayPinSwap
+	}
 	log.Log(context.Background(), fault.LevelNote, fmt.Sprintf("only the image's content says that it is sealed (%s), so all of it is treated as content",
-		st.Looks), "image", path, "hint", fault.HowTo{Image: path, Remedy: advice.AdoptCopy})
+		st.Looks), "image", path, "hint", fault.HowTo{Image: path, Remedy: remedy})
 }

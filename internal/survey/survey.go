@@ -13,6 +13,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/dmtable"
 	"dmloop/extents"
 	"dmloop/guard"
@@ -20,6 +22,7 @@ import (
 	"dmloop/internal/blockdev"
 	"dmloop/internal/claim"
 	"dmloop/internal/fault"
+	"dmloop/internal/fstype"
 	"dmloop/internal/image"
 	"dmloop/internal/mapper"
 	"dmloop/internal/observe"
@@ -144,7 +147,7 @@ func (s Surveyor) Survey(ctx context.Context, img *image.Image, path string, o O
 			return r, err
 		}
 	}
-	if r.looks { // to seal it once more would be the wrong advice for a copy
+	if r.looks && !fstype.Of(r.Facts.Kind()).Bare { // to seal it once more would be the wrong advice for a copy
 		for i, p := range r.Problems {
 			if p.Rule == extents.Unsealed {
 				r.Problems[i].Remedy = advice.AdoptOrSeal
@@ -217,6 +220,9 @@ func (s Surveyor) blocks(ctx context.Context, img *image.Image, r *Report, o Opt
 		return err
 	}
 	layout, problems, err := readTwice(img)
+	if errors.Is(err, unix.EOPNOTSUPP) && r.Breaks(extents.Compressed) {
+		return nil // ntfs3 tells nothing of where such a file lies
+	}
 	if err != nil {
 		return err
 	}
@@ -249,6 +255,9 @@ func (s Surveyor) blocks(ctx context.Context, img *image.Image, r *Report, o Opt
 func claimedByUs(img *image.Image, f File, s Sealing) (bool, error) {
 	if !s.Sealed || !f.Facts.Swap.Active {
 		return false, nil
+	}
+	if fstype.Of(f.Facts.Kind()).Bare {
+		return true, nil // whoever took it: a claim of the whole of a sealed image does what ours does, and is looked at again
 	}
 	mark, ok, err := pin.ReadMark(img.File())
 	return ok && slices.Contains(mark.Kinds, pin.Swap), err

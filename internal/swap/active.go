@@ -30,7 +30,8 @@ func Active(f *os.File) (bool, error) {
 // is open for reading only, a read lease answers "no": it is granted only while
 // nobody has the file open for writing, which swapping has. Else the proof is a copy
 // of nothing to a file without a name (generic_copy_file_checks in fs/read_write.c,
-// since 5.3), which the Probe makes beside the file and keeps for the next time.
+// since 5.3), which the Probe makes beside the file and keeps for the next time. Where
+// no such files can be made no file is immutable either, and it is opened for writing.
 type Probe struct {
 	// Awake is asked before anything that sleeps while the file system is frozen; nil asks
 	// nobody. With it the Probe takes the kernel's list of swap areas for an answer where
@@ -116,6 +117,9 @@ func (p *Probe) refusesCopy() (bool, error) {
 		}
 		dir := filepath.Dir(path)
 		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+			return p.refusesWriter()
+		}
 		if err != nil {
 			return false, &os.PathError{Op: "open O_TMPFILE", Path: dir, Err: err}
 		}
@@ -136,6 +140,17 @@ func (p *Probe) refusesCopy() (bool, error) {
 		return false, fmt.Errorf("%s: the file grew while it was asked about", p.file.Name())
 	}
 	return false, nil
+}
+
+// refusesWriter asks with a descriptor for writing of its own.
+func (p *Probe) refusesWriter() (bool, error) {
+	fd, err := inode.Reopen(int(p.file.Fd()), unix.O_RDWR)
+	if err != nil {
+		return false, p.fail("open", err)
+	}
+	writer := Probe{file: os.NewFile(uintptr(fd), p.file.Name())}
+	active, err := writer.refusesMapping()
+	return active, errors.Join(err, writer.file.Close())
 }
 
 // listed answers for a file system that takes no new file because it is full or

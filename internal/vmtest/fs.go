@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,9 +21,29 @@ var mkfsOptions = map[string][]string{
 	"xfs":   {"-q", "-f", "-K"},
 	"btrfs": {"-q", "-f", "-K"},
 	"f2fs":  {"-q", "-f", "-t", "0"},
+	"vfat":  {"-I"},
+	"exfat": {},
+	"ntfs3": {"-q", "-F", "-Q"},
 }
 
-// Mkfs makes a file system of type ext4, xfs, btrfs or f2fs on dev.
+// HasFilesystem reports whether this kernel has the file system, as a module too.
+func HasFilesystem(t testing.TB, fstype string) bool {
+	t.Helper()
+	Run(t, "modprobe", "-q", fstype)
+	return strings.Contains(Must(t, "cat", "/proc/filesystems"), "\t"+fstype+"\n")
+}
+
+// MountOptions are what mount(8) has to be told of a file system on which files have no
+// mode of their own: they are root's alone.
+func MountOptions(fstype string) []string {
+	switch fstype {
+	case "vfat", "exfat", "ntfs3":
+		return []string{"-t", fstype, "-o", "uid=0,gid=0,umask=077"}
+	}
+	return nil
+}
+
+// Mkfs makes a file system on dev, of one of the types that images can lie on.
 func Mkfs(t testing.TB, fstype, dev string, opts ...string) {
 	t.Helper()
 	RequireGuest(t)
@@ -30,7 +51,8 @@ func Mkfs(t testing.TB, fstype, dev string, opts ...string) {
 	if !ok {
 		t.Fatalf("no options known for mkfs.%s", fstype)
 	}
-	Must(t, slices.Concat([]string{"mkfs." + fstype}, known, opts, []string{dev})...)
+	tool := "mkfs." + strings.TrimSuffix(fstype, "3") // ntfs3 is the kernel's name
+	Must(t, slices.Concat([]string{tool}, known, opts, []string{dev})...)
 }
 
 // Mount mounts dev on a new folder, with mount(8)'s options, and returns the
