@@ -127,7 +127,7 @@ var hints = sync.OnceValue(func() map[extents.Remedy]string {
 		advice.AdoptOrSeal:       "if dmloop sealed it: dmloop seal --adopt {image}; otherwise: dmloop seal {image}",
 		advice.AdoptOrPlain:      "if dmloop sealed it, mark it and try again: dmloop seal --adopt {image}; otherwise it is a plain image",
 		advice.FinishSeal:        "nothing is lost: `dmloop seal` finishes it, `dmloop unseal` makes the image plain",
-		advice.UnsealElsewhere:   "unseal it on a kernel with pages of {low} bytes",
+		advice.SealForThisKernel: "dmloop unseal {image}, and dmloop seal {image} for the pages of this kernel",
 		advice.DropMarkOrRestore: "if another image was written to this file, run: setfattr -x {name} {image}; otherwise restore page 0 from a backup",
 		advice.DropMark:          "the file has the size of the plain image: if it is in order as it is, run: setfattr -x {name} {image}",
 		advice.SmallerBlocks:     "keep the image on a file system with blocks no larger than a page",

@@ -37,10 +37,11 @@ func stormOf(image string) error {
 		return err
 	}
 	runtime.GOMAXPROCS(openers + 2)
+	here := unix.AT_FDCWD // there is no open(2) on newer architectures
 	for range openers {
 		go func() {
 			for {
-				fd, _, errno := unix.RawSyscall(unix.SYS_OPEN, uintptr(unsafe.Pointer(path)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+				fd, _, errno := unix.RawSyscall6(unix.SYS_OPENAT, uintptr(here), uintptr(unsafe.Pointer(path)), unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
 				if errno == 0 {
 					unix.Close(int(fd))
 				}

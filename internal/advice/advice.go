@@ -126,7 +126,7 @@ var (
 	AdoptOrSeal       = extents.Remedy{Way: "adopt-or-seal"}
 	AdoptOrPlain      = extents.Remedy{Way: "adopt-or-plain"}
 	FinishSeal        = extents.Remedy{Way: "finish-seal"}
-	UnsealElsewhere   = extents.Remedy{Way: "unseal-elsewhere"}
+	SealForThisKernel = extents.Remedy{Way: "seal-for-this-kernel"}
 	DropMarkOrRestore = extents.Remedy{Way: "drop-mark-or-restore"}
 	DropMark          = extents.Remedy{Way: "drop-mark"}
 	SmallerBlocks     = extents.Remedy{Way: "smaller-blocks"}

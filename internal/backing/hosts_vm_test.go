@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,14 +26,14 @@ type host struct {
 	mkfs     []string
 }
 
-var hosts = []host{
+var hosts = slices.DeleteFunc([]host{
 	{"ext4-4k", "ext4", []string{"-b", "4096"}},
 	{"ext4-1k", "ext4", []string{"-b", "1024"}},
 	{"xfs-4k", "xfs", []string{"-b", "size=4096"}},
 	{"xfs-1k", "xfs", []string{"-b", "size=1024"}},
 	{"f2fs", "f2fs", nil},
 	{"btrfs", "btrfs", nil},
-}
+}, func(h host) bool { return !vmtest.CanMake(h.fs) })
 
 // reflinks reports whether the host can share blocks.
 func (h host) reflinks() bool { return h.fs == "xfs" || h.fs == "btrfs" }

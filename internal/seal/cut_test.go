@@ -11,7 +11,11 @@ import (
 	"dmloop/extents"
 )
 
-const testPage = 4096
+// Page sizes of the kernel that seals in these tests, and of another one.
+const (
+	testPage  = 4096
+	otherPage = 65536
+)
 
 // image returns reproducible bytes.
 func image(size int, seed uint64) []byte {
@@ -91,10 +95,11 @@ func cuts(s *cutStore, r *rand.Rand, f func(*cutStore)) {
 }
 
 // A change is cut before each of its operations, every state that this may leave
-// is recovered by Seal and by Unseal, and recovery is cut as well.
+// is recovered by Seal and by Unseal, by that with another kernel's pages too, and
+// recovery is cut as well.
 func TestPowerCut(t *testing.T) {
 	for _, shape := range shapes {
-		for _, start := range []string{"seal", "unseal", "seal grown", "unseal grown"} {
+		for _, start := range []string{"seal", "unseal", "unseal elsewhere", "seal grown", "unseal grown"} {
 			if strings.HasSuffix(start, "grown") && shape.name != "blocks off the page" {
 				continue // one shape will do
 			}
@@ -147,7 +152,11 @@ func run(s *cutStore, what string) error {
 		_, err := changeOf(s).seal()
 		return err
 	}
-	return changeOf(s).unseal()
+	c := changeOf(s)
+	if strings.HasSuffix(what, "elsewhere") {
+		c.page = otherPage
+	}
+	return c.unseal()
 }
 
 // sealAndUse seals an image and changes its first pages as a mapping does, and
@@ -177,7 +186,7 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 	if st.Kind != Plain && st.Kind != Sealed && st.Kind != HalfSealed {
 		t.Fatalf("%s: state is %v: %s", what, st.Kind, st.Reason)
 	}
-	for _, finish := range []string{"seal", "unseal"} {
+	for _, finish := range []string{"seal", "unseal", "unseal elsewhere"} {
 		s := left.clone()
 		for {
 			s.cutAt, s.ops = r.IntN(24), 0
@@ -185,7 +194,7 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 			if err == nil {
 				break
 			}
-			if now, ierr := inspect(s, testPage, s.bare); ierr == nil && finish == "unseal" && now.Looks != "" && refusedBy(err) == extents.SealCorrupt {
+			if now, ierr := inspect(s, testPage, s.bare); ierr == nil && finish != "seal" && now.Looks != "" && refusedBy(err) == extents.SealCorrupt {
 				break // it is plain, or was before the cut
 			}
 			if !errors.Is(err, errCut) {
@@ -196,7 +205,7 @@ func recoverBoth(t *testing.T, left *cutStore, want []byte, what string, r *rand
 		// What is reported as done is durable.
 		s = s.after(part{none, 0, 0}, r)
 		end, err := inspect(s, testPage, s.bare)
-		if err != nil || end.Kind != map[string]Kind{"seal": Sealed, "unseal": Plain}[finish] {
+		if err != nil || end.Kind != map[string]Kind{"seal": Sealed, "unseal": Plain, "unseal elsewhere": Plain}[finish] {
 			t.Fatalf("%s, %s: state is %v (%s), %v", what, finish, end.Kind, end.Reason, err)
 		}
 		if end.Kind == Sealed {

@@ -69,7 +69,8 @@ func TestQemuKillExFAT(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			disk := vmtest.Disk(t, 0)
 			vmtest.Mkfs(t, k.fstype, disk, k.mkfs...)
-			h := host{t, k.fstype, disk, vmtest.Mount(t, disk, vmtest.MountOptions(k.fstype)...), k.block}
+			dir := vmtest.Mount(t, disk, vmtest.MountOptions(k.fstype)...)
+			h := host{t, k.fstype, disk, dir, k.blockSize(t, dir)}
 			h.killEverywhere(t, stride)
 		})
 	}

@@ -44,7 +44,7 @@ func TestQemuPowerCutExFAT(t *testing.T) {
 func cutBelow(t *testing.T, k hostKind) {
 	for _, step := range []string{"seal", "unseal"} {
 		t.Run(k.name+"/"+step, func(t *testing.T) {
-			c := recordChange(t, host{t: t, fstype: k.fstype, block: k.block}, k.mkfs, step)
+			c := recordChange(t, k, step)
 			c.replay(t)
 		})
 	}
@@ -64,13 +64,14 @@ const recorded = "recorded" // name of the device that records
 
 // recordChange makes a file system with an image on the first disk, and does one
 // step on a snapshot of it, of which the writes are recorded on the second.
-func recordChange(t *testing.T, h host, mkfs []string, step string) cutPlan {
+func recordChange(t *testing.T, k hostKind, step string) cutPlan {
 	t.Helper()
+	h := host{t: t, fstype: k.fstype}
 	disk, logDev := vmtest.Disk(t, 0), vmtest.Disk(t, 1)
-	vmtest.Mkfs(t, h.fstype, disk, mkfs...)
+	vmtest.Mkfs(t, h.fstype, disk, k.mkfs...)
 	if h.bare() { // a small one, whose tables of blocks are checked quickly
 		disk = vmtest.DmsetupCreate(t, "small", fmt.Sprintf("0 %d linear %s 0\n", bareSectors, disk))
-		vmtest.Mkfs(t, h.fstype, disk, mkfs...)
+		vmtest.Mkfs(t, h.fstype, disk, k.mkfs...)
 	}
 	h.dev, h.dir = disk, vmtest.Mount(t, disk, vmtest.MountOptions(h.fstype)...)
 	size := int(9*4096 + h.block)

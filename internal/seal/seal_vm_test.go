@@ -23,7 +23,8 @@ import (
 func TestSealHoldUnseal(t *testing.T) {
 	eachHost(t, func(t *testing.T, h host) {
 		neighbour := h.create("neighbour", 3<<20, 99)
-		for i, size := range []int64{2*4096 + h.block, h.block, 4096, 4 << 20, 4<<20 + h.block, 1<<20 + 3*h.block} {
+		page := int64(os.Getpagesize())
+		for i, size := range []int64{2*page + h.block, h.block, page, 4 << 20, 4<<20 + h.block, 1<<20 + 3*h.block} {
 			path := h.create(fmt.Sprintf("image%d", i), size, uint64(i))
 			was := image(int(size), uint64(i))
 			f := h.open(path)
@@ -36,11 +37,11 @@ func TestSealHoldUnseal(t *testing.T) {
 			} else if mark := vmtest.Must(t, "getfattr", "--absolute-names", "--only-values", "-n", Attribute, path); mark != string(r.Encode()) {
 				t.Errorf("the mark is %q", mark)
 			}
-			if st, err := os.Stat(path); err != nil || st.Size() != int64(r.Size()) || st.Size()%4096 != 0 {
+			if st, err := os.Stat(path); err != nil || st.Size() != int64(r.Size()) || st.Size()%page != 0 {
 				t.Errorf("size %d, %v, want %d", st.Size(), err, r.Size())
 			}
 			h.claim(f)
-			if e, found, err := swap.Lookup(f); err != nil || !found || e.Path != path || e.Size != 4096 {
+			if e, found, err := swap.Lookup(f); err != nil || !found || e.Path != path || e.Size != page {
 				t.Errorf("/proc/swaps: %+v, %v, %v", e, found, err)
 			}
 			// f2fs may have moved blocks: the layout of now.
@@ -180,7 +181,7 @@ func TestManyExtents(t *testing.T) {
 		was := fileContent(t, path)
 		f := h.open(path)
 		r, err := Seal(f, h.options(f))
-		if h.block < 4096 {
+		if h.block < int64(os.Getpagesize()) {
 			// No page of it is whole on the disk: there is no slot for the kernel.
 			var refused *extents.Refusal
 			if err == nil || !strings.Contains(err.Error(), "unpinnable") {

@@ -62,7 +62,7 @@ func (s State) Problem() (extents.Problem, bool) {
 	case OtherPageSize:
 		return extents.Problem{
 			Rule: extents.Unpinnable, Length: s.Record.PageSize, Message: s.Reason,
-			Remedy: advice.UnsealElsewhere.At(s.Record.PageSize, 0),
+			Remedy: advice.SealForThisKernel,
 		}, true
 	}
 	return extents.Problem{
@@ -89,10 +89,21 @@ func Inspect(f *os.File, said bool) (State, error) {
 	return inspect(newFileStore(f), extents.Bytes(os.Getpagesize()), said)
 }
 
-// inspect looks for what decides in this order: the attribute, and where the image is
+// inspect is look for a kernel with pages of page bytes, which can hold no image that
+// was sealed for pages of another size: it would read the header at another place.
+func inspect(s store, page extents.Bytes, said bool) (State, error) {
+	st, err := look(s, said)
+	if err == nil && (st.Kind == Sealed || st.Kind == HalfSealed) && st.Record.PageSize != page {
+		st.Kind = OtherPageSize
+		st.Reason = fmt.Sprintf("sealed by a kernel with pages of %d bytes, this one has %d", st.Record.PageSize, page)
+	}
+	return st, err
+}
+
+// look looks for what decides in this order: the attribute, and where the image is
 // said to be sealed the record in page 0 and the trailer. The first that is there is
 // the only one that is believed.
-func inspect(s store, page extents.Bytes, said bool) (State, error) {
+func look(s store, said bool) (State, error) {
 	size, err := s.size()
 	if err != nil {
 		return State{}, err
@@ -118,10 +129,6 @@ func inspect(s store, page extents.Bytes, said bool) (State, error) {
 		st = State{Kind: Plain, Looks: cmp.Or(st.Reason, "it begins as an image that dmloop sealed")}
 	}
 	st.Size, st.Head = size, head
-	if (st.Kind == Sealed || st.Kind == HalfSealed) && st.Record.PageSize != page {
-		st.Kind = OtherPageSize
-		st.Reason = fmt.Sprintf("sealed by a kernel with pages of %d bytes, this one has %d", st.Record.PageSize, page)
-	}
 	return st, nil
 }
 

@@ -11,12 +11,12 @@ import (
 // Unseal makes a sealed image plain again: the content that a mapping of it
 // showed last, at its own offsets, and the size that it had. It finishes a
 // half-way seal or unseal, and does nothing to a plain image. A plain image that
-// looks sealed is refused unless said is set: whether it is one, only the caller can say.
+// looks sealed is refused unless said is set: whether it is one, only the caller can say. An
+// image that was sealed by a kernel with another page size is unsealed as any other.
 //
 // f must be open for reading and writing, by nobody else, and not mapped. It
 // returns *extents.Refusal, and changes nothing, when the kernel holds the image
-// as a swap file, when it is of another page size, or when its record does not
-// hold. On f2fs the image may have lost its pin afterwards.
+// as a swap file, or when its record does not hold. On f2fs the image may have lost its pin afterwards.
 func Unseal(f *os.File, said bool) error {
 	s := newFileStore(f)
 	if err := prepare(s); err != nil {
@@ -64,7 +64,7 @@ func (c change) adopt() error {
 }
 
 func (c change) unseal() error {
-	st, err := inspect(c.store, c.page, c.said)
+	st, err := look(c.store, c.said)
 	if err != nil {
 		return err
 	}
@@ -103,13 +103,13 @@ func (c change) moveBack(r Record) error {
 	if err := c.intend(r); err != nil {
 		return err
 	}
-	if err := c.write(r.Size()-c.page, r.trailerPage()); err != nil {
+	if err := c.write(r.Size()-r.PageSize, r.trailerPage()); err != nil {
 		return err
 	}
 	if err := c.sync(); err != nil {
 		return err
 	}
-	first := min(c.page, r.Kept())
+	first := min(r.PageSize, r.Kept())
 	if r.Kept() > first {
 		if err := c.write(first, head[first:]); err != nil {
 			return err

@@ -63,7 +63,7 @@ func dispatch(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	return code
 }
 
-// fetchKernels downloads the named kernels, or all.
+// fetchKernels downloads the named kernels, or those that all tests run with.
 func fetchKernels(_ context.Context, names []string, stdout, _ io.Writer) (int, error) {
 	if len(names) == 0 {
 		names = vm.Kernels

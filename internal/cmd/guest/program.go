@@ -43,7 +43,7 @@ func parse(args []string, stderr io.Writer) (vm.Config, error) {
 		fmt.Fprintln(stderr, "usage: guest [OPTIONS] -- BINARY [ARGS...]\n       guest test [OPTIONS] [PACKAGES]\n       guest fetch [KERNEL...]")
 		fs.PrintDefaults()
 	}
-	fs.StringVar(&c.Kernel, "kernel", c.Kernel, "`name` of the kernel: "+strings.Join(vm.Kernels, " "))
+	fs.StringVar(&c.Kernel, "kernel", c.Kernel, "`name` of the kernel: "+strings.Join(vm.AllKernels(), " "))
 	fs.IntVar(&c.Disks, "disks", c.Disks, "extra disks, named in $DMLOOP_DISKS")
 	fs.Func("disk-size", "size of each disk, sparse (default 2G)", func(v string) (err error) {
 		c.DiskSize, err = parseSize(v)

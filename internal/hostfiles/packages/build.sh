@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the packages from the program in bin/ and the pages in bin/man, into bin/:
-# make packages. The same source gives the same packages.
+# make packages. With ARCH from the program in bin/ARCH, into that folder, with what this
+# machine's program in bin/ says of itself. The same source gives the same packages.
 set -eu
 cd "$(dirname "$0")/../../.."
 
@@ -8,9 +9,10 @@ nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 md2man=github.com/cpuguy83/go-md2man/v2@v2.0.7
 
 VERSION=$(bin/dmloop version | sed -n '1s/^dmloop \([^ ]*\).*/\1/p')
-ARCH=$(go env GOARCH)
+OUT=bin${ARCH:+/$ARCH}
+ARCH=${ARCH:-$(go env GOARCH)}
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1793491200)
-export VERSION ARCH SOURCE_DATE_EPOCH
+export VERSION OUT ARCH SOURCE_DATE_EPOCH
 
 rm -rf bin/package
 mkdir -p bin/package/man8 bin/package/man7 bin/package/man5
@@ -66,6 +68,6 @@ done
 
 for package in dmloop dmloop-initramfs; do
 	for packager in deb rpm; do
-		go run "$nfpm" package --config "internal/hostfiles/packages/$package.yaml" --packager "$packager" --target bin/
+		go run "$nfpm" package --config "internal/hostfiles/packages/$package.yaml" --packager "$packager" --target "$OUT/"
 	done
 done

@@ -64,7 +64,16 @@ func buildRoot(jobFile string) (vm.Job, error) {
 			return job, err
 		}
 	}
-	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, workdir)
+	layers := lower
+	if job.Tools != "" {
+		// A mount of its own, although the folder lies below the host's root: overlayfs
+		// refuses a layer inside another (ELOOP).
+		if err := doMounts(share(vm.ToolsTag, "/tools")); err != nil {
+			return job, err
+		}
+		layers = "/tools:" + lower
+	}
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", layers, upper, workdir)
 	err = doMounts(
 		mount{"overlay", root, "overlay", 0, data},
 		mount{lower, root + "/host", "", unix.MS_BIND, ""},
@@ -102,9 +111,13 @@ func hostTree() (lower, work string, err error) {
 	if err := loadFiles(modules...); err != nil { // in the order of their names
 		return "", "", err
 	}
-	// The host's files do not change in a guest's lifetime, so what was read may be kept.
-	err = doMounts(mount{vm.HostTag, "/host", "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,cache=loose,msize=512000"})
-	return "/host", "/upper", err
+	return "/host", "/upper", doMounts(share(vm.HostTag, "/host"))
+}
+
+// share is a folder of the host. Its files do not change in a guest's lifetime, so what
+// was read may be kept.
+func share(tag, target string) mount {
+	return mount{tag, target, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,cache=loose,msize=512000"}
 }
 
 // enter makes root the root directory. Kernel threads share process 1's root,

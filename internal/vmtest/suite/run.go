@@ -58,9 +58,11 @@ func Run(ctx context.Context, o Options) (Counts, error) {
 		return total, err
 	}
 	defer os.RemoveAll(bins)
-	for _, pkg := range packages {
-		if err := compile(ctx, pkg, bins); err != nil {
-			return total, err
+	for _, arch := range architectures(o.Kernels) {
+		for _, pkg := range packages {
+			if err := compile(ctx, pkg, arch, bins); err != nil {
+				return total, err
+			}
 		}
 	}
 	for _, kernel := range o.Kernels { // before the clock of any guest runs
@@ -109,14 +111,24 @@ func unit(ctx context.Context, o Options) (Counts, error) {
 	return c.Counts, nil
 }
 
-func binary(bins string, pkg guestPackage) string {
-	return filepath.Join(bins, strings.ReplaceAll(pkg.Path, "/", "-")+".test")
+// architectures returns what the tests have to be built for, each once.
+func architectures(kernels []string) []string {
+	var all []string
+	for _, kernel := range kernels {
+		all = append(all, vm.GOARCH(kernel))
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+func binary(bins, arch string, pkg guestPackage) string {
+	return filepath.Join(bins, strings.ReplaceAll(pkg.Path, "/", "-")+"."+arch+".test")
 }
 
 // compile builds a package's test binary; the guest has no compiler's time.
-func compile(ctx context.Context, pkg guestPackage, bins string) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags="+buildTag, "-o", binary(bins, pkg), pkg.Path)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+func compile(ctx context.Context, pkg guestPackage, arch, bins string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags="+buildTag, "-o", binary(bins, arch, pkg), pkg.Path)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go test -c %s: %w\n%s", pkg.Path, err, out)
 	}
@@ -220,7 +232,7 @@ func oneGuest(ctx context.Context, o Options, s share, packages []guestPackage, 
 	cfg.Timeout, cfg.Silence, cfg.Env, cfg.KernelArgs, cfg.Virtual, cfg.Transcript = o.Timeout, o.Silence, o.Env, o.Kernel, o.Virtual, true
 	for _, pkg := range chosen {
 		cfg.Commands = append(cfg.Commands, vm.Command{
-			Args: []string{binary(bins, pkg), "-test.v=test2json", "-test.paniconexit0",
+			Args: []string{binary(bins, vm.GOARCH(kernel), pkg), "-test.v=test2json", "-test.paniconexit0",
 				"-test.timeout=" + o.Timeout.String(), "-test.run=" + runPattern(pkg.Tests, o.Pattern)},
 			Dir: pkg.Dir,
 		})

@@ -14,13 +14,13 @@ import (
 
 func TestRunsOn(t *testing.T) {
 	for name, want := range map[string]string{
-		"TestMap":           "uml 6.1 6.12 new",
+		"TestMap":           "uml 6.1 6.12 new arm64 arm64-16k",
 		"TestFullKillNine":  "uml",
-		"TestQemuGuardDeny": "6.1 6.12 new",
+		"TestQemuGuardDeny": "6.1 6.12 new arm64 arm64-16k",
 		"TestNewWriteZeros": "new",
 	} {
 		var on []string
-		for _, kernel := range vm.Kernels {
+		for _, kernel := range vm.AllKernels() {
 			if runsOn(name, kernel) {
 				on = append(on, kernel)
 			}
@@ -28,6 +28,13 @@ func TestRunsOn(t *testing.T) {
 		if got := strings.Join(on, " "); got != want {
 			t.Errorf("%s runs on %q, want %q", name, got, want)
 		}
+	}
+}
+
+func TestEachArchitectureIsBuiltOnce(t *testing.T) {
+	got := architectures([]string{vm.KernelArm64, vm.Kernel61, vm.KernelArm64Pages16K, vm.Kernel612})
+	if !slices.Equal(got, []string{"amd64", "arm64"}) {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -6,27 +6,34 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // keyring is where Debian keeps the keys of its archive.
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// apt downloads packages of a suite that the machine itself does not use. It
-// keeps its lists apart, so the machine's own package state never changes.
+// apt downloads packages of a suite and an architecture that the machine itself does
+// not use. It keeps its lists apart, so the machine's own package state never changes.
 type apt struct {
 	dir     string
 	options []string
 }
 
-// newApt reads the package lists of suite from the mirror that the machine
+// newApt reads the package lists of suite for arch from the mirror that the machine
 // already uses for its main archive.
-func newApt(dir, suite string) (*apt, error) {
+func newApt(dir, suite, arch string) (*apt, error) {
 	mirror, err := machineMirror()
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "lists/partial"), 0o755); err != nil {
+	for _, folder := range []string{"lists/partial", "archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	status := filepath.Join(dir, "status") // nothing is installed
+	if err := os.WriteFile(status, nil, 0o644); err != nil {
 		return nil, err
 	}
 	list := filepath.Join(dir, "sources.list")
@@ -36,7 +43,8 @@ func newApt(dir, suite string) (*apt, error) {
 	}
 	a := &apt{dir: dir, options: []string{
 		"-q", "-o", "Dir::Etc::sourcelist=" + list, "-o", "Dir::Etc::sourceparts=/dev/null",
-		"-o", "Dir::State::lists=" + filepath.Join(dir, "lists"), "-o", "Dir::Cache=" + dir,
+		"-o", "Dir::State::lists=" + filepath.Join(dir, "lists"), "-o", "Dir::State::status=" + status, "-o", "Dir::Cache=" + dir,
+		"-o", "APT::Architecture=" + arch, "-o", "APT::Architectures=" + arch,
 		"-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3",
 	}}
 	return a, command("apt-get", append(a.options, "update")...)
@@ -78,6 +86,15 @@ func (a *apt) unpack(name, dir string) error {
 		return fmt.Errorf("apt-get download %s left %d files", name, len(files))
 	}
 	return command("dpkg", "-x", files[0], dir)
+}
+
+// withAllTheyNeed downloads packages and those that they depend on, and returns the files.
+func (a *apt) withAllTheyNeed(names []string) ([]string, error) {
+	args := slices.Concat(a.options, []string{"install", "--download-only", "--no-install-recommends", "-y"}, names)
+	if err := command("apt-get", args...); err != nil {
+		return nil, err
+	}
+	return filepath.Glob(filepath.Join(a.dir, "archives/*.deb"))
 }
 
 // remove deletes lists and packages, which are as large as the kernels.

@@ -12,7 +12,7 @@ import (
 
 // Config describes a guest.
 type Config struct {
-	Kernel     string        // one of Kernels
+	Kernel     string        // one of AllKernels
 	Disks      int           // extra disks
 	DiskSize   int64         // bytes of each, sparse
 	SectorSize int           // logical block size of the disks; User Mode Linux knows 512 only
@@ -125,12 +125,13 @@ func once(ctx context.Context, c Config, prepare preparer) (Result, error) {
 
 // prepare is the preparer of real guests.
 func prepare(c Config, dir string) (argv, env []string, err error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
+	arch := sources[c.Kernel].arch
 	job := Job{Kernel: c.Kernel, Env: c.Env, Commands: c.Commands, Transcript: c.Transcript}
 	if c.Kernel == KernelUML {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, nil, err
+		}
 		if job.Modules, err = umlModules(); err != nil {
 			return nil, nil, err
 		}
@@ -148,6 +149,15 @@ func prepare(c Config, dir string) (argv, env []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if arch.foreign() {
+		if job.Tools, err = fetchTools(arch); err != nil {
+			return nil, nil, err
+		}
+	}
+	exe, err := firstProgram(arch, dir)
+	if err != nil {
+		return nil, nil, err
+	}
 	job.Modules = k.modules
 	job.Disks = qemuDisks(c.Disks)
 	job.Preload = []string{"dm_mod", "loop"}
@@ -159,7 +169,7 @@ func prepare(c Config, dir string) (argv, env []string, err error) {
 	if err := writeInitramfs(initrd, k.archive, exe); err != nil {
 		return nil, nil, err
 	}
-	return qemuCommand(c, dir, k, initrd, kernelLog(dir), file), nil, nil
+	return qemuCommand(c, dir, arch, k, initrd, job.Tools, file), nil, nil
 }
 
 func diskFile(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("disk%d.raw", i)) }

@@ -25,13 +25,22 @@ func unpackImage(dir string) error {
 		if err != nil {
 			return err
 		}
-		kernel, err := UnpackKernel(image)
-		if err != nil {
-			return fmt.Errorf("%s: %w", found[0], err)
+		kernel := image
+		if !plainArm64(image) {
+			if kernel, err = UnpackKernel(image); err != nil {
+				return fmt.Errorf("%s: %w", found[0], err)
+			}
 		}
 		return os.WriteFile(filepath.Join(dir, "vmlinux"), kernel, 0o644)
 	}
 	return fmt.Errorf("no kernel image in %s", dir)
+}
+
+// plainArm64 reports whether image is a kernel of arm64 that nothing has packed, by the
+// magic number of its header (Documentation/arch/arm64/booting.rst).
+func plainArm64(image []byte) bool {
+	const at, magic = 56, "ARMd"
+	return len(image) > at+len(magic) && string(image[at:at+len(magic)]) == magic
 }
 
 // packers are the formats of Debian's kernels: first bytes and unpacker.

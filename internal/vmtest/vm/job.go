@@ -35,6 +35,7 @@ type Command struct {
 type Job struct {
 	Kernel   string    `json:"kernel"`  // value of DMLOOP_GUEST
 	Modules  string    `json:"modules"` // folder on the host that becomes /lib/modules/VERSION
+	Tools    string    `json:"tools"`   // folder on the host whose programs hide the host's, or nothing
 	Preload  []string  `json:"preload"` // modules to load before the first command
 	Disks    []string  `json:"disks"`   // device paths in the guest
 	Env      []string  `json:"env"`     // further environment of the commands

@@ -15,6 +15,7 @@ import (
 
 // A kernelSource says where Debian keeps a kernel.
 type kernelSource struct {
+	arch     architecture
 	suite    string
 	packages *regexp.Regexp // of which the newest version is taken; group 1 is the version
 	with     []string       // further packages of that version, as prefixes of its name
@@ -26,17 +27,29 @@ const (
 	Kernel61  = "6.1"
 	Kernel612 = "6.12"
 	KernelNew = "new"
+
+	KernelArm64         = "arm64"
+	KernelArm64Pages16K = "arm64-16k"
 )
 
-// Kernels lists the names of all kernels, the quickest first.
+// Kernels lists the names of the kernels that all tests run with, the quickest first.
 var Kernels = []string{KernelUML, Kernel61, Kernel612, KernelNew}
 
+// ArmKernels lists those of arm64, with pages of 4 and of 16 KiB.
+var ArmKernels = []string{KernelArm64, KernelArm64Pages16K}
+
+// AllKernels lists the names of all kernels.
+func AllKernels() []string { return slices.Concat(Kernels, ArmKernels) }
+
 var sources = map[string]kernelSource{
-	Kernel61: {"bookworm", regexp.MustCompile(`^linux-image-(6\.1\.\d+-\d+-amd64)$`), nil},
+	Kernel61: {amd64, "bookworm", regexp.MustCompile(`^linux-image-(6\.1\.\d+-\d+-amd64)$`), nil},
 	// Newer packages have no ABI number of their own.
-	Kernel612: {"trixie", regexp.MustCompile(`^linux-image-(6\.12\.\d+\+deb13-amd64)$`), nil},
+	Kernel612: {amd64, "trixie", regexp.MustCompile(`^linux-image-(6\.12\.\d+\+deb13-amd64)$`), nil},
 	// Backports split image, modules, and the lists of what is built in.
-	KernelNew: {"trixie-backports", regexp.MustCompile(`^linux-binary-(\d+\.\d+\.\d+\+deb13-amd64)$`), []string{"linux-modules-", "linux-base-"}},
+	KernelNew: {amd64, "trixie-backports", regexp.MustCompile(`^linux-binary-(\d+\.\d+\.\d+\+deb13-amd64)$`), []string{"linux-modules-", "linux-base-"}},
+
+	KernelArm64:         {arm64, "trixie", regexp.MustCompile(`^linux-image-(6\.12\.\d+\+deb13-arm64)$`), nil},
+	KernelArm64Pages16K: {arm64, "trixie", regexp.MustCompile(`^linux-image-(6\.12\.\d+\+deb13-arm64-16k)$`), nil},
 }
 
 // kernelFiles are the files of an unpacked kernel.
@@ -59,46 +72,65 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "dmloop"), err
 }
 
-// Fetch makes sure that the named kernel is in the cache.
+// Fetch makes sure that the named kernel, and what its guests need, is in the cache.
 func Fetch(name string) error {
 	if name == KernelUML {
 		_, err := umlModules()
 		return err
 	}
 	_, err := fetch(name)
+	if arch := sources[name].arch; err == nil && arch.foreign() {
+		_, err = fetchTools(arch)
+	}
 	return err
 }
 
 // fetch returns the files of the named kernel, downloading it when the cache
-// does not hold it. Runners that need the same kernel wait for each other.
+// does not hold it.
 func fetch(name string) (kernelFiles, error) {
 	src, ok := sources[name]
 	if !ok {
-		return kernelFiles{}, fmt.Errorf("unknown kernel %q: one of %s", name, strings.Join(Kernels, " "))
+		return kernelFiles{}, fmt.Errorf("unknown kernel %q: one of %s", name, strings.Join(AllKernels(), " "))
 	}
+	files, err := inCache("kernel-"+name, findKernel, func(dir string) error { return download(dir, src) })
+	if err != nil {
+		return files, fmt.Errorf("kernel %s: %w", name, err)
+	}
+	return files, nil
+}
+
+// inCache returns what find finds in the named folder of the cache. If that fails, fill
+// has to make the folder's content first. Runners that need the same wait for each other.
+func inCache[T any](name string, find func(dir string) (T, error), fill func(dir string) error) (found T, err error) {
 	cache, err := CacheDir()
 	if err != nil {
-		return kernelFiles{}, err
+		return found, err
 	}
-	dir := filepath.Join(cache, "kernel-"+name)
+	dir := filepath.Join(cache, name)
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return kernelFiles{}, err
+		return found, err
 	}
 	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return kernelFiles{}, err
+		return found, err
 	}
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return kernelFiles{}, fmt.Errorf("lock %s: %w", lock.Name(), err)
+		return found, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	if files, err := findKernel(dir); err == nil {
-		return files, nil
+	if found, err := find(dir); err == nil {
+		return found, nil
 	}
-	if err := download(dir, src); err != nil {
-		return kernelFiles{}, fmt.Errorf("kernel %s: %w", name, err)
+	if err := os.RemoveAll(dir); err != nil {
+		return found, err
 	}
-	return findKernel(dir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return found, err
+	}
+	if err := fill(dir); err != nil {
+		return found, err
+	}
+	return find(dir)
 }
 
 // findKernel looks up the files of an unpacked kernel in dir.
@@ -121,14 +153,8 @@ func findKernel(dir string) (kernelFiles, error) {
 }
 
 // download fetches and unpacks the newest kernel of src into dir.
-func download(dir string, src kernelSource) (err error) {
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	apt, err := newApt(filepath.Join(dir, "apt"), src.suite)
+func download(dir string, src kernelSource) error {
+	apt, err := newApt(filepath.Join(dir, "apt"), src.suite, src.arch.name)
 	if err != nil {
 		return err
 	}

@@ -2,36 +2,42 @@ package vm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
-// HostTag is the 9p mount tag of the host's root.
-const HostTag = "host"
+// The 9p mount tags of the host's root, and of the folder with a guest's own tools.
+const (
+	HostTag  = "host"
+	ToolsTag = "tools"
+)
 
-// Processor is what qemu emulates, a plain one: each feature costs an emulated kernel
-// time at boot. The kernel's code for AES multiplies without carry and does not ask
-// whether it can.
+// Processor is what qemu emulates on amd64. The kernel's code for AES multiplies without
+// carry and does not ask whether it can.
 const Processor = "Nehalem,+rdrand,+aes,+pclmulqdq"
 
 // qemuCommand returns the argument vector that boots a Debian kernel. The
-// kernel log goes to logFile, the channels to the inherited descriptors.
-func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile string) []string {
+// kernel log goes to a file in dir, the channels to the inherited descriptors. tools is
+// empty, or the folder that hides the host's programs.
+func qemuCommand(c Config, dir string, arch architecture, k kernelFiles, initrd, tools, jobFile string) []string {
 	accel, cpus := []string{"-accel", c.Accel}, c.CPUs
 	if c.Virtual {
 		accel, cpus = []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"}, 1
 	}
-	argv := append([]string{"qemu-system-x86_64"}, accel...)
+	argv := slices.Concat([]string{arch.emulator}, arch.machine, accel)
 	argv = append(argv,
-		"-cpu", Processor, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(c.MemoryMiB),
+		"-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(c.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image, "-initrd", initrd,
-		"-append", strings.Join(append(qemuKernelArgs(jobFile), c.KernelArgs...), " "),
-		"-chardev", "file,id=klog,path="+logFile, "-serial", "chardev:klog",
+		"-append", strings.Join(slices.Concat(arch.kernel, qemuKernelArgs(jobFile), c.KernelArgs), " "),
+		"-chardev", "file,id=klog,path="+kernelLog(dir), "-serial", "chardev:klog",
 		"-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci",
-		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
-		"-device", "virtio-9p-pci,fsdev=root,mount_tag="+HostTag,
 	)
+	argv = append(argv, qemuShare(HostTag, "/")...)
+	if tools != "" {
+		argv = append(argv, qemuShare(ToolsTag, tools)...)
+	}
 	for i, name := range Channels {
 		argv = append(argv,
 			"-chardev", fmt.Sprintf("file,id=ch%d,path=/proc/self/fd/%d", i, i+3),
@@ -53,15 +59,22 @@ func qemuCommand(c Config, dir string, k kernelFiles, initrd, logFile, jobFile s
 	return argv
 }
 
+// qemuShare has the guest find a folder of the host under a tag, for reading.
+func qemuShare(tag, folder string) []string {
+	return []string{
+		"-fsdev", fmt.Sprintf("local,id=%s,path=%s,security_model=none,readonly=on,multidevs=remap", tag, folder),
+		"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s", tag, tag),
+	}
+}
+
 func qemuKernelArgs(jobFile string) []string {
 	return []string{
-		"console=ttyS0",
 		// A serial line costs time per character; process 1 raises the level again.
 		"loglevel=5",
 		// A broken kernel must end the guest, not hang it.
 		"oops=panic", "panic=-1",
 		// None of these helps a guest that lives for a minute.
-		"mitigations=off", "nokaslr", "audit=0", "no_timer_check", "tsc=reliable",
+		"mitigations=off", "nokaslr", "audit=0",
 		JobVariable + "=" + jobFile,
 	}
 }

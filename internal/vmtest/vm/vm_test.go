@@ -66,10 +66,12 @@ func TestNewestVersion(t *testing.T) {
 		"linux-image-6.1.0-9-amd64", "linux-image-6.1.0-47-amd64", "linux-image-6.1.0-50-amd64-unsigned",
 		"linux-image-6.1.0-48-rt-amd64", "linux-image-6.12.94+deb13-amd64", "linux-image-6.12.107+deb13-amd64",
 		"linux-binary-6.19.14+deb13-amd64", "linux-binary-7.3.4+deb13-amd64", "linux-binary-7.10.1+deb13-amd64",
-		"linux-binary-7.9.9+deb13-cloud-amd64",
+		"linux-binary-7.9.9+deb13-cloud-amd64", "linux-image-6.12.117+deb13-arm64", "linux-image-6.12.107+deb13-arm64-16k",
+		"linux-image-6.12.117+deb13-arm64-unsigned", "linux-image-6.12.118+deb13-arm64-16k-dbg", "linux-image-6.12.118+deb13-rt-arm64",
 	}
 	for kernel, want := range map[string]string{
 		Kernel61: "6.1.0-47-amd64", Kernel612: "6.12.107+deb13-amd64", KernelNew: "7.10.1+deb13-amd64",
+		KernelArm64: "6.12.117+deb13-arm64", KernelArm64Pages16K: "6.12.107+deb13-arm64-16k",
 	} {
 		if got := newestVersion(names, sources[kernel].packages); got != want {
 			t.Errorf("%s: %q, want %q", kernel, got, want)
@@ -228,6 +230,45 @@ func TestFindPackedWantsAWholeKernel(t *testing.T) {
 		if _, err := UnpackKernel(image[:len(image)/2]); err == nil {
 			t.Errorf("%s: half an image was accepted", tool)
 		}
+	}
+}
+
+// The kernels of arm64 are not packed, and have nothing in them that looks so.
+func TestPlainArm64(t *testing.T) {
+	header := make([]byte, 64)
+	if plainArm64(header) || plainArm64(header[:10]) {
+		t.Error("zeros are taken for a kernel")
+	}
+	copy(header[56:], "ARMd")
+	if !plainArm64(header) {
+		t.Error("a kernel is not known by its header")
+	}
+}
+
+// Packages of Debian 12 have files below /bin and /lib, which are links in a guest's root.
+func TestUnpackMergedKeepsLinks(t *testing.T) {
+	dir := t.TempDir()
+	tree, root := filepath.Join(dir, "tree"), filepath.Join(dir, "root")
+	for _, folder := range []string{tree + "/DEBIAN", tree + "/bin", root + "/usr/bin"} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	control := "Package: p\nVersion: 1\nArchitecture: arm64\nMaintainer: m <m@example.org>\nDescription: d\n"
+	for path, text := range map[string]string{tree + "/DEBIAN/control": control, tree + "/bin/tool": "x"} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deb := filepath.Join(dir, "p.deb")
+	if err := errors.Join(os.Symlink("usr/bin", root+"/bin"), command("dpkg-deb", "--root-owner-group", "-b", tree, deb), unpackMerged(deb, root)); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(root + "/usr/bin/tool"); err != nil || string(text) != "x" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := unpackMerged(filepath.Join(dir, "none.deb"), root); err == nil {
+		t.Error("a package that is not there was unpacked")
 	}
 }
 
