@@ -19,7 +19,7 @@ func TestCreateOnHosts(t *testing.T) {
 			disk, dir := h.mount(t)
 			soil(t, dir, 256)
 			path := filepath.Join(dir, "image")
-			const size = 64<<20 + 4096*3
+			const size = 64<<20 + 3*16384
 			if err := Create(context.Background(), path, size, Options{}); err != nil {
 				t.Fatal(err)
 			}

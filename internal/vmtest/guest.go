@@ -21,7 +21,8 @@ func RequireGuest(t testing.TB) {
 	}
 }
 
-// Kernel returns the name of the guest's kernel: uml, 6.1, 6.12 or new.
+// Kernel returns the name of the guest's kernel: uml, 6.1, 6.12 or new, or with
+// arm64 arm64 or arm64-16k, which are 6.12.
 func Kernel(t testing.TB) string {
 	t.Helper()
 	RequireGuest(t)
