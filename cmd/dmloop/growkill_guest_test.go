@@ -100,7 +100,7 @@ func settledGrowth(t testing.TB, how, image, sum string) int {
 }
 
 // The same with a guard: it tears nothing down, and settles by itself what a kill leaves.
-func TestFullKilledGrowGuarded(t *testing.T) {
+func TestLongKilledGrowGuarded(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	image, sum := h.path("image.img"), ""
 	prepare := func() []string {
@@ -130,7 +130,7 @@ func TestFullKilledGrowGuarded(t *testing.T) {
 
 // Killed anywhere, grow of an image that is not mapped leaves its content, and zeros in what is new. The same
 // command again completes it. On f2fs the file may have any size between: it becomes longer with each write.
-func TestFullKilledGrowUnmapped(t *testing.T) {
+func TestLongKilledGrowUnmapped(t *testing.T) {
 	for _, kind := range growHosts(t, f2fsHost) {
 		t.Run(kind.name, func(t *testing.T) {
 			h := newHost(t, kind, "shim")
@@ -167,7 +167,7 @@ func TestFullKilledGrowUnmapped(t *testing.T) {
 
 // Killed anywhere, grow of a sealed image leaves it sealed, half-way or plain, with the old content or the
 // longer one. The same command again goes on from there.
-func TestFullKilledGrowSealed(t *testing.T) {
+func TestLongKilledGrowSealed(t *testing.T) {
 	h := newHost(t, ext4Host, "shim")
 	soilHost(t, h)
 	image := h.path("image.img")
