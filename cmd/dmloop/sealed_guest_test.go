@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"dmloop/internal/fstype"
 	"dmloop/internal/vmtest"
 )
 
@@ -23,6 +24,16 @@ func eachSealedHost(t *testing.T, test func(t *testing.T, h *host)) {
 	for _, kind := range known(t, sealedHosts...) {
 		t.Run(kind.name, func(t *testing.T) { test(t, newHost(t, kind, "shim")) })
 	}
+}
+
+// eachMarkedHost leaves out the file systems on which files have neither flags nor attributes: what
+// holds there is in the tests of bare hosts.
+func eachMarkedHost(t *testing.T, test func(t *testing.T, h *host)) {
+	eachSealedHost(t, func(t *testing.T, h *host) {
+		if !fstype.Of(h.kind.fstype).Bare {
+			test(t, h)
+		}
+	})
 }
 
 // block returns the size of the file system's blocks.

@@ -16,7 +16,7 @@ import (
 // the next boot takes the claim again, with the flag and without it; but not on f2fs,
 // which would move the image.
 func TestSealedClaimedAgain(t *testing.T) {
-	eachSealedHost(t, func(t *testing.T, h *host) {
+	eachMarkedHost(t, func(t *testing.T, h *host) {
 		image := h.image(t, "image.img", "1M")
 		sum := fill(t, image, 1<<20, 1)
 		expect(t, 0, "seal", image)
@@ -56,7 +56,7 @@ func TestSealedClaimedAgain(t *testing.T) {
 // What the guard's unit runs when it stops: nothing, unless the machine goes down, and
 // then no image is let go of that could be moved below a device in use.
 func TestSealedGoingDown(t *testing.T) {
-	eachSealedHost(t, func(t *testing.T, h *host) {
+	eachMarkedHost(t, func(t *testing.T, h *host) {
 		image := h.image(t, "image.img", "1M")
 		expect(t, 0, "seal", image)
 		dev := mapSealed(t, image, "vol")

@@ -18,7 +18,7 @@ import (
 
 // A sealed image that says what it is and is used as plain swap keeps its payload.
 func TestSealedUsedAsSwap(t *testing.T) {
-	eachSealedHost(t, func(t *testing.T, h *host) {
+	eachMarkedHost(t, func(t *testing.T, h *host) {
 		image := h.image(t, "image.img", fmt.Sprint(4<<20+h.block(t)))
 		sum := fill(t, image, 4<<20+h.block(t), 1)
 		expect(t, 0, "seal", image)
