@@ -23,6 +23,21 @@ const (
 	mostEntryBytes = 4 << 20
 )
 
+// HasGPT reports whether the header of a GPT is where it would be for blocks of 512 or 4096
+// bytes. Whether it holds is for those who use it.
+func HasGPT(r io.ReaderAt) (bool, error) {
+	buf := make([]byte, len(gptSignature))
+	for _, at := range []int64{512, 4096} {
+		if _, err := r.ReadAt(buf, at); err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+		if string(buf) == gptSignature {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // protectsGPT reports whether the first sector protects a GPT: an MBR with an entry of
 // type 0xee that begins at block 1, whatever else stands there.
 func protectsGPT(first []byte) bool {

@@ -1,16 +1,15 @@
 package lifecycle
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"dmloop/extents"
 	"dmloop/internal/advice"
 	"dmloop/internal/backing"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/fault"
 	"dmloop/internal/fstype"
 	"dmloop/internal/image"
@@ -250,7 +249,7 @@ func (s *System) lengthen(ctx context.Context, img *image.Image, lease *image.Le
 		err = backing.Grow(ctx, img, g.Size, options)
 	}
 	if err == nil {
-		g.GPT, err = hasGPT(img.File())
+		g.GPT, err = blockdev.HasGPT(img.File())
 	}
 	if v.Sealed {
 		_, again := seal.Seal(img.File(), seal.Options{Layout: func() (extents.Layout, error) {
@@ -273,20 +272,4 @@ func sealing(v *survey.Report, err error) error {
 		return fault.Refuse(v.Path, refused.Problems)
 	}
 	return fault.Wrap(v.Path, "", err)
-}
-
-// hasGPT reports whether the header of a GPT is where it would be for blocks of 512 or 4096
-// bytes. Whether it holds is for those who use it.
-func hasGPT(f io.ReaderAt) (bool, error) {
-	signature := []byte("EFI PART")
-	buf := make([]byte, len(signature))
-	for _, at := range []int64{512, 4096} {
-		if _, err := f.ReadAt(buf, at); err != nil && !errors.Is(err, io.EOF) {
-			return false, err
-		}
-		if bytes.Equal(buf, signature) {
-			return true, nil
-		}
-	}
-	return false, nil
 }

@@ -14,6 +14,7 @@ import (
 	"dmloop/guard"
 	"dmloop/internal/advice"
 	"dmloop/internal/backing"
+	"dmloop/internal/blockdev"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
 	"dmloop/internal/image"
@@ -82,7 +83,7 @@ func deviceHasGPT(path string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	return hasGPT(f)
+	return blockdev.HasGPT(f)
 }
 
 // growthOf opens what a growth works on.
@@ -219,16 +220,25 @@ func (j *growth) append(ctx context.Context, o GrowOptions) error {
 
 // lengthen writes through a descriptor that is closed before the pins are proved.
 func (j *growth) lengthen(ctx context.Context, o GrowOptions) error {
-	rw, err := j.img.OpenForWriting()
+	writable, err := j.writable()
 	if err != nil {
-		return openError(j.m.Image.Path, err)
-	}
-	writable, err := image.Adopt(rw)
-	if err != nil {
-		return errors.Join(err, rw.Close())
+		return err
 	}
 	err = backing.Grow(ctx, writable, j.m.Growing.To, backing.GrowOptions{Progress: o.Progress, Live: true})
 	return errors.Join(err, writable.Close())
+}
+
+// writable opens the image for writing, which the caller closes.
+func (j *growth) writable() (*image.Image, error) {
+	rw, err := j.img.OpenForWriting()
+	if err != nil {
+		return nil, openError(j.m.Image.Path, err)
+	}
+	writable, err := image.Adopt(rw)
+	if err != nil {
+		return nil, errors.Join(err, rw.Close())
+	}
+	return writable, nil
 }
 
 // pinAgain sets the pins that dmloop set.

@@ -13,7 +13,6 @@ import (
 	"dmloop/internal/backing"
 	"dmloop/internal/dm"
 	"dmloop/internal/fault"
-	"dmloop/internal/image"
 	"dmloop/internal/pin"
 	"dmloop/internal/record"
 )
@@ -129,13 +128,9 @@ func (j *growth) cut() error {
 	if err := pin.Lift(j.img.File(), m.Image.Filesystem); err != nil {
 		return err
 	}
-	rw, err := j.img.OpenForWriting()
+	writable, err := j.writable()
 	if err != nil {
-		return openError(m.Image.Path, err)
-	}
-	writable, err := image.Adopt(rw)
-	if err != nil {
-		return errors.Join(err, rw.Close())
+		return err
 	}
 	return errors.Join(backing.Shorten(writable.File(), m.Growing.From), writable.Close())
 }
