@@ -19,6 +19,7 @@ func RequireGuest(t testing.TB) {
 	if inGuest() == "" {
 		t.Fatal("not in a guest: run with go run ./internal/cmd/guest (docs/testing.md)")
 	}
+	mountsEnd(t)
 }
 
 // Kernel returns the name of the guest's kernel: uml, 6.1, 6.12 or new, or with

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -54,10 +55,8 @@ func survey() map[string]bool {
 	for _, f := range glob("/sys/block/loop*/loop/backing_file") {
 		add("loop device", filepath.Base(filepath.Dir(filepath.Dir(f)))+" on "+content(f))
 	}
-	for line := range strings.Lines(content("/proc/self/mounts")) {
-		if f := strings.Fields(line); len(f) > 2 {
-			add("mount", f[0]+" on "+f[1])
-		}
+	for mount := range mounts() {
+		add("mount", mount)
 	}
 	for i, line := range strings.Split(content("/proc/swaps"), "\n") {
 		if f := strings.Fields(line); i > 0 && len(f) > 0 {
@@ -74,6 +73,40 @@ func survey() map[string]bool {
 		// The descriptor of the listing itself is gone by now.
 		if target, err := os.Readlink(fd); err == nil && !strings.HasPrefix(target, "anon_inode:") {
 			add("descriptor", filepath.Base(fd)+" -> "+target)
+		}
+	}
+	return found
+}
+
+// mountsWatched has the tests that mountsEnd looks at already.
+var mountsWatched sync.Map
+
+// mountsEnd has a test fail that leaves a mount: Main would find it when all tests of the
+// package are over, and would not know whose it is. A subtest's may be its parent's.
+func mountsEnd(t testing.TB) {
+	if strings.Contains(t.Name(), "/") {
+		return
+	}
+	if _, watched := mountsWatched.LoadOrStore(t.Name(), true); watched {
+		return
+	}
+	before := mounts()
+	t.Cleanup(func() {
+		mountsWatched.Delete(t.Name())
+		for mount := range mounts() {
+			if !before[mount] {
+				t.Errorf("left mounted: %s", mount)
+			}
+		}
+	})
+}
+
+// mounts are all that this process sees, as "SOURCE on POINT".
+func mounts() map[string]bool {
+	found := map[string]bool{}
+	for line := range strings.Lines(content("/proc/self/mounts")) {
+		if f := strings.Fields(line); len(f) > 2 {
+			found[f[0]+" on "+f[1]] = true
 		}
 	}
 	return found
