@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -141,6 +142,71 @@ func sameRows(l Layout, walk walk) (bool, error) {
 	return err == nil && len(left) == 0, err
 }
 
+// ReadLike is Read for a file that is expected to have the layout like, clipped and merged:
+// it then returns like itself, and keeps no rows of its own. Otherwise it returns what the
+// file has, clipped and merged.
+func ReadLike(f *os.File, like Layout) (Layout, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return Layout{}, err
+	}
+	walk, err := walkOf(f)
+	if err != nil {
+		return Layout{}, err
+	}
+	l, err := readLike(Bytes(info.Size()), like, walk)
+	if err != nil {
+		return Layout{}, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return l, nil
+}
+
+func readLike(size Bytes, like Layout, walk walk) (Layout, error) {
+	if size == like.Size {
+		if as, err := mergesTo(like, walk); as || err != nil {
+			return like, err
+		}
+	}
+	rows, err := readRows(size, walk)
+	return Layout{Size: size, Extents: rows}.Clip().Merge(), err
+}
+
+// mergesTo reports whether the rows of walk, all within the file, are those of l when they
+// are merged.
+func mergesTo(l Layout, walk walk) (bool, error) {
+	left := l.Extents
+	differs := errors.New("differs")
+	var row, merged Extent // the last one, and what it is the end of
+	err := walk(l.Size, func(rows []Extent, _ Bytes) error {
+		for _, e := range rows {
+			if e.Flags&FlagLast != 0 && e.Logical < l.Size {
+				e = e.trim(0, l.Size)
+			}
+			switch {
+			case e.end() > l.Size:
+				return differs // what is beyond the end takes a look at all of it
+			case merged.Length != 0 && e.continues(row):
+				merged.Length += e.Length
+				merged.Flags |= e.Flags
+			case merged.Length != 0:
+				if len(left) == 0 || merged != left[0] {
+					return differs
+				}
+				left = left[1:]
+				fallthrough
+			default:
+				merged = e
+			}
+			row = e
+		}
+		return nil
+	})
+	if errors.Is(err, differs) {
+		return false, nil
+	}
+	return err == nil && (len(left) == 1 && left[0] == merged || len(left) == 0 && merged.Length == 0), err
+}
+
 // A walk tells visit the rows of a file of size bytes, batch after batch, and up to which
 // byte each batch reaches. An error of visit ends it and is returned as it is.
 type walk func(size Bytes, visit func(rows []Extent, done Bytes) error) error
@@ -187,17 +253,19 @@ func readRows(size Bytes, walk walk) ([]Extent, error) {
 // rows before it end, so the number of calls is finite whatever the kernel says.
 // visit is told, too, up to which byte the batch reaches.
 func eachBatch(size Bytes, call func(buf []byte) error, visit func(rows []Extent, done Bytes) error) error {
-	buf := make([]byte, headerSize+firstRows*rowSize)
-	var rows []Extent
+	m := memories.Get().(*memory)
+	defer memories.Put(m)
+	buf := m.sized(firstRows)
 	for start := Bytes(0); ; {
 		encodeRequest(buf, start)
 		if err := call(buf); err != nil {
 			return err
 		}
-		var err error
-		if rows, err = decodeReply(rows[:0], buf); err != nil {
+		rows, err := decodeReply(m.rows[:0], buf)
+		if err != nil {
 			return err
 		}
+		m.rows = rows
 		if len(rows) == 0 {
 			return nil
 		}
@@ -212,10 +280,26 @@ func eachBatch(size Bytes, call func(buf []byte) error, visit func(rows []Extent
 			return fmt.Errorf("FIEMAP from byte %d returned rows that end at byte %d", start, last.end())
 		}
 		start = last.end()
-		if len(buf) < headerSize+batchRows*rowSize {
-			buf, rows = make([]byte, headerSize+batchRows*rowSize), make([]Extent, 0, batchRows)
-		}
+		buf = m.sized(batchRows)
 	}
+}
+
+// memory is what a reading needs. The guard reads again and again, and what it would leave
+// behind each time would cost it more than the kernel's part.
+type memory struct {
+	buf  []byte
+	rows []Extent
+}
+
+var memories = sync.Pool{New: func() any { return new(memory) }}
+
+// sized returns a buffer for so many rows.
+func (m *memory) sized(rows int) []byte {
+	size := headerSize + rows*rowSize
+	if cap(m.buf) < size {
+		m.buf, m.rows = make([]byte, size), make([]Extent, 0, rows)
+	}
+	return m.buf[:size]
 }
 
 // expected guesses how many rows are still to come when n rows cover the file up to

@@ -3,6 +3,7 @@ package extents
 import (
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -230,5 +231,80 @@ func TestSameRows(t *testing.T) {
 	defer f.Close()
 	if same, err := Same(f, Layout{Size: 1}); same || err != nil {
 		t.Errorf("a file of another size: %t, %v", same, err)
+	}
+}
+
+// What ReadLike returns is what Read does, clipped and merged, whatever is expected; and it
+// is the expected one itself exactly if the two are the same.
+func TestReadLike(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	like := 0
+	for range 20_000 {
+		var rows []Extent
+		logical, physical := Bytes(0), Bytes(1<<20)
+		for range r.IntN(6) {
+			logical += 4096 * Bytes(r.IntN(5)/4)
+			physical += 4096 * Bytes(r.IntN(3)/2)
+			e := Extent{logical, physical, 4096 * Bytes(1+r.IntN(2)), Flags(r.IntN(8)/7) * FlagUnwritten}
+			logical, physical = e.end(), physical+e.Length
+			rows = append(rows, e)
+		}
+		if n := len(rows); n > 0 && r.IntN(4) > 0 {
+			rows[n-1].Flags |= FlagLast
+		}
+		size := max(0, logical+Bytes(r.IntN(5)-3)*2048)
+		all, err := readRows(size, fiemapWalk((&kernel{rows: rows}).call))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Layout{Size: size, Extents: all}.Clip().Merge()
+		expected := Layout{Size: want.Size, Extents: slices.Clone(want.Extents)}
+		spoilt := r.IntN(3) == 0 && len(expected.Extents) > 0
+		if spoilt {
+			switch e := &expected.Extents[r.IntN(len(expected.Extents))]; r.IntN(5) {
+			case 0:
+				e.Physical += 512
+			case 1:
+				e.Length += 512
+			case 2:
+				e.Flags ^= FlagUnwritten
+			case 3:
+				expected.Extents = expected.Extents[1:]
+			case 4:
+				expected.Extents = append(expected.Extents, Extent{logical, physical, 512, 0})
+			}
+		}
+		k := &kernel{rows: rows}
+		got, err := readLike(size, expected, fiemapWalk(k.call))
+		if err != nil || got.Size != size || !slices.Equal(got.Extents, want.Extents) {
+			t.Fatalf("rows %v of %d bytes, expected %v: got %v, %v", rows, size, expected, got, err)
+		}
+		if same := len(got.Extents) > 0 && len(expected.Extents) > 0 && &got.Extents[0] == &expected.Extents[0]; same {
+			like++
+			if spoilt {
+				t.Fatalf("%v was taken for %v", rows, expected)
+			}
+		}
+	}
+	if like < 7_000 {
+		t.Errorf("only %d of 20000 were what was expected", like)
+	}
+}
+
+func TestReadLikeSaysWhatFails(t *testing.T) {
+	broken := errors.New("broken")
+	if _, err := readLike(4096, Layout{Size: 4096}, fiemapWalk(func([]byte) error { return broken })); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+}
+
+func BenchmarkReadLike(b *testing.B) {
+	k := &kernel{rows: plainRows(1000)}
+	like := Layout{1000 * 4096, k.rows}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := readLike(like.Size, like, fiemapWalk(k.call)); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -75,7 +75,7 @@ func (r Ref) String() string {
 
 // pooledFrom is the size in bytes from which buffers are kept: the table of a
 // fragmented image takes megabytes, whose first use costs more than clearing them.
-const pooledFrom = 64 << 10
+const pooledFrom = 32 << 10
 
 // buffer returns a buffer of size bytes, all zero. Give it back with release.
 func (c *Conn) buffer(size int) []byte {
@@ -104,6 +104,7 @@ type call struct {
 	flags   uint32
 	eventNr uint32
 	targets uint32
+	like    dmtable.Table // the table that the reply is expected to have
 }
 
 // do makes one ioctl with buf, whose part after the header the caller has

@@ -27,6 +27,13 @@ func (c *Conn) Table(ref Ref) (dmtable.Table, error) {
 	return table, err
 }
 
+// TableLike is Table for a device that is expected to have the table like: it asks with
+// enough room for that, and returns like itself when the rows are the same.
+func (c *Conn) TableLike(ref Ref, like dmtable.Table) (dmtable.Table, error) {
+	_, table, err := c.rows(call{req: reqTable, ref: ref, flags: unix.DM_STATUS_TABLE_FLAG, like: like})
+	return table, err
+}
+
 // InactiveTable returns the table that waits for Resume, empty when there is
 // none.
 func (c *Conn) InactiveTable(ref Ref) (dmtable.Table, error) {
@@ -44,7 +51,10 @@ func (c *Conn) Status(ref Ref) (dmtable.Table, error) {
 func (c *Conn) rows(call call) (Info, dmtable.Table, error) {
 	var table dmtable.Table
 	h, err := c.read(call, func(h wire.Header, data []byte) (err error) {
-		if h.TargetCount > 0 {
+		switch {
+		case len(call.like) > 0 && wire.SameTable(data, h.TargetCount, call.like):
+			table = call.like
+		case h.TargetCount > 0:
 			table, err = wire.ParseTable(data, h.TargetCount)
 		}
 		return err
@@ -115,7 +125,11 @@ func (c *Conn) read(call call, parse func(h wire.Header, data []byte) error) (wi
 	fail := func(err error) (wire.Header, error) {
 		return wire.Header{}, &Error{Op: call.req.Name, Name: call.ref.String(), Err: err}
 	}
-	for size := firstBuffer; ; {
+	size := firstBuffer
+	if n := len(call.like); n > 0 {
+		size = min(max(size, wire.HeaderSize+wire.TableSize(call.like)+linearRow), wire.MaxBuffer)
+	}
+	for {
 		buf := c.buffer(size)
 		defer c.release(buf)
 		h, err := c.do(call, buf)

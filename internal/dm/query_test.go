@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,6 +61,18 @@ func TestLargeTables(t *testing.T) {
 		}
 		if n := len(k.Calls()); n > 2 {
 			t.Errorf("%d rows took %d calls", rows, n)
+		}
+		got, err = c.TableLike(ref, table)
+		if err != nil || &got[0] != &table[0] {
+			t.Errorf("%d rows: %s, %v", rows, table.Diff(got), err)
+		}
+		if n := len(k.Calls()); n != 1 {
+			t.Errorf("%d rows that were expected took %d calls", rows, n)
+		}
+		other := slices.Clone(table)
+		other[rows-1].Args = "1:2 3"
+		if got, err = c.TableLike(ref, other); err != nil || !got.Equal(table) {
+			t.Errorf("%d rows, others expected: %s, %v", rows, table.Diff(got), err)
 		}
 	}
 }

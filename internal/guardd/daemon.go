@@ -37,10 +37,7 @@ var ErrRunning = errors.New("a guard is running already")
 
 // Mapper is what the guard does with device-mapper.
 type Mapper interface {
-	Info(dm.Ref) (dm.Info, error)
-	State(dm.Ref) (dm.Info, dmtable.Table, error)
-	Table(dm.Ref) (dmtable.Table, error)
-	Deps(dm.Ref) ([]dmtable.Device, error)
+	observe.Mapper
 	ReplaceNow(dm.Ref, dmtable.Table, uint32) (dm.Info, error)
 	Suspend(dm.Ref, dm.SuspendOptions) (dm.Info, error)
 }

@@ -31,6 +31,7 @@ type Mapper interface {
 	Info(dm.Ref) (dm.Info, error)
 	State(dm.Ref) (dm.Info, dmtable.Table, error)
 	Table(dm.Ref) (dmtable.Table, error)
+	TableLike(dm.Ref, dmtable.Table) (dmtable.Table, error)
 	Deps(dm.Ref) ([]dmtable.Device, error)
 }
 
@@ -117,14 +118,14 @@ func (r *Reader) Full(_ context.Context, o guard.Observed) guard.Observed {
 		return o
 	}
 	if !o.Own.Value.Gone {
-		table, err := r.Mapper.Table(dm.ByUUID(r.Record.UUID))
+		table, err := r.Mapper.TableLike(dm.ByUUID(r.Record.UUID), r.Record.Table)
 		if errors.Is(err, dm.ErrNotFound) { // gone since Quick: the next check judges it
 			return o
 		}
 		o.OwnTable = guard.Read(table, err)
 	}
-	layout, err := extents.Read(r.Image.File())
-	o.Layout = guard.Read(layout.Clip().Merge(), err)
+	layout, err := extents.ReadLike(r.Image.File(), r.Record.Layout)
+	o.Layout = guard.Read(layout, err)
 	// It may have begun since Quick.
 	if r.Growing != nil && o.Growing == 0 && (layout.Size > r.Record.Image.Size || o.OwnTable.Done && !o.OwnTable.Value.Equal(r.Record.Table)) {
 		o.Growing = r.Growing()

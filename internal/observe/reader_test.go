@@ -30,6 +30,9 @@ func (f *fakeMapper) Info(dm.Ref) (dm.Info, error) {
 }
 func (f *fakeMapper) State(dm.Ref) (dm.Info, dmtable.Table, error) { return f.host, f.hostTable, nil }
 func (f *fakeMapper) Deps(dm.Ref) ([]dmtable.Device, error)        { return nil, nil }
+func (f *fakeMapper) TableLike(ref dm.Ref, _ dmtable.Table) (dmtable.Table, error) {
+	return f.Table(ref)
+}
 func (f *fakeMapper) Table(dm.Ref) (dmtable.Table, error) {
 	if f.gone {
 		return nil, dm.ErrNotFound

@@ -64,6 +64,40 @@ func PutTable(data []byte, t dmtable.Table) error {
 	return nil
 }
 
+// SameTable reports whether the rows of a reply are those of like, without making a table
+// of them. What it does not understand is not the same.
+func SameTable(data []byte, count uint32, like dmtable.Table) bool {
+	if uint64(count) != uint64(len(like)) {
+		return false
+	}
+	ne := binary.NativeEndian
+	all, at := data, 0
+	for i := range like {
+		row := &like[i]
+		if len(data) < SpecSize+len(row.Args)+1 {
+			return false
+		}
+		if ne.Uint64(data[0:]) != uint64(row.Start) || ne.Uint64(data[8:]) != uint64(row.Length) ||
+			!isString(data[24:24+targetLen], row.Target) || !isString(data[SpecSize:], row.Args) {
+			return false
+		}
+		if i == len(like)-1 {
+			break // what it says of a next one means nothing
+		}
+		next := uint64(ne.Uint32(data[20:]))
+		if next < uint64(at+SpecSize+len(row.Args)+1) || next > uint64(len(all)) {
+			return false
+		}
+		at, data = int(next), all[next:]
+	}
+	return true
+}
+
+// isString reports whether b begins with s and the NUL that ends it.
+func isString(b []byte, s string) bool {
+	return len(b) > len(s) && string(b[:len(s)]) == s && b[len(s)] == 0
+}
+
 // ParseTable reads the count rows of a DM_TABLE_STATUS reply. It returns an error
 // when a row does not lie within data or a string does not end. Arguments share
 // one string.
