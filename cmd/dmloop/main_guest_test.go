@@ -49,6 +49,13 @@ func init() {
 		racerMain(os.Args[1], os.Args[2])
 	case "clear":
 		clearMain(os.Args[1])
+	case "":
+		if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-test.") {
+			// A command that a test runs in its own process started a guard of this: it would
+			// run all tests beside the one that waits for it.
+			fmt.Fprintf(os.Stderr, "the tests were started as %q: say which program they are to be (%s)\n", os.Args[1:], roleVariable)
+			os.Exit(96)
+		}
 	}
 }
 
