@@ -16,7 +16,6 @@ type Config struct {
 	Disks      int           // extra disks
 	DiskSize   int64         // bytes of each, sparse
 	SectorSize int           // logical block size of the disks; User Mode Linux knows 512 only
-	DiskIOPS   int           // most requests a second of the last disk, in qemu; 0 for no limit
 	DiskMBs    int           // most megabytes a second of the last disk, in qemu; 0 for no limit
 	MemoryMiB  int           //
 	CPUs       int           // User Mode Linux has one

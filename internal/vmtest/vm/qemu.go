@@ -46,9 +46,6 @@ func qemuCommand(c Config, dir string, arch architecture, k kernelFiles, initrd,
 	for i := range c.Disks {
 		// The guest's disk need not outlive it, so no flush has to reach the host's disk.
 		drive := fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=unsafe,discard=unmap", diskFile(dir, i), i)
-		if i == c.Disks-1 && c.DiskIOPS > 0 {
-			drive += fmt.Sprintf(",throttling.iops-total=%d", c.DiskIOPS)
-		}
 		if i == c.Disks-1 && c.DiskMBs > 0 {
 			drive += fmt.Sprintf(",throttling.bps-total=%d", c.DiskMBs*1_000_000)
 		}
