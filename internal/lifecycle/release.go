@@ -167,25 +167,35 @@ func (s *System) recover(ctx context.Context, t *turn) (finished []record.Record
 			}
 			continue
 		}
-		img, err := s.toRelease(ctx, t.asleep, m)
-		if err == nil {
-			err = s.finish(ctx, store, &m, img)
-			if img != nil {
-				img.Close()
-			}
-		}
-		var busy *mapper.BusyError
-		switch {
-		case errors.As(err, &busy) && len(m.Table) > 0: // it was live
-			err = s.keep(ctx, store, m)
-		case err == nil:
-			finished = append(finished, m)
-		}
-		if err != nil {
+		switch done, err := s.recoverHalfWay(ctx, t, m); {
+		case err != nil:
 			s.log.Warn("an earlier mapping is not released yet", "mapping", name, "error", err)
+		case done != nil:
+			finished = append(finished, *done)
 		}
 	}
 	return finished, nil
+}
+
+// recoverHalfWay finishes the release of a mapping that a killed command was making or
+// releasing, and returns it. It returns none where the mapping stays, since it is in use.
+func (s *System) recoverHalfWay(ctx context.Context, t *turn, m record.Record) (finished *record.Record, err error) {
+	img, err := s.toRelease(ctx, t.asleep, m)
+	if err != nil {
+		return nil, err
+	}
+	err = s.finish(ctx, t.store, &m, img)
+	if img != nil {
+		img.Close()
+	}
+	var busy *mapper.BusyError
+	if errors.As(err, &busy) && len(m.Table) > 0 { // it was live
+		return nil, s.keep(ctx, t.store, m)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
 }
 
 // keep undoes an unmap that was killed before it removed the device, now that the

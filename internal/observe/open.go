@@ -215,46 +215,24 @@ func openOn(m image.Mount, want record.Image, handle []byte) (*image.Image, erro
 	if want.FSUUID == "" && m.Device != want.Device() {
 		return nil, errElsewhere
 	}
-	fd, err := unix.Open(m.Point, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	root, err := openRoot(m)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: m.Point, Err: err}
+		return nil, err
 	}
-	root := os.NewFile(uintptr(fd), m.Point)
 	defer root.Close()
-	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
-		return nil, os.NewSyscallError("statx", err)
-	}
-	if st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != m.ID {
-		return nil, fmt.Errorf("%w is mounted over %s", errElsewhere, m.Point)
-	}
-	var untold error // a guard in its unit, say, may not read block devices: then the number has to do
+	gone := ErrImageGone
 	if want.FSUUID != "" {
-		uuid, err := uuidOf(root, want.Filesystem)
-		switch {
-		case err == nil && uuid != want.FSUUID:
-			return nil, errElsewhere
-		case err != nil:
-			untold = fmt.Errorf("the UUID of the file system on %s cannot be read: %w", m.Point, err)
-			if m.Device != want.Device() {
-				return nil, untold
-			}
-		case m.Device != want.Device():
-			same, why := placeOf(root, m.Device, want.Filesystem).Moved(want)
-			if same == Other {
-				return nil, errElsewhere
-			}
-			if same == Untold {
-				return nil, fmt.Errorf("cannot tell whether %s is the file that was mapped: %w", want.Path, why)
-			}
+		untold, err := ofFilesystem(m, root, want)
+		if err != nil {
+			return nil, err
+		}
+		if untold != nil {
+			gone = fmt.Errorf("%w: %w", ErrSeemsGone, untold)
 		}
 	}
-	fd, err = unix.OpenByHandleAt(fd, unix.NewFileHandle(want.Handle.Type, handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
+	fd, err := unix.OpenByHandleAt(int(root.Fd()), unix.NewFileHandle(want.Handle.Type, handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ESTALE) {
-		if untold != nil {
-			return nil, fmt.Errorf("%w: %w", ErrSeemsGone, untold)
-		}
-		return nil, ErrImageGone
+		return nil, gone
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("open_by_handle_at", err)
@@ -264,14 +242,56 @@ func openOn(m image.Mount, want record.Image, handle []byte) (*image.Image, erro
 		return nil, err
 	}
 	if err = isImage(want, img); errors.Is(err, errOther) {
-		err = ErrImageGone // the inode number was given to another file
-		if untold != nil {
-			err = fmt.Errorf("%w: %w", ErrSeemsGone, untold)
-		}
+		err = gone // the inode number was given to another file
 	}
 	if err != nil {
 		img.Close()
 		return nil, err
 	}
 	return img, nil
+}
+
+// openRoot opens the root directory of a mount, which another may hide.
+func openRoot(m image.Mount) (*os.File, error) {
+	fd, err := unix.Open(m.Point, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: m.Point, Err: err}
+	}
+	root := os.NewFile(uintptr(fd), m.Point)
+	var st unix.Statx_t
+	err = os.NewSyscallError("statx", unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st))
+	if err == nil && (st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != m.ID) {
+		err = fmt.Errorf("%w is mounted over %s", errElsewhere, m.Point)
+	}
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// ofFilesystem returns nil for a mount of the recorded file system, by its UUID. A guard in its
+// unit, say, may not read block devices: then the device number has to do, and untold says
+// why.
+func ofFilesystem(m image.Mount, root *os.File, want record.Image) (untold, err error) {
+	uuid, err := uuidOf(root, want.Filesystem)
+	switch {
+	case err == nil && uuid != want.FSUUID:
+		return nil, errElsewhere
+	case err != nil:
+		untold = fmt.Errorf("the UUID of the file system on %s cannot be read: %w", m.Point, err)
+		if m.Device != want.Device() {
+			return nil, untold
+		}
+		return untold, nil
+	case m.Device == want.Device():
+		return nil, nil
+	}
+	switch same, why := placeOf(root, m.Device, want.Filesystem).Moved(want); same {
+	case Other:
+		return nil, errElsewhere
+	case Untold:
+		return nil, fmt.Errorf("cannot tell whether %s is the file that was mapped: %w", want.Path, why)
+	}
+	return nil, nil
 }
