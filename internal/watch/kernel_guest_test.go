@@ -30,7 +30,7 @@ func hostFile(t *testing.T) *os.File {
 	return image(t, filepath.Join(vmtest.Mount(t, disk), "image"))
 }
 
-func TestUMLHasNoGate(t *testing.T) {
+func TestFullKernelWithoutGate(t *testing.T) {
 	vmtest.RequireGuest(t)
 	if g, err := NewGate(); !errors.Is(err, ErrNoGate) {
 		t.Errorf("NewGate: %v, %v", g, err)
