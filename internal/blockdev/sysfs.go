@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/dmtable"
 	"dmloop/extents"
 )
@@ -30,7 +32,7 @@ type folder struct {
 // openFolder finds the device under sysfs, which is /sys except in tests.
 func openFolder(sysfs string, number dmtable.Device) (folder, error) {
 	link := filepath.Join(sysfs, "dev", "block", number.String())
-	dir, err := filepath.EvalSymlinks(link)
+	dir, err := follow(link)
 	if errors.Is(err, fs.ErrNotExist) {
 		return folder{}, fmt.Errorf("%s is not a block device of this machine (no %s): %w", number, link, fs.ErrNotExist)
 	}
@@ -40,9 +42,22 @@ func openFolder(sysfs string, number dmtable.Device) (folder, error) {
 	return folder{number: number, dir: dir}, nil
 }
 
+// follow returns the folder that one of sysfs's links names. There are no links on the way
+// there.
+func follow(link string) (dir string, err error) {
+	to, err := os.Readlink(link)
+	switch {
+	case errors.Is(err, unix.EINVAL): // the folder itself
+		return link, nil
+	case err != nil || filepath.IsAbs(to):
+		return to, err
+	}
+	return filepath.Join(filepath.Dir(link), to), nil
+}
+
 // openNamed finds the device that the kernel calls name, such as "vda1".
 func openNamed(sysfs, name string) (folder, error) {
-	dir, err := filepath.EvalSymlinks(filepath.Join(sysfs, "class/block", name))
+	dir, err := follow(filepath.Join(sysfs, "class/block", name))
 	if err != nil {
 		return folder{}, err
 	}

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -64,17 +66,24 @@ func Open() (*Gate, error) {
 
 // isInForce reports whether there is a gate, and one that this version can read.
 func isInForce() error {
-	found, err := sets("maps-")
+	all, err := sets("")
 	if err != nil {
 		return err
 	}
-	links, err := sets("links-")
+	links, maps, ours := false, 0, false
+	for _, folder := range all {
+		switch name := filepath.Base(folder); {
+		case strings.HasPrefix(name, "links-"):
+			links = true
+		case strings.HasPrefix(name, "maps-"):
+			maps++
+			ours = ours || folder == mapsFolder()
+		}
+	}
 	switch {
-	case err != nil:
-		return err
-	case len(found) == 0, len(links) == 0:
+	case maps == 0 || !links:
 		return ErrNotLoaded
-	case len(found) > 1, found[0] != mapsFolder():
+	case maps > 1 || !ours:
 		return ErrOtherFormat
 	}
 	return nil
@@ -248,22 +257,45 @@ func ask(right gateRight) (gates int, err error) {
 	return len(links), nil
 }
 
-// askOne runs a pinned program in this process, whose right it is about therefore.
+// askOne runs a pinned program of type syscall in this process, whose right it is about
+// therefore. The library would load programs of its own first, to see what the kernel can:
+// that takes longer than all else that a command does at its start.
 func askOne(path string, right gateRight) error {
-	p, err := ebpf.LoadPinnedProgram(path, nil)
-	if errors.Is(err, fs.ErrNotExist) {
+	at, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	var still runtime.Pinner // the kernel gets addresses
+	defer still.Unpin()
+	still.Pin(at)
+	still.Pin(&right)
+	get := struct { // of union bpf_attr in linux/bpf.h the part for BPF_OBJ_GET
+		path uint64
+		_    [2]uint32
+	}{path: uint64(uintptr(unsafe.Pointer(at)))}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&get)), unsafe.Sizeof(get))
+	if errno == unix.ENOENT {
 		return nil // replaced this moment; the one in its place has the same maps
 	}
-	if err != nil {
-		return fmt.Errorf("opening %s: %w", path, err)
+	if errno != 0 {
+		return fmt.Errorf("opening %s: %w", path, errno)
 	}
-	defer p.Close() //nolint:errcheck // nothing is lost
-	code, err := p.Run(&ebpf.RunOptions{Context: right})
-	if err == nil && int32(code) < 0 && unix.Errno(-int32(code)) != unix.ENOENT {
-		err = unix.Errno(-int32(code))
+	defer unix.Close(int(fd)) //nolint:errcheck // nothing is lost
+	test := struct {          // the part for BPF_PROG_TEST_RUN
+		program, result uint32
+		_               [2]uint32 // sizes of data
+		_               [2]uint64 // data
+		_               [2]uint32 // repeat, duration
+		contextSize, _  uint32
+		context, _      uint64
+		_               [4]uint32 // flags, processor, batch
+	}{program: uint32(fd), contextSize: uint32(unsafe.Sizeof(right)), context: uint64(uintptr(unsafe.Pointer(&right)))}
+	_, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(&test)), unsafe.Sizeof(test))
+	if code := int32(test.result); errno == 0 && code < 0 && unix.Errno(-code) != unix.ENOENT {
+		errno = unix.Errno(-code)
 	}
-	if err != nil {
-		return fmt.Errorf("asking the gate to let this process pass: %w", err)
+	if errno != 0 {
+		return fmt.Errorf("asking the gate to let this process pass: %w", errno)
 	}
 	return nil
 }
