@@ -51,7 +51,7 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 DEADCODE    := golang.org/x/tools/cmd/deadcode@v0.49.0
 
 # Debian packages that the tests use; gcc is for the race detector.
-PACKAGES := android-sdk-libsparse-utils attr btrfs-progs busybox-static bzip2 cpio dmsetup dosfstools e2fsprogs exfatprogs f2fs-tools fdisk fio gcc \
+PACKAGES := android-sdk-libsparse-utils attr bpftool btrfs-progs busybox-static bzip2 cpio dmsetup dosfstools e2fsprogs exfatprogs f2fs-tools fdisk fio gcc \
 	genisoimage kmod libc6-dev lvm2 mount ntfs-3g qemu-system-x86 qemu-utils shellcheck squashfs-tools strace user-mode-linux util-linux xfsprogs xz-utils zstd
 
 # Those that only the boot tests use: whole Debian guests and a kernel made for them.
