@@ -8,6 +8,7 @@
 package frozen
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,23 +32,39 @@ var ErrFrozen = errors.New("the file system is frozen")
 // file system.
 const attribute = "dmloop.none"
 
+// looks is how often Ask looks in its patience at whether the question was put at all.
+const looks = 10
+
 // Ask returns nil when the file system of fd, a descriptor of any kind, takes changes or
-// refuses them at once, and ErrFrozen when it does neither before patience ends.
+// refuses them at once, and ErrFrozen when it has done neither for as long as patience. On a
+// busy machine the process that asks may have to wait for a processor first: that is nobody's
+// freeze, and does not count.
 func Ask(ctx context.Context, fd int, patience time.Duration) error {
-	answered, err := question(fd)
+	q, err := put(fd)
 	if err != nil {
 		return fmt.Errorf("asking whether the file system is frozen: %w", err)
 	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-answered:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return ErrFrozen
+	tick := time.NewTicker(max(patience/looks, 1))
+	defer tick.Stop()
+	for slept := 0; slept <= looks; {
+		select {
+		case <-q.answered:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if slept++; !asleep(q.pid) {
+				slept = 0
+			}
+		}
 	}
+	return ErrFrozen
+}
+
+// question is one that is being put.
+type question struct {
+	pid      int           // the process that puts it
+	answered chan struct{} // closed with the answer
 }
 
 // asked are the questions that have no answer yet, by the device number of the file
@@ -55,28 +72,27 @@ func Ask(ctx context.Context, fd int, patience time.Duration) error {
 // a guard asks.
 var (
 	mu    sync.Mutex
-	asked = map[dmtable.Device]chan struct{}{}
+	asked = map[dmtable.Device]question{}
 )
 
-// question puts the question, unless it is being put, and returns what is closed when the
-// answer comes.
-func question(fd int) (<-chan struct{}, error) {
+// put puts the question, unless it is being put.
+func put(fd int) (question, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, os.NewSyscallError("fstat", err)
+		return question{}, os.NewSyscallError("fstat", err)
 	}
 	device := dmtable.DeviceOf(st.Dev)
 	mu.Lock()
 	defer mu.Unlock()
-	if open := asked[device]; open != nil {
-		return open, nil
+	if q, there := asked[device]; there {
+		return q, nil
 	}
-	pidfd, err := ask(fd)
+	pid, pidfd, err := ask(fd)
 	if err != nil {
-		return nil, err
+		return question{}, err
 	}
-	answered := make(chan struct{})
-	asked[device] = answered
+	q := question{pid, make(chan struct{})}
+	asked[device] = q
 	go func() {
 		defer unix.Close(pidfd)
 		// Its end may be that of the freeze; it has to be waited for all the same.
@@ -85,20 +101,31 @@ func question(fd int) (<-chan struct{}, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		delete(asked, device)
-		close(answered)
+		close(q.answered)
 	}()
-	return answered, nil
+	return q, nil
 }
 
-// ask starts the process that asks and returns a descriptor of it.
-func ask(fd int) (pidfd int, err error) {
+// asleep reports whether a process sleeps, and does not wait for a processor or to be seen to
+// have ended. What cannot be read is taken for asleep.
+func asleep(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, state, found := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" ")) // its name may have any character
+	return !found || len(state) == 0 || !bytes.ContainsRune([]byte("RZX"), rune(state[0]))
+}
+
+// ask starts the process that asks and returns its number and a descriptor of it.
+func ask(fd int) (pid, pidfd int, err error) {
 	path, err := unix.BytePtrFromString(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err != nil {
-		return -1, err
+		return 0, -1, err
 	}
 	name, err := unix.BytePtrFromString(attribute)
 	if err != nil {
-		return -1, err
+		return 0, -1, err
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -108,15 +135,15 @@ func ask(fd int) (pidfd int, err error) {
 		all.Val[i] = ^all.Val[i]
 	}
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
-		return -1, err
+		return 0, -1, err
 	}
 	var child int32 = -1
-	errno := fork(uintptr(fd), unsafe.Pointer(path), unsafe.Pointer(name), unsafe.Pointer(&child))
+	pid, errno := fork(uintptr(fd), unsafe.Pointer(path), unsafe.Pointer(name), unsafe.Pointer(&child))
 	err = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
 	if errno != 0 {
-		return -1, os.NewSyscallError("clone", errno)
+		return 0, -1, os.NewSyscallError("clone", errno)
 	}
-	return int(child), err
+	return pid, int(child), err
 }
 
 // fork is fork(2). The child has a copy of this thread only and of all memory, so it makes
@@ -126,14 +153,14 @@ func ask(fd int) (pidfd int, err error) {
 //
 //go:norace
 //go:nosplit
-func fork(fd uintptr, path, name, pidfd unsafe.Pointer) unix.Errno {
+func fork(fd uintptr, path, name, pidfd unsafe.Pointer) (int, unix.Errno) {
 	flags, stack := uintptr(unix.CLONE_PIDFD), uintptr(0)
 	if runtime.GOARCH == "s390x" { // CONFIG_CLONE_BACKWARDS2: the other way round
 		flags, stack = stack, flags
 	}
 	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, flags, stack, uintptr(pidfd), 0, 0, 0)
 	if errno != 0 || pid != 0 {
-		return errno
+		return int(pid), errno
 	}
 	if fd > 0 {
 		unix.RawSyscall(unix.SYS_CLOSE_RANGE, 0, fd-1, 0)

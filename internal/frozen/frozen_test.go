@@ -1,7 +1,9 @@
 package frozen
 
 import (
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -60,4 +62,44 @@ func count(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(entries)
+}
+
+// A process that only waits for a processor, or has ended, is not taken for one that a freeze
+// keeps; one that sleeps, was stopped or cannot be seen is.
+func TestAsleep(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "trap 'exec sleep 60' USR1; echo ready; while :; do :; done")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		_, err = io.ReadFull(out, make([]byte, len("ready\n")))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	becomes := func(want bool, what string) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); asleep(cmd.Process.Pid) != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: asleep is %v", what, !want)
+			}
+		}
+	}
+	becomes(false, "a loop")
+	if err := cmd.Process.Signal(unix.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	becomes(true, "sleep(1)")
+	if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(10 * time.Millisecond)
+	becomes(true, "stopped")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	becomes(false, "killed, and not waited for")
+	_ = cmd.Wait() // it was killed
+	becomes(true, "not there")
 }
