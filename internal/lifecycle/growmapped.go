@@ -338,8 +338,26 @@ func (j *growth) load() error {
 	if diff != "" {
 		return fault.Refuse(j.m.Image.Path, []extents.Problem{survey.Unstable("the host device was changed: " + diff)})
 	}
+	if err := j.runs(false); err != nil {
+		return err
+	}
 	_, err = j.conn.Load(dm.ByUUID(j.m.UUID), j.now.Table, j.now.ReadOnly)
 	return fault.Wrap(j.m.Name, "", err)
+}
+
+// runs refuses a device that somebody stopped meanwhile, the guard perhaps: the new table would bring
+// it back to life. With waiting the new table has to wait there, too.
+func (j *growth) runs(waiting bool) error {
+	info, live, err := j.conn.State(dm.ByUUID(j.m.UUID))
+	switch {
+	case err != nil:
+		return fault.Wrap(j.m.Name, "", err)
+	case info.Suspended:
+		return j.refuse(fault.Busy, advice.SeeTable, "the device of %s was suspended while it was made longer", j.m.Name)
+	case !j.now.Table.Begins(live) || waiting && !info.InactiveTable:
+		return j.refuse(fault.StaleMapping, advice.SeeTable, "the device of %s was given another table while it was made longer", j.m.Name)
+	}
+	return nil
 }
 
 // exchange records the longer image and makes its table live. The intent stays recorded
@@ -349,6 +367,10 @@ func (j *growth) exchange(ctx context.Context) error {
 		return errors.Join(err, j.undo(ctx))
 	}
 	j.m = j.now
+	if err := j.runs(true); err != nil {
+		_, clear := j.conn.Clear(dm.ByUUID(j.m.UUID))
+		return errors.Join(err, clear)
+	}
 	if err := j.conn.Exchange(j.m.Name, j.m.UUID, mapper.UdevFlags(j.m)); err != nil {
 		return err
 	}

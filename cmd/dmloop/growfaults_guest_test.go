@@ -1,0 +1,131 @@
+//go:build vmtest
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"dmloop/internal/vmtest"
+)
+
+// held runs a command whose main thread stands still for a few seconds at a system call, does
+// something meanwhile, and returns what became of the command.
+func held(t testing.TB, call string, n int, meanwhile func(), args ...string) vmtest.Result {
+	t.Helper()
+	still := 5 * time.Second // half of which is enough for the command to come there
+	return heldFor(t, still, nil, call, n, func() { time.Sleep(still / 2); meanwhile() }, args...)
+}
+
+// heldFor is held with more options of strace; meanwhile waits for the command by itself.
+func heldFor(t testing.TB, still time.Duration, options []string, call string, n int, meanwhile func(), args ...string) vmtest.Result {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inject := fmt.Sprintf("inject=%s:delay_enter=%d:when=%d", call, still.Microseconds(), n)
+	cmd := exec.Command("strace", slices.Concat(options, []string{"-f", "-o", "/dev/null", "-e", inject, self}, args)...)
+	cmd.Env = append(os.Environ(), roleVariable+"=dmloop on one thread")
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	begun := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	meanwhile()
+	err = cmd.Wait()
+	if err != nil && !errors.As(err, new(*exec.ExitError)) {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took < still {
+		t.Fatalf("%q was not held at %s %d: %s\n%s", args, call, n, took, errOut.String())
+	}
+	return vmtest.Result{Stdout: out.String(), Stderr: errOut.String(), Code: cmd.ProcessState.ExitCode()}
+}
+
+// ioctlOf returns which ioctl of a command's main thread is the first with this name.
+func ioctlOf(t testing.TB, name string, args ...string) int {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	cmd := exec.Command("strace", append([]string{"-f", "-o", log, "-e", "trace=ioctl", self}, args...)...)
+	cmd.Env = append(os.Environ(), roleVariable+"=dmloop on one thread")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	f, err := os.Open(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	main, n := "", 0
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		pid, call, _ := strings.Cut(lines.Text(), " ")
+		if main == "" {
+			main = pid
+		}
+		if pid != main || !strings.HasPrefix(strings.TrimSpace(call), "ioctl(") {
+			continue
+		}
+		if n++; strings.Contains(call, name) {
+			return n
+		}
+	}
+	t.Fatalf("%q does no ioctl %s", args, name)
+	return 0
+}
+
+// What was stopped while an image was made longer stays stopped, before the new table is loaded and
+// after that.
+func TestGrowBringsNothingBack(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	mapIt(t, image, "image")
+	load := ioctlOf(t, "DM_TABLE_LOAD", "grow", "--unsafe", "image", "+1M")
+	for _, at := range []struct {
+		call string
+		n    int
+	}{{"ioctl", load}, {"renameat", 2}} {
+		r := held(t, at.call, at.n, func() { vmtest.Must(t, "dmsetup", "suspend", "--noflush", "image") }, "grow", "--unsafe", "image", "+1M")
+		if info := vmtest.Must(t, "dmsetup", "info", "image"); r.Code != 5 || !strings.Contains(r.Stderr, "suspended") || !strings.Contains(info, "SUSPENDED") {
+			t.Errorf("%s %d: suspended, and resumed by grow: exit code %d\n%s%s", at.call, at.n, r.Code, r.Stderr, info)
+		}
+		expect(t, 6, "unmap", "nobody")
+		if info := vmtest.Must(t, "dmsetup", "info", "image"); !strings.Contains(info, "SUSPENDED") {
+			t.Errorf("%s %d: suspended, and resumed by the next command\n%s", at.call, at.n, info)
+		}
+		vmtest.Must(t, "dmsetup", "resume", "image")
+		expect(t, 6, "unmap", "nobody")
+		expect(t, 0, "verify", "image")
+		if size := sizeOf(t, image); vmtest.Sectors(t, "/dev/mapper/image")*512 != size {
+			t.Errorf("%s %d: the file has %d bytes, the device %d sectors", at.call, at.n, size, vmtest.Sectors(t, "/dev/mapper/image"))
+		}
+
+		r = held(t, at.call, at.n, func() { vmtest.Must(t, "dmsetup", "wipe_table", "--noflush", "image") }, "grow", "--unsafe", "image", "+1M")
+		if table := vmtest.Must(t, "dmsetup", "table", "image"); r.Code == 0 || strings.Contains(table, "linear") {
+			t.Errorf("%s %d: torn down, and brought back by grow: exit code %d\n%s%s", at.call, at.n, r.Code, r.Stderr, table)
+		}
+		expect(t, 6, "unmap", "nobody")
+		if table := vmtest.Must(t, "dmsetup", "table", "image"); strings.Contains(table, "linear") {
+			t.Errorf("%s %d: torn down, and brought back by the next command:\n%s", at.call, at.n, table)
+		}
+		expect(t, 4, "verify", "image")
+		expect(t, 0, "unmap", "image")
+		mapIt(t, image, "image")
+	}
+	expect(t, 0, "unmap", "image")
+	nothingLeft(t, image)
+}
