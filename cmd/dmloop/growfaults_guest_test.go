@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"dmloop/internal/vmtest"
 )
 
@@ -127,5 +129,49 @@ func TestGrowBringsNothingBack(t *testing.T) {
 		mapIt(t, image, "image")
 	}
 	expect(t, 0, "unmap", "image")
+	nothingLeft(t, image)
+}
+
+// flagOff waits until an image, at least so long, has been without its immutable flag for a while: while
+// zeros are written it is off, too.
+func flagOff(t testing.TB, image string, size uint64) {
+	t.Helper()
+	off := 0
+	await(t, "the flag's being off", 25*time.Second, func() bool {
+		time.Sleep(100 * time.Millisecond)
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, image, 0, unix.STATX_BASIC_STATS, &st); err != nil {
+			t.Fatal(err)
+		}
+		off++
+		if st.Size < size || st.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 {
+			off = 0
+		}
+		return off == 40
+	})
+}
+
+// The gate keeps others out of an image without its flag also while a growth is taken back.
+func TestQemuGateWhileGrowthIsUndone(t *testing.T) {
+	withGate(t)
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "4M")
+	dmloopOK(t, "map", image)
+	t.Cleanup(func() { cli("unmap", "image") })
+	load := ioctlOf(t, "DM_TABLE_LOAD", "grow", "image", "+1M")
+	fails := []string{"-e", fmt.Sprintf("inject=ioctl:error=ENOMEM:when=%d", load)}
+	r := heldFor(t, 40*time.Second, fails, "ftruncate", 2, func() {
+		flagOff(t, image, 6<<20)
+		for _, try := range [][]string{{"cat", image}, {"rm", "-f", image}, {"truncate", "-s", "1M", image}} {
+			if r := vmtest.Run(t, try...); r.Code == 0 {
+				t.Errorf("without its flag: %q is not refused", try)
+			}
+		}
+	}, "grow", "image", "+1M")
+	if size := sizeOf(t, image); r.Code != 1 || size != 5<<20 {
+		t.Errorf("exit code %d, %d bytes\n%s", r.Code, size, r.Stderr)
+	}
+	dmloopOK(t, "verify", "image")
+	dmloopOK(t, "unmap", "image")
 	nothingLeft(t, image)
 }

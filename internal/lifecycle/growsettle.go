@@ -121,9 +121,7 @@ func (j *growth) cut() error {
 	if err := j.surveyor().NotLive(j.img, m.Image.Filesystem, m.UUID); err != nil {
 		return err
 	}
-	if !j.gated {
-		j.gated = j.gateAgain(m, true)
-	}
+	j.gated = j.gateAgain(m, true)
 	j.lifted = true
 	if err := pin.Lift(j.img.File(), m.Image.Filesystem); err != nil {
 		return err
