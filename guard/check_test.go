@@ -252,6 +252,8 @@ func TestCheck(t *testing.T) {
 				longer(o)
 				o.Growing, o.Identity.Value.Size, o.Pins.Value.InForce = 16384, 16384, []PinKind{"nodefrag", "immutable"}
 			}, state: Healthy},
+		"made longer: recorded, and not live yet": {
+			got: func(o *Observed) { o.Growing, o.OwnTable.Value = 8192, o.OwnTable.Value[:1] }, state: Healthy},
 		"longer, and no command says that it makes it so": {
 			got: longer, kinds: "resized/different moved/different pin-lost/different own-table-changed/different", state: Failed, act: OnChangeError},
 		"made longer: longer than it is meant to be": {

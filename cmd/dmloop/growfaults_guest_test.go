@@ -90,6 +90,42 @@ func ioctlOf(t testing.TB, name string, args ...string) int {
 	return 0
 }
 
+// A guard that begins after a grow was killed between its record and its table tears nothing down: it
+// finishes the work.
+func TestGuardBeginsAfterKilledGrow(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", fmt.Sprint(growOld))
+	mustDmloop(t, "map", image)
+	defer endGuard(t, "TERM")
+	endGuard(t, "KILL")
+	live := ioctlOf(t, "DM_DEV_SUSPEND", "grow", "--unsafe", "image", "+1M")
+	expect(t, 0, "unmap", "image")
+	os.Remove(image)
+	h.image(t, "image.img", fmt.Sprint(growOld))
+	mustDmloop(t, "map", image)
+	sum := fill(t, "/dev/mapper/image", growOld, 1)
+	endGuard(t, "KILL")
+	if !killAt(t, "ioctl", live, "grow", "--unsafe", "image", fmt.Sprint(growNew)) {
+		t.Fatal("not killed")
+	}
+	if text, err := os.ReadFile("/run/dmloop/image.mapping"); err != nil || !strings.Contains(string(text), `"growing"`) || vmtest.Sectors(t, "/dev/mapper/image")*512 != growOld {
+		t.Fatalf("not killed between the record and the table: %s, %v", text, err)
+	}
+	expect(t, 0, "verify", "image")
+	startGuard(t)
+	await(t, "the guard's end of it", 20*time.Second, func() bool {
+		text, err := os.ReadFile("/run/dmloop/image.mapping")
+		return err == nil && !strings.Contains(string(text), `"growing"`)
+	})
+	if state := strings.TrimSpace(expect(t, 0, "list", "--raw", "-n", "-o", "STATE,GUARD", "image").Stdout); state != "healthy 1" {
+		t.Errorf("%q\n%s", state, guardLog())
+	} else if settledGrowth(t, "settled", image, sum) != 1 {
+		t.Error("the old size")
+	}
+	expect(t, 0, "unmap", "image")
+	nothingLeft(t, image)
+}
+
 // What was stopped while an image was made longer stays stopped, before the new table is loaded and
 // after that.
 func TestGrowBringsNothingBack(t *testing.T) {
