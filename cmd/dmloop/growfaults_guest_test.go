@@ -168,6 +168,32 @@ func TestGrowBringsNothingBack(t *testing.T) {
 	nothingLeft(t, image)
 }
 
+// An image that loses its last name while it is not immutable is not mapped and does not stay
+// so: its blocks are free when the command ends.
+func TestImageDeletedMeanwhile(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "1M")
+	r := held(t, "fsetxattr", 1, func() { os.Remove(image) }, "map", "--no-guard", "--unsafe", image)
+	if r.Code != 3 || !strings.Contains(r.Stderr, "deleted") {
+		t.Errorf("map: exit code %d\n%s%s", r.Code, r.Stderr, vmtest.Must(t, "dmsetup", "table"))
+		cli("unmap", "image")
+	}
+	nothingLeft(t)
+
+	image = h.image(t, "image.img", "1M")
+	mapIt(t, image, "image")
+	r = held(t, "pwrite64", 1, func() { os.Remove(image) }, "grow", "--unsafe", "image", "+1M")
+	if table := vmtest.Must(t, "dmsetup", "table", "image"); r.Code != 3 || !strings.Contains(r.Stderr, "deleted") || strings.Contains(table, "linear") {
+		t.Errorf("grow: exit code %d\n%s%s", r.Code, r.Stderr, table)
+	}
+	if state := recordedState(t, "image"); state != "failed" {
+		t.Errorf("grow: the mapping is %s", state)
+	}
+	expect(t, 0, "unmap", "image")
+	nothingLeft(t)
+	h.check(t)
+}
+
 // flagOff waits until an image, at least so long, has been without its immutable flag for a while: while
 // zeros are written it is off, too.
 func flagOff(t testing.TB, image string, size uint64) {

@@ -266,6 +266,13 @@ func (j *growth) prove(ctx context.Context) error {
 		o.Pin = PinNone
 	}
 	problems := o.judge(v)
+	st, err := j.img.Status()
+	if err != nil {
+		return err
+	}
+	if st.Links == 0 {
+		problems = []extents.Problem{survey.Unstable("the image was deleted")}
+	}
 	if len(problems) == 0 {
 		cache, err := j.img.DropCache(ctx)
 		if err != nil {

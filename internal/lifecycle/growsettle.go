@@ -64,6 +64,9 @@ func (j *growth) keepLonger(ctx context.Context) error {
 // undo makes the image of a mapping as long as it was, and pins it again. The new blocks are
 // given back only where no table names them.
 func (j *growth) undo(ctx context.Context) error {
+	if err := j.deleted(); err != nil {
+		return err
+	}
 	m := j.m
 	if err := j.withdraw(); err != nil {
 		return fault.Wrap(m.Name, "the image stays longer than its mapping", err)
@@ -82,6 +85,21 @@ func (j *growth) undo(ctx context.Context) error {
 		j.m.Proof = err == nil
 	}
 	return errors.Join(err, j.settled(ctx))
+}
+
+// deleted stops a mapping whose image lost its last name while the flag was off: its blocks are
+// free once nobody has it open.
+func (j *growth) deleted() error {
+	st, err := j.img.Status()
+	if err != nil || st.Links > 0 {
+		return err
+	}
+	_, err = j.conn.ReplaceNow(dm.ByUUID(j.m.UUID), dmtable.ErrorTable(j.m.Table.Size()), 0)
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	j.m.State, j.m.Reason = guard.Failed, "the image was deleted while it was made longer"
+	return err
 }
 
 // withdraw drops the table that waits and proves that the live one names no new block: it is

@@ -35,12 +35,12 @@ func (j *mapJob) proveStill(ctx context.Context) error {
 	if err := j.proveLayout(); err != nil {
 		return err
 	}
-	id, err := j.img.Identity()
+	st, err := j.img.Status()
 	if err != nil {
 		return err
 	}
-	if id != j.survey.Identity {
-		return fault.Refuse(j.survey.Path, []extents.Problem{survey.Unstable("the file's size or identity changed")})
+	if st.Identity != j.survey.Identity || st.Links == 0 { // without a name its blocks would be free when we close it
+		return fault.Refuse(j.survey.Path, []extents.Problem{survey.Unstable("the file's size or identity changed, or it was deleted")})
 	}
 	host, err := j.conn.Table(dm.ByDevice(j.survey.Stack.Host))
 	if err != nil {
