@@ -237,3 +237,25 @@ func TestQemuGateWhileGrowthIsUndone(t *testing.T) {
 	dmloopOK(t, "unmap", "image")
 	nothingLeft(t, image)
 }
+
+// The device that becomes longer is the mapping's, whatever has its name.
+func TestGrowOfRenamedMapping(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "8M")
+	mapIt(t, image, "image")
+	vmtest.Must(t, "mkfs.ext4", "-q", "-F", "/dev/mapper/image", "8M")
+	vmtest.Must(t, "dmsetup", "rename", "image", "other")
+	vmtest.DmsetupCreate(t, "image", fmt.Sprintf("0 65536 linear %s 800000", vmtest.Disk(t, 1)))
+	vmtest.Must(t, "mkfs.ext4", "-q", "-F", "/dev/mapper/image", "8M")
+	was := vmtest.Must(t, "sh", "-c", "dumpe2fs -h /dev/mapper/image 2>/dev/null | grep '^Block count'")
+	expect(t, 0, "grow", "--unsafe", "--resizefs", "image", "+8M")
+	if now := vmtest.Must(t, "sh", "-c", "dumpe2fs -h /dev/mapper/other 2>/dev/null | grep '^Block count'"); now == was {
+		t.Errorf("the mapping's file system was not resized: %s", now)
+	}
+	if now := vmtest.Must(t, "sh", "-c", "dumpe2fs -h /dev/mapper/image 2>/dev/null | grep '^Block count'"); now != was {
+		t.Errorf("another device's file system was resized: %s, was %s", now, was)
+	}
+	vmtest.DmsetupRemove(t, "image")
+	expect(t, 0, "unmap", "image")
+	nothingLeft(t, image)
+}

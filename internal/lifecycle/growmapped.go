@@ -52,11 +52,18 @@ func (s *System) growMapped(ctx context.Context, t *turn, m record.Record, o Gro
 	if err != nil {
 		return Grown{}, err
 	}
-	g := Grown{Name: m.Name, Device: "/dev/mapper/" + m.Name, Image: m.Image.Path, Old: m.Size, Size: size, Extents: m.Extents, Sealed: m.Sealed}
+	info, err := j.conn.Info(dm.ByUUID(m.UUID))
+	if errors.Is(err, dm.ErrNotFound) {
+		err = &fault.Error{Class: fault.StaleMapping, Message: "its device is gone", Remedy: advice.UnmapAndCheck.Of(m.Image.Path)}
+	}
+	if err != nil {
+		return Grown{}, fault.Wrap(m.Name, "", err)
+	}
+	g := Grown{Name: m.Name, Device: mapper.Folder + info.Name, Image: m.Image.Path, Old: m.Size, Size: size, Extents: m.Extents, Sealed: m.Sealed}
 	if size == m.Size {
 		return g, nil
 	}
-	if err := j.allowed(ctx, m.Offset+size); err != nil {
+	if err := j.allowed(ctx, info, m.Offset+size); err != nil {
 		return Grown{}, err
 	}
 	if err := j.intend(ctx, m.Offset+size, o.Unsafe); err != nil {
@@ -105,15 +112,11 @@ func (j *growth) refuse(class fault.Class, remedy extents.Remedy, format string,
 }
 
 // allowed refuses what keeps the mapping from becoming longer, before anything is changed.
-func (j *growth) allowed(ctx context.Context, to extents.Bytes) error {
+func (j *growth) allowed(ctx context.Context, info dm.Info, to extents.Bytes) error {
 	m := j.m
 	if v := j.verify(ctx, m); v.State != guard.Healthy && v.State != guard.Weakened {
 		return &fault.Error{Class: fault.StaleMapping, Subject: m.Name, Message: fmt.Sprintf("the mapping is %s: %s", v.State, v.Reason),
 			Remedy: advice.UnmapAndCheck.Of(m.Image.Path)}
-	}
-	info, err := j.conn.Info(dm.ByUUID(m.UUID))
-	if err != nil {
-		return fault.Wrap(m.Name, "", err)
 	}
 	facts, err := j.img.Facts()
 	if err != nil {
