@@ -259,3 +259,35 @@ func TestGrowOfRenamedMapping(t *testing.T) {
 	expect(t, 0, "unmap", "image")
 	nothingLeft(t, image)
 }
+
+// A sealed image that cannot be sealed again, being longer, is as long as it was, and sealed.
+func TestGrowSealedWithoutRoom(t *testing.T) {
+	h := newHost(t, ext4Host, "shim")
+	vmtest.Must(t, "tune2fs", "-m", "0", "-r", "0", h.dev)
+	image := h.image(t, "image.img", "4M")
+	sum := fill(t, image, 4<<20, 1)
+	expect(t, 0, "seal", image)
+	was := sizeOf(t, image)
+	vmtest.Must(t, "sync")
+	var blocks, block int64
+	if _, err := fmt.Sscan(vmtest.Must(t, "stat", "-f", "-c", "%a %S", h.dir), &blocks, &block); err != nil {
+		t.Fatal(err)
+	}
+	for less := int64(-2); ; less++ {
+		r := cli("grow", image, fmt.Sprintf("+%d", (blocks-less)*block))
+		if sealed := expect(t, 0, "check", "--json", image).Stdout; !strings.Contains(sealed, `"sealed": true`) {
+			t.Fatalf("%d blocks less: exit code %d, not sealed any more, %d bytes\n%s", less, r.Code, sizeOf(t, image), r.Stderr)
+		}
+		if r.Code == 0 {
+			break
+		}
+		if size := sizeOf(t, image); r.Code != 1 || !strings.Contains(r.Stderr, "space") || size != was {
+			t.Fatalf("%d blocks less: exit code %d, %d bytes\n%s", less, r.Code, size, r.Stderr)
+		}
+	}
+	expect(t, 0, "unseal", image)
+	if got := headSum(t, image, 4<<20); !strings.HasPrefix(got, sum) {
+		t.Error("the content changed")
+	}
+	nothingLeft(t, image)
+}

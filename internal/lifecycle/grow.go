@@ -252,9 +252,14 @@ func (s *System) lengthen(ctx context.Context, img *image.Image, lease *image.Le
 		g.GPT, err = blockdev.HasGPT(img.File())
 	}
 	if v.Sealed {
-		_, again := seal.Seal(img.File(), seal.Options{Layout: func() (extents.Layout, error) {
+		layout := func() (extents.Layout, error) {
 			return s.sealLayout(survey.File{Path: v.Path, Facts: v.Facts}, img, img.File())
-		}})
+		}
+		_, again := seal.Seal(img.File(), seal.Options{Layout: layout})
+		if again != nil && err == nil { // no room for its pages, perhaps: it is what it was
+			err = errors.Join(sealing(v, again), backing.Shorten(img.File(), g.Old))
+			_, again = seal.Seal(img.File(), seal.Options{Layout: layout})
+		}
 		err = errors.Join(err, sealing(v, again))
 	}
 	if err != nil {
