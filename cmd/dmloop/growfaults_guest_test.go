@@ -291,3 +291,26 @@ func TestGrowSealedWithoutRoom(t *testing.T) {
 	}
 	nothingLeft(t, image)
 }
+
+// The gate keeps others out while the flag is off for the end of the kernel's claim.
+func TestQemuGateWhileClaimEnds(t *testing.T) {
+	withGate(t)
+	h := newHost(t, ext4Host, "shim")
+	image := h.image(t, "image.img", "4M")
+	expect(t, 0, "seal", image)
+	dmloopOK(t, "map", "--no-guard", image)
+	t.Cleanup(func() { cli("unmap", "image") })
+	r := heldFor(t, 30*time.Second, nil, "fsetxattr", 1, func() {
+		flagOff(t, image, 4<<20)
+		for _, try := range [][]string{{"cat", image}, {"truncate", "-s", "1M", image}, {"rm", "-f", image}} {
+			if r := vmtest.Run(t, try...); r.Code == 0 {
+				t.Errorf("without its flag: %q is not refused", try)
+			}
+		}
+	}, "boot", "release", "image")
+	if r.Code != 0 {
+		t.Errorf("exit code %d\n%s", r.Code, r.Stderr)
+	}
+	dmloopOK(t, "unmap", "image")
+	nothingLeft(t, image)
+}

@@ -263,6 +263,9 @@ func (s *System) ReleaseClaim(ctx context.Context, name string, inUse bool) erro
 			return fault.Wrap(m.Name, "", err)
 		}
 	}
+	if s.gateAgain(m, true) { // the immutable flag is off meanwhile
+		defer s.gateAgain(m, false)
+	}
 	if err := pin.EndClaim(img.File(), m.Image.Filesystem, m.Name, s.claim(ctx, img)); err != nil {
 		return fault.Wrap(m.Name, "", pinningError(m.Image.Path, err))
 	}
