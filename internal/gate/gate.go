@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -257,45 +255,22 @@ func ask(right gateRight) (gates int, err error) {
 	return len(links), nil
 }
 
-// askOne runs a pinned program of type syscall in this process, whose right it is about
-// therefore. The library would load programs of its own first, to see what the kernel can:
-// that takes longer than all else that a command does at its start.
+// askOne runs a pinned program in this process, whose right it is about therefore.
 func askOne(path string, right gateRight) error {
-	at, err := unix.BytePtrFromString(path)
-	if err != nil {
-		return err
-	}
-	var still runtime.Pinner // the kernel gets addresses
-	defer still.Unpin()
-	still.Pin(at)
-	still.Pin(&right)
-	get := struct { // of union bpf_attr in linux/bpf.h the part for BPF_OBJ_GET
-		path uint64
-		_    [2]uint32
-	}{path: uint64(uintptr(unsafe.Pointer(at)))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&get)), unsafe.Sizeof(get))
-	if errno == unix.ENOENT {
+	p, err := ebpf.LoadPinnedProgram(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil // replaced this moment; the one in its place has the same maps
 	}
-	if errno != 0 {
-		return fmt.Errorf("opening %s: %w", path, errno)
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", path, err)
 	}
-	defer unix.Close(int(fd)) //nolint:errcheck // nothing is lost
-	test := struct {          // the part for BPF_PROG_TEST_RUN
-		program, result uint32
-		_               [2]uint32 // sizes of data
-		_               [2]uint64 // data
-		_               [2]uint32 // repeat, duration
-		contextSize, _  uint32
-		context, _      uint64
-		_               [4]uint32 // flags, processor, batch
-	}{program: uint32(fd), contextSize: uint32(unsafe.Sizeof(right)), context: uint64(uintptr(unsafe.Pointer(&right)))}
-	_, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(&test)), unsafe.Sizeof(test))
-	if code := int32(test.result); errno == 0 && code < 0 && unix.Errno(-code) != unix.ENOENT {
-		errno = unix.Errno(-code)
+	defer p.Close() //nolint:errcheck // nothing is lost
+	code, err := p.Run(&ebpf.RunOptions{Context: right})
+	if err == nil && int32(code) < 0 && unix.Errno(-int32(code)) != unix.ENOENT {
+		err = unix.Errno(-int32(code))
 	}
-	if errno != 0 {
-		return fmt.Errorf("asking the gate to let this process pass: %w", errno)
+	if err != nil {
+		return fmt.Errorf("asking the gate to let this process pass: %w", err)
 	}
 	return nil
 }
